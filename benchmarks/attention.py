@@ -1,0 +1,164 @@
+"""What the packed backbone does for the CPU kernels' sake, each beside what it would be without.
+
+python benchmarks/attention.py
+
+1. Keys in multiples of 16, reaching over the row's end, beside the row's own number of keys.
+2. The same for causal rows, where the kernel could skip half of the scores instead.
+3. Short rows in bundles, beside one call per row.
+4. A product of a shape that oneDNN meets for the first time, beside the same again: why token numbers are rounded.
+"""
+
+import argparse
+import itertools
+import time
+from collections.abc import Callable
+from statistics import median
+
+import torch
+import torch.nn.functional as F
+
+from contest import machine, table
+from fundament.backbone import attention
+from fundament.backbone.attention import attend
+from fundament.backbone.linear import Linear
+from fundament.backbone.packed import Packed, Run, group, pack
+
+HEADS = ((12, 32), (12, 64))
+CPU = torch.device("cpu")
+
+
+def microseconds(work: Callable[[], object], n: int = 40) -> float:
+    """The median time on its core, which other work on the machine disturbs less than the clock."""
+    for _ in range(3):
+        work()
+    laps = []
+    for _ in range(n):
+        started = time.thread_time()
+        work()
+        laps.append(time.thread_time() - started)
+    return 1e6 * median(laps)
+
+
+def rows(lengths: list[int], heads: int, head_dim: int, dtype: torch.dtype) -> tuple[Packed, list[torch.Tensor]]:
+    """Rows end to end, and random queries, keys and values for them."""
+    packed = pack([torch.zeros(length, dtype=torch.int64).numpy() for length in lengths], CPU)
+    qkv = torch.randn(len(packed.ids), 3, heads, head_dim).to(dtype)
+    return packed, list(qkv.unbind(1))
+
+
+def lanes() -> None:
+    """Whole vector lanes of keys."""
+    lines = []
+    for heads, head_dim in HEADS:
+        for length in (12, 31, 57, 100, 136, 250):
+            packed, (q, k, v) = rows([length, 64], heads, head_dim, torch.bfloat16)
+            run = Run(0, 1, length)
+            own = microseconds(
+                lambda q=q, k=k, v=v, n=length: F.scaled_dot_product_attention(
+                    *(part[:n].transpose(0, 1)[None] for part in (q, k, v))
+                )
+            )
+            reaching = microseconds(
+                lambda q=q, k=k, v=v, packed=packed, run=run: attention._attend_run(
+                    q, k, v, packed, run, causal=False, window=None, nearness=None, scale=None
+                )
+            )
+            lines.append(
+                (f"{heads} x {head_dim}", str(length), f"{own:.0f}", f"{reaching:.0f}", f"{own / reaching:.2f}")
+            )
+    table(
+        "One row's attention in bfloat16, microseconds",
+        ("heads x size", "tokens", "own keys", "multiples of 16", "x"),
+        lines,
+    )
+
+
+def causal() -> None:
+    """Lanes under a bias, beside the kernel that skips what a causal row does not see."""
+    lines = []
+    for heads, head_dim in HEADS:
+        for length in (30, 64, 136, 250, 500):
+            _, (q, k, v) = rows([length, 64], heads, head_dim, torch.bfloat16)
+            skips = microseconds(
+                lambda q=q, k=k, v=v, n=length: F.scaled_dot_product_attention(
+                    *(part[:n].transpose(0, 1)[None] for part in (q, k, v)), is_causal=True
+                )
+            )
+            hides = (torch.arange(length)[:, None] < torch.arange(-(-length // 16) * 16))[None, None]
+            bias = torch.zeros(hides.shape).masked_fill(hides, float("-inf")).bfloat16()
+            biased = microseconds(
+                lambda q=q, k=k, v=v, n=length, bias=bias: F.scaled_dot_product_attention(
+                    q[:n].transpose(0, 1)[None],
+                    *(part[: bias.shape[-1]].transpose(0, 1)[None] for part in (k, v)),
+                    attn_mask=bias,
+                )
+            )
+            lines.append(
+                (f"{heads} x {head_dim}", str(length), f"{skips:.0f}", f"{biased:.0f}", f"{skips / biased:.2f}")
+            )
+    table(
+        "One causal row's attention in bfloat16, microseconds",
+        ("heads x size", "tokens", "skipping", "biased lanes", "x"),
+        lines,
+    )
+
+
+def bundles() -> None:
+    """Short rows together."""
+    lines = []
+    for heads, head_dim in HEADS:
+        for length in (6, 12, 20, 30, 45):
+            lengths = [length + n % 3 for n in range(32)]
+            packed, (q, k, v) = rows(sorted(lengths), heads, head_dim, torch.bfloat16)
+            starts = packed.offsets.tolist()
+            single = [Run(start, 1, stop - start) for start, stop in itertools.pairwise(starts)]
+            alone = Packed(
+                **{**{name: getattr(packed, name) for name in packed.__slots__}, "runs": tuple(single), "biases": {}}
+            )
+            each = microseconds(lambda q=q, k=k, v=v, alone=alone: attend(q, k, v, alone)) / len(lengths)
+            together = microseconds(lambda q=q, k=k, v=v, packed=packed: attend(q, k, v, packed)) / len(lengths)
+            lines.append(
+                (
+                    f"{heads} x {head_dim}",
+                    f"{length}-{length + 2}",
+                    f"{each:.0f}",
+                    f"{together:.0f}",
+                    f"{each / together:.2f}",
+                )
+            )
+    table(
+        "A short row's attention in bfloat16, microseconds per row",
+        ("heads x size", "tokens", "a call each", "bundled", "x"),
+        lines,
+    )
+    assert group([5, 5])[0].row_lengths, "short rows are bundled"
+
+
+def shapes() -> None:
+    """Products of new shapes."""
+    linear = Linear(torch.randn(1152, 384).bfloat16(), torch.randn(1152).bfloat16())
+    lines = []
+    for n_tokens in (9, 141, 333, 777, 1501):
+        x = torch.randn(n_tokens, 384).bfloat16()
+        started = time.thread_time()
+        linear(x)
+        first = 1e6 * (time.thread_time() - started)
+        again = microseconds(lambda x=x: linear(x))
+        lines.append((str(n_tokens), f"{first:.0f}", f"{again:.0f}", f"{first / again:.1f}"))
+    table("A product 384 to 1,152 in bfloat16, microseconds", ("tokens", "first time", "again", "x"), lines)
+
+
+def main() -> None:
+    """Run them all."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    print(machine())
+    torch.set_num_threads(1)
+    with torch.inference_mode():
+        lanes()
+        causal()
+        bundles()
+        shapes()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,62 @@
+"""Contestants in turns: every round runs each of them once, so that what else the machine does hits all alike."""
+
+import os
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+T = TypeVar("T")
+
+
+def rounds(contestants: Mapping[str, Callable[[], T]], n: int) -> dict[str, list[T]]:
+    """What each contestant returned in each of `n` rounds; whoever goes first changes from round to round."""
+    found: dict[str, list[T]] = {name: [] for name in contestants}
+    names = list(contestants)
+    for number in range(n):
+        first = number % len(names)
+        for name in (*names[first:], *names[:first]):
+            found[name].append(contestants[name]())
+    return found
+
+
+def quantile(values: Sequence[float], share: float) -> float:
+    """The value that `share` of all values do not exceed."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+
+
+def table(title: str, head: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
+    """Print a table: the first column flush left, the others flush right."""
+    widths = [max(len(line[place]) for line in (head, *lines)) for place in range(len(head))]
+
+    def laid(line: Sequence[str]) -> str:
+        cells = [cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True)]
+        return "  ".join([line[0].ljust(widths[0]), *cells])
+
+    print(f"\n{title}\n{laid(head)}\n{'  '.join('-' * width for width in widths)}")
+    for line in lines:
+        print(laid(line))
+
+
+def verdict(what: str, value: float, sign: str, target: float, unit: str = "") -> None:
+    """Print a figure beside its target. `sign` is `>=`, `<=` or `<`."""
+    met = {">=": value >= target, "<=": value <= target, "<": value < target}[sign]
+    print(f"{what}: {value:.6g}{unit}, target {sign} {target:g}{unit}: {'met' if met else 'MISSED'}")
+
+
+def machine() -> str:
+    """The processor, in one line: figures travel with it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    names = [line for line in cpuinfo.read_text().splitlines() if "model name" in line] if cpuinfo.exists() else []
+    name = names[0].partition(":")[2].strip() if names else platform.processor()
+    known = torch.cpu.get_capabilities()
+    has = [feature for feature in ("amx_bf16", "avx512_bf16", "avx512_vnni", "avx2", "bf16") if known.get(feature)]
+    return f"{n_cores()} cores, {name}, {' '.join(has)}, torch {torch.__version__}"
+
+
+def n_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

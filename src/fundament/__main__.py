@@ -1,0 +1,5 @@
+"""`python -m fundament` is the `fundament` command."""
+
+from fundament.cli import app
+
+app()

@@ -1,0 +1,1 @@
+"""HTTP: one file per endpoint, read top to bottom; what they share is in `body`, `errors`, `state` and `wire`."""

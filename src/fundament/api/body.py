@@ -1,0 +1,84 @@
+"""Reading a request's body: size, form, then fields, each refused in words."""
+
+from itertools import islice
+from typing import Any, TypeVar
+
+import orjson
+from fastapi import Request
+from pydantic import BaseModel, ValidationError
+from starlette.requests import ClientDisconnect
+
+from fundament.api.state import state_of
+from fundament.errors import BodyError, Fault, InputError
+
+M = TypeVar("M", bound=BaseModel)
+
+_ECHO_CHARACTERS = 100
+
+
+async def read_body(request: Request, model: type[M]) -> M:
+    """The request's JSON body as `model`.
+
+    Raises:
+        BodyError: not JSON by its content type (415), or too large (413).
+        InputError: malformed JSON, or fields that do not fit; names each.
+    """
+    content_type = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+    if content_type != "application/json" and not content_type.endswith("+json"):
+        raise BodyError(
+            415, f"The body's content type is '{content_type}'. Send JSON: 'Content-Type: application/json'."
+        )
+    raw = await _read(request, int(state_of(request).settings.max_body_mb * 1_000_000))
+    try:
+        value = orjson.loads(raw)
+    except orjson.JSONDecodeError as error:
+        raise InputError(Fault("body", f"The body is not valid JSON: {error}.", "json_invalid")) from None
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        if not isinstance(value, dict):
+            message = 'The body should be an object like {"model": "…", "input": "…"}.'
+            raise InputError(Fault("body", message, "model_type", echo(value))) from None
+        raise InputError(*(_fault(fault) for fault in error.errors(include_url=False, include_context=False))) from None
+
+
+async def _read(request: Request, limit: int) -> bytes:
+    too_large = BodyError(413, f"The body is larger than {limit / 1e6:g} MB. Send fewer inputs per request.")
+    if int(request.headers.get("content-length") or 0) > limit:
+        raise too_large
+    chunks, size = [], 0
+    try:
+        async for chunk in request.stream():
+            size += len(chunk)
+            if size > limit:
+                raise too_large
+            chunks.append(chunk)
+    except ClientDisconnect:
+        raise BodyError(400, "The connection closed before the body was whole.") from None
+    return b"".join(chunks)
+
+
+def _fault(error: Any) -> Fault:
+    path = " -> ".join(["body", *(str(part) for part in error["loc"] if not str(part).endswith("]"))])
+    return Fault(path, error["msg"].removeprefix("Value error, "), error["type"], echo(error.get("input")))
+
+
+def echo(value: Any) -> Any:
+    """What of a wrong value is sent back: itself where it is short, its kind otherwise."""
+    match value:
+        case None | bool() | int() | float():
+            return value
+        case str():
+            return _cut(value)
+        case list():
+            return f"a list of {len(value)}"
+        case dict() if value:
+            return f"an object with the keys {_cut(', '.join(map(str, islice(value, 8))))}"
+        case dict():
+            return "an empty object"
+        case _:
+            return type(value).__name__
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _ECHO_CHARACTERS else f"{text[:_ECHO_CHARACTERS]}…"

@@ -1,0 +1,255 @@
+"""`POST /v1/embeddings`: texts in; out comes a vector each, or a vector or a weight per token."""
+
+from typing import Annotated, Any, get_args
+
+from fastapi import APIRouter, Request, Response
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    FailFast,
+    Field,
+    StringConstraints,
+    WithJsonSchema,
+)
+
+from fundament.api.answers import COUNTS_OUTPUT, EmbeddingsAnswer, cut, write
+from fundament.api.body import echo, read_body
+from fundament.api.inputs import Inputs
+from fundament.api.presence import while_connected
+from fundament.api.schemas import request_body, responses
+from fundament.api.state import State, state_of
+from fundament.catalog import ModelSpec
+from fundament.core import Embed, Input, Media, Output, Role
+from fundament.errors import Fault, InputError
+from fundament.vectors import Encoding
+
+router = APIRouter()
+
+
+_ENCODINGS = list(get_args(Encoding))
+
+
+def _as_list(value: Any) -> Any:
+    if value is None:
+        return ["float"]
+    return value if isinstance(value, list) else [value]
+
+
+class EmbeddingsRequest(BaseModel):
+    """Fields that a model does not take are ignored, as the hosted API does; wrong values are refused."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+    model: Annotated[str, StringConstraints(min_length=1, max_length=256)] = Field(
+        description="The model's id, short or long.", examples=["all-minilm-l6-v2"]
+    )
+    input: Inputs
+    task: str | None = Field(None, description="What the vectors are for; see the model's own list.")
+    dimensions: Annotated[int, Field(gt=0)] | None = Field(
+        None, description="Keep this many numbers of each vector (Matryoshka models)."
+    )
+    normalized: bool | None = Field(True, description="Scale each vector to unit length.")
+    truncate: bool | None = Field(False, description="Cut inputs longer than the context instead of refusing them.")
+    embedding_type: Annotated[
+        list[Encoding],
+        Field(min_length=1, max_length=len(_ENCODINGS)),
+        FailFast(),
+        BeforeValidator(_as_list),
+        WithJsonSchema(
+            {
+                "anyOf": [
+                    {"type": "string", "enum": _ENCODINGS},
+                    {
+                        "type": "array",
+                        "minItems": 1,
+                        "maxItems": len(_ENCODINGS),
+                        "items": {"type": "string", "enum": _ENCODINGS},
+                    },
+                    {"type": "null"},
+                ]
+            }
+        ),
+    ] = Field(
+        ["float"],
+        validation_alias=AliasChoices("embedding_type", "encoding_format", "encoding_type", "embedding_types"),
+        description="`float`, `base64`, `binary`, `ubinary`, or a list of these: then `embedding` is keyed by type. "
+        "Also read as `encoding_format`, `encoding_type` and `embedding_types`.",
+    )
+    late_chunking: bool | None = Field(
+        None,
+        description="Read all inputs as one text, then pool each one's part: one vector per input; of a single "
+        "string, one per sentence, and `index` counts sentences.",
+    )
+    late_chunking_window: Annotated[int, Field(gt=0, le=131_072)] | None = Field(
+        None,
+        description="With late_chunking: tokens per window. What does not fit one window is read in several that "
+        "overlap, in place of being refused; at most the model's context.",
+    )
+    return_multivector: bool | None = Field(None, description="One vector per token, under `embeddings`.")
+    return_tokenized_input: bool | None = Field(
+        None, description="With one vector per token: the tokens too, under `tokenized_input`."
+    )
+    return_sparse: bool | None = Field(None, description="A weight per token of the text (bge-m3).")
+    input_type: str | None = Field(
+        None, description="The side of the search that the input is on: `query` or `document` (ColBERT, sparse models)."
+    )
+
+
+async def embed(state: State, request: EmbeddingsRequest) -> EmbeddingsAnswer:
+    """Check what the model takes, run it, cut and scale its vectors.
+
+    Raises:
+        FundamentError: a model that is not served, a field that it does not take, a text that is too long.
+    """
+    spec = state.find(request.model)
+    texts = _texts(spec, request.input, state)
+    _check(spec, request)
+    call = Embed(
+        texts=texts,
+        task=request.task or spec.default_task,
+        truncate=bool(request.truncate),
+        late_chunking=bool(request.late_chunking),
+        late_chunking_window=request.late_chunking_window,
+        output=output_of(spec, request),
+        role=_role(request),
+        name_tokens=bool(request.return_tokenized_input),
+    )
+    result = await state.engine.run(spec.id, call)
+    return EmbeddingsAnswer(
+        model=state.answering(request.model),
+        made=cut(result, request.dimensions, normalized=request.normalized is not False),
+        encodings=list(dict.fromkeys(request.embedding_type)),
+        counts_output=spec.id == COUNTS_OUTPUT,
+    )
+
+
+@router.post(
+    "/v1/embeddings",
+    summary="Embeddings",
+    tags=["Search Foundation Models"],
+    openapi_extra=request_body(EmbeddingsRequest),
+    responses=responses("EmbeddingResponse"),
+)
+async def embeddings(request: Request) -> Response:
+    """Turn texts into vectors, one per input, in the order of the inputs."""
+    return await answer_embeddings(request, await read_body(request, EmbeddingsRequest))
+
+
+async def answer_embeddings(request: Request, asked: EmbeddingsRequest) -> Response:
+    """Run the verb while the client waits, and write what it answers."""
+    answer = await while_connected(request, embed(state_of(request), asked))
+    request.state.log = {"model": answer.model, "inputs": len(asked.input), "tokens": answer.made.n_tokens}
+    return Response(
+        await write(answer),
+        headers={"X-Truncated-Inputs": str(answer.made.n_truncated)},
+        media_type="application/json",
+    )
+
+
+def output_of(spec: ModelSpec, request: EmbeddingsRequest) -> Output:
+    """What each input becomes: what was asked for, else what the model does first."""
+    if request.return_multivector:
+        return "multi"
+    return "sparse" if request.return_sparse else spec.outputs[0]
+
+
+def _role(request: EmbeddingsRequest) -> Role:
+    if request.input_type is not None:
+        return "query" if request.input_type == "query" else "document"
+    return "query" if (request.task or "").endswith(".query") else "document"
+
+
+def _texts(spec: ModelSpec, inputs: list[Input], state: State) -> list[str]:
+    if len(inputs) > (most := state.settings.max_inputs):
+        raise InputError(
+            Fault(
+                "body -> input",
+                f"List should have at most {most} items, not {len(inputs)}. Send several requests.",
+                "too_long",
+                echo(inputs),
+            )
+        )
+    texts = []
+    for index, value in enumerate(inputs):
+        if not isinstance(value, str):
+            kinds = {value.kind} if isinstance(value, Media) else {"text", "image"}
+            able = sorted(name for name, other in state.served().items() if kinds <= set(other.modalities))
+            sent = f"{value.kind} input" if isinstance(value, Media) else "groups of parts"
+            raise InputError(
+                Fault(
+                    f"body -> input -> {index}",
+                    f"Model '{spec.id}' takes text only. Models served here that take {sent}: "
+                    f"{', '.join(able) or 'none'}.",
+                    "modality",
+                )
+            )
+        texts.append(value)
+    return texts
+
+
+def _check(spec: ModelSpec, request: EmbeddingsRequest) -> None:
+    """Refuse what the catalogue says that this model cannot do.
+
+    Raises:
+        InputError: naming the field and the way out.
+    """
+    faults = []
+    if spec.kind != "embedding":
+        raise InputError(Fault("body -> model", f"Model '{spec.id}' is a {spec.kind}, not an embedding model."))
+    if spec.tasks and request.task is not None and request.task not in spec.tasks:
+        listed = ", ".join(f"'{task}'" for task in spec.tasks)
+        faults.append(Fault("body -> task", f"Input should be {listed}.", "enum", echo(request.task)))
+    if (dimensions := request.dimensions) is not None and output_of(spec, request) == spec.outputs[0] != "sparse":
+        if dimensions > spec.dim:
+            message = f"Input should be less than or equal to {spec.dim}"
+            faults.append(Fault("body -> dimensions", message, "less_than_equal", dimensions))
+        elif spec.dims and dimensions not in spec.dims:
+            listed = ", ".join(map(str, spec.dims))
+            faults.append(Fault("body -> dimensions", f"Input should be one of {listed}.", "enum", dimensions))
+        elif dimensions < (least := spec.shortest_dim or spec.dim):
+            why = f"Vectors of '{spec.id}' cannot be cut: ask for {spec.dim} or leave it out."
+            message = why if least == spec.dim else f"Input should be greater than or equal to {least}"
+            faults.append(Fault("body -> dimensions", message, "greater_than_equal", dimensions))
+    if request.late_chunking and not spec.late_chunking:
+        why = spec.refusals.get("late_chunking", "its vectors are not pooled over parts of a text")
+        faults.append(Fault("body -> late_chunking", f"Model '{spec.id}' does not support late_chunking: {why}."))
+    if spec.late_chunking and request.late_chunking_window is not None and not request.late_chunking:
+        faults.append(Fault("body -> late_chunking_window", "It goes with 'late_chunking: true' only."))
+    if spec.late_chunking and request.late_chunking and output_of(spec, request) == "multi":
+        faults.append(Fault("body -> late_chunking", "It does not go with return_multivector: ask for one of them."))
+    faults += _check_output(spec, request)
+    if faults:
+        raise InputError(*faults)
+
+
+_GIVES: dict[Output, str] = {
+    "dense": "one vector per input",
+    "multi": "one vector per token",
+    "sparse": "a weight per token",
+}
+
+
+def _check_output(spec: ModelSpec, request: EmbeddingsRequest) -> list[Fault]:
+    """What is wrong with the fields that say what an input becomes, and with those that do not go with it."""
+    output, faults = output_of(spec, request), []
+    able = " or ".join(_GIVES[each] for each in spec.outputs)
+    if request.return_multivector and request.return_sparse:
+        faults.append(Fault("body -> return_sparse", "It does not go with return_multivector: ask for one of them."))
+    elif output not in spec.outputs:
+        field = "return_multivector" if request.return_multivector else "return_sparse"
+        faults.append(Fault(f"body -> {field}", f"Model '{spec.id}' gives {able}, not {_GIVES[output]}."))
+        return faults
+    if request.return_tokenized_input and output != "multi":
+        faults.append(Fault("body -> return_tokenized_input", "It requires return_multivector: true."))
+    if request.dimensions is not None and (output == "sparse" or output != spec.outputs[0]):
+        why = f"It cannot be used with {_GIVES[output]}; leave it out."
+        faults.append(Fault("body -> dimensions", why, "value_error", request.dimensions))
+    if output != "dense" and request.input_type not in (None, *get_args(Role)):
+        listed = " or ".join(f"'{role}'" for role in get_args(Role))
+        faults.append(Fault("body -> input_type", f"Input should be {listed}.", "enum", echo(request.input_type)))
+    if output == "sparse" and (other := sorted({"binary", "ubinary"}.intersection(request.embedding_type))):
+        why = "Weights of tokens have no bits: leave it out."
+        faults.append(Fault("body -> embedding_type", why, "enum", other[0]))
+    return faults

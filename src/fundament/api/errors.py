@@ -1,0 +1,83 @@
+"""Every error, rendered once: `{detail, code, request_id}`, and `{detail, request_id, errors}` for 422.
+
+Beside these stands `error`, in OpenAI's form: its clients show their users only `error.message`.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+
+from fastapi import FastAPI, Request, Response
+from starlette.exceptions import HTTPException
+
+from fundament.api.wire import answer
+from fundament.errors import Fault, FundamentError, InputError
+from fundament.telemetry import say
+
+
+def render(error: FundamentError, request_id: str) -> Response:
+    """An error as the API answers it; 429 and 503 say when to try again."""
+    wait = error.retry_after_seconds
+    return _write(
+        error.status,
+        error.detail,
+        error.code,
+        request_id,
+        faults=error.faults if isinstance(error, InputError) else (),
+        headers={"Retry-After": str(wait)} if wait else {},
+    )
+
+
+def unexpected(error: Exception, request_id: str) -> Response:
+    """An error that nobody expected: logged whole, answered without what it says."""
+    say("unexpected error", level=logging.ERROR, error=error, request_id=request_id)
+    return render(FundamentError("An unexpected error occurred."), request_id)
+
+
+def install(app: FastAPI) -> None:
+    """Render our own errors and the framework's."""
+
+    async def ours(request: Request, error: Exception) -> Response:
+        assert isinstance(error, FundamentError)
+        return render(error, request.state.request_id)
+
+    async def framework(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        status, headers, path = error.status_code, error.headers or {}, request.url.path
+        detail, code = str(error.detail), None
+        if status == HTTPStatus.NOT_FOUND:
+            detail, code = f"There is no {path} here; see /docs.", "RESOURCE_NOT_FOUND"
+        elif status == HTTPStatus.METHOD_NOT_ALLOWED and (allowed := headers.get("Allow")):
+            detail = f"{path} does not answer {request.method}; use {allowed}."
+        return _write(status, detail, code, request.state.request_id, headers=headers)
+
+    app.add_exception_handler(FundamentError, ours)
+    app.add_exception_handler(HTTPException, framework)
+
+
+def _write(
+    status: int,
+    detail: str,
+    code: str | None,
+    request_id: str,
+    *,
+    faults: Sequence[Fault] = (),
+    headers: Mapping[str, str],
+) -> Response:
+    openai = {
+        "message": detail,
+        "type": "invalid_request_error" if status < HTTPStatus.INTERNAL_SERVER_ERROR else "server_error",
+        "param": faults[0].field.removeprefix("body -> ") if faults else None,
+        "code": code,
+    }
+    errors = [
+        {"field": fault.field, "message": fault.message, "type": fault.type, "input": fault.input} for fault in faults
+    ]
+    body = {
+        "detail": detail,
+        **({"code": code} if code else {}),
+        "request_id": request_id,
+        **({"errors": errors} if errors else {}),
+        "error": openai,
+    }
+    return answer(body, status=status, headers=dict(headers))

@@ -1,0 +1,88 @@
+"""The `input` field in all its forms: a string, a document object, or a list of either."""
+
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, WithJsonSchema
+
+from fundament.api.body import echo
+from fundament.core import Group, Input, Media
+from fundament.errors import Fault, InputError
+
+_KINDS = ("image", "pdf", "video", "audio")
+_OLDER_IMAGE_KEYS = ("url", "bytes")  # {"url": …} and {"bytes": …} were images before {"image": …} was
+
+
+def read_inputs(value: Any) -> list[Input]:
+    """Every input of a request, in its order.
+
+    Raises:
+        InputError: something that is no input, named by its place.
+    """
+    if not isinstance(value, list):
+        return [_read(value, "body -> input")]
+    if not value:
+        raise InputError(Fault("body -> input", "List should have at least 1 item, not 0.", "too_short", "a list of 0"))
+    return [item if isinstance(item, str) else _read(item, f"body -> input -> {i}") for i, item in enumerate(value)]
+
+
+def _read(value: Any, field: str) -> Input:
+    if isinstance(value, str):
+        return value
+    if _is_token_ids(value):
+        raise InputError(
+            Fault(
+                field,
+                "Token ids are not accepted: every model has its own tokenizer. Send the text itself.",
+                "string_type",
+                echo(value),
+            )
+        )
+    if not isinstance(value, dict):
+        raise InputError(
+            Fault(field, 'Input should be a string or an object like {"text": "…"}.', "string_type", echo(value))
+        )
+    if isinstance(parts := value.get("content"), list):
+        return Group([_read_part(part, f"{field} -> content -> {i}") for i, part in enumerate(parts)])
+    return _read_part(value, field)
+
+
+def _read_part(value: Any, field: str) -> str | Media:
+    if not isinstance(value, dict):
+        raise InputError(Fault(field, 'A part should be an object like {"text": "…"}.', "dict_type", echo(value)))
+    named = [key for key in ("text", *_KINDS, *_OLDER_IMAGE_KEYS) if value.get(key) is not None]
+    if len(named) != 1:
+        keys = ", ".join(("text", *_KINDS))
+        raise InputError(Fault(field, f"Give exactly one of {keys}.", "value_error", echo(value)))
+    key, content = named[0], value[named[0]]
+    if not isinstance(content, str):
+        raise InputError(Fault(f"{field} -> {key}", "Input should be a string.", "string_type", echo(content)))
+    if key == "text":
+        return content
+    return Media("image" if key in _OLDER_IMAGE_KEYS else key, content)
+
+
+def _is_token_ids(value: Any) -> bool:
+    tokens = value if isinstance(value, list) and value else [value]
+    return all(isinstance(token, int) and not isinstance(token, bool) for token in tokens)
+
+
+def _document(key: str) -> dict[str, Any]:
+    return {"type": "object", "properties": {key: {"type": "string"}}, "required": [key], "title": f"{key.title()}Doc"}
+
+
+_TEXT_DOC = _document("text")
+Inputs = Annotated[
+    list[Input],
+    BeforeValidator(read_inputs),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string"},
+                _TEXT_DOC,
+                {"type": "array", "minItems": 1, "items": {"anyOf": [{"type": "string"}, _TEXT_DOC]}},
+            ],
+            "description": "What to embed: a string, a document object, or a list of either. "
+            'Models that take images also take `{"image": …}`, `{"pdf": …}`, `{"video": …}`, `{"audio": …}`.',
+        }
+    ),
+]

@@ -1,0 +1,64 @@
+"""Around every request: its id, its log line, its count and its time."""
+
+import asyncio
+import random
+import time
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from fundament.api import errors
+from fundament.api.state import State
+from fundament.errors import UnavailableError
+from fundament.telemetry import say
+
+
+class RequestMiddleware:
+    """Names, counts, times and logs every request, and answers those that end in an error nobody expected."""
+
+    def __init__(self, app: ASGIApp, state: State) -> None:
+        self.app, self.state = app, state
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one ASGI connection."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        started = time.perf_counter()
+        request_id = f"{random.getrandbits(128):032x}"
+        details = scope.setdefault("state", {})
+        details["request_id"] = request_id
+        status = 0  # no answer has begun
+
+        async def stamped(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"].append((b"x-request-id", request_id.encode()))
+            await send(message)
+
+        self.state.n_running += 1
+        try:
+            await self.app(scope, receive, stamped)
+        except (Exception, asyncio.CancelledError) as error:
+            if isinstance(error, asyncio.CancelledError):  # the server ends, and this request is past its deadline
+                answer = errors.render(UnavailableError("The server is closing."), request_id)
+            else:
+                answer = errors.unexpected(error, request_id)
+            if status:
+                raise
+            await answer(scope, receive, stamped)
+        finally:
+            self.state.n_running -= 1
+            seconds = time.perf_counter() - started
+            route = getattr(scope.get("route"), "path", "other")
+            self.state.metrics.requests.labels(route, str(status)).inc()
+            self.state.metrics.request_seconds.labels(route).observe(seconds)
+            say(
+                "request",
+                request_id=request_id,
+                method=scope["method"],
+                path=route,
+                status=status,
+                ms=round(seconds * 1000, 1),
+                **details.get("log", {}),
+            )

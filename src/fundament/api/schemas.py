@@ -1,0 +1,177 @@
+"""The app's OpenAPI document: what each route takes and answers, in the shapes of the public specification."""
+
+from typing import Any
+
+from pydantic import BaseModel, Field
+from pydantic.json_schema import SkipJsonSchema
+
+
+class OpenAIError(BaseModel):
+    """The same error in OpenAI's form."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+def _without_default(schema: dict[str, Any]) -> None:
+    del schema["default"]
+
+
+class ErrorResponse(BaseModel):
+    """Every error but 422."""
+
+    detail: str
+    code: str | SkipJsonSchema[None] = Field(None, json_schema_extra=_without_default)
+    request_id: str
+    error: OpenAIError
+
+
+class FieldError(BaseModel):
+    """One wrong field."""
+
+    field: str
+    message: str
+    type: str
+    input: Any = None
+
+
+class HTTPValidationError(BaseModel):
+    """422: the first wrong field in words, then each."""
+
+    detail: str
+    request_id: str
+    errors: list[FieldError]
+    error: OpenAIError
+
+
+class EmbeddingUsage(BaseModel):
+    """Tokens read; the two numbers are equal."""
+
+    total_tokens: int
+    prompt_tokens: int
+
+
+class ELSERV2EmbeddingUsage(BaseModel):
+    """Tokens read by elser-v2; it writes none."""
+
+    total_tokens: int
+    input_tokens: int
+    output_tokens: int
+
+
+class SingleEmbeddingData(BaseModel):
+    """One input's vector, or its weight of each token, the heaviest first."""
+
+    object: str
+    index: int
+    embedding: list[float] | str | dict[str, list[float] | str] | dict[str, float]
+
+
+TokenVectors = list[list[float]] | list[str]
+
+
+class MultiEmbeddingData(BaseModel):
+    """One input's vectors, one per token."""
+
+    object: str
+    index: int
+    embeddings: TokenVectors | dict[str, TokenVectors]
+    tokenized_input: list[str] | SkipJsonSchema[None] = Field(None, json_schema_extra=_without_default)
+
+
+class EmbeddingResponse(BaseModel):
+    """One item per input, in order."""
+
+    model: str
+    object: str
+    usage: EmbeddingUsage | ELSERV2EmbeddingUsage
+    data: list[SingleEmbeddingData] | list[MultiEmbeddingData]
+
+
+class Status(BaseModel):
+    """How the process is."""
+
+    status: str
+
+
+class ModelPricing(BaseModel):
+    """Prices per token; everything is free on your own hardware."""
+
+    prompt: str
+    completion: str
+    image: str
+    request: str
+    input_cache_read: str
+    input_cache_write: str
+
+
+class ModelInfo(BaseModel):
+    """A served model: OpenRouter's fields, then those of OpenAI's list and of the older local reference."""
+
+    id: str
+    hugging_face_id: str
+    name: str
+    created: int
+    input_modalities: list[str]
+    output_modalities: list[str]
+    quantization: str
+    context_length: int
+    max_output_length: int
+    pricing: ModelPricing
+    supported_sampling_parameters: list[str]
+    supported_features: list[str]
+    description: str
+    datacenters: list[dict[str, str]]
+    object: str
+    owned_by: str
+    type: str
+    max_tokens: int
+    dimensions: int
+    supports_multimodal: bool
+    tasks: list[str] | None
+    licence: str
+    alias_of: str | SkipJsonSchema[None] = Field(None, json_schema_extra=_without_default)
+
+
+class ModelListResponse(BaseModel):
+    """The served models."""
+
+    object: str
+    data: list[ModelInfo]
+
+
+_SHAPES: dict[str, type[BaseModel]] = {
+    shape.__name__: shape for shape in (EmbeddingResponse, ModelInfo, ModelListResponse, Status)
+}
+_ERRORS = {
+    400: "A model that is not served, or an input that is too long.",
+    404: "No such resource.",
+    413: "The body is too large.",
+    415: "The body is not JSON.",
+    500: "An unexpected error.",
+    503: "The server cannot take the request now; `Retry-After` says when.",
+}
+
+
+def responses(name: str, *, errors: tuple[int, ...] = (400, 413, 415, 500, 503)) -> dict[int | str, dict[str, Any]]:
+    """The answers of a route, for its documentation.
+
+    `4XX` is there because FastAPI otherwise documents 422 by itself, under our component's name and in its own shape.
+    """
+    documented: dict[int | str, dict[str, Any]] = {
+        200: {"model": _SHAPES[name]},
+        "4XX": {"model": ErrorResponse, "description": "Any other refusal."},
+    }
+    documented |= {status: {"model": ErrorResponse, "description": _ERRORS[status]} for status in errors}
+    if 415 in errors:
+        documented[422] = {"model": HTTPValidationError, "description": "A field that does not fit."}
+    return documented
+
+
+def request_body(model: type[BaseModel]) -> dict[str, Any]:
+    """The body of a route that reads it itself."""
+    schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
+    schema.pop("$defs", None)
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}

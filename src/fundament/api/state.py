@@ -1,0 +1,108 @@
+"""What endpoints need and do not make themselves."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol, cast
+
+from fastapi import Request
+
+from fundament.catalog import CATALOG, ModelSpec, short_id
+from fundament.config import Settings
+from fundament.core import Call, Priority, Result
+from fundament.errors import FundamentError, ModelNotFoundError
+from fundament.telemetry import Metrics
+
+
+class Engine(Protocol):
+    """What endpoints see of the engine."""
+
+    async def run(self, model: str, call: Call, *, priority: Priority = Priority.INTERACTIVE) -> Result:
+        """Answer a call."""
+        ...
+
+
+@dataclass(slots=True)
+class State:
+    """One application's parts.
+
+    Attributes:
+        served: the models that callers may name, as they are now.
+        not_ready: why the models cannot answer now, or None.
+        aliases: other names that callers may say, each with the id of the model that answers.
+        n_running: requests that are being answered.
+        closing: the server is about to end.
+    """
+
+    settings: Settings
+    engine: Engine
+    metrics: Metrics
+    served: Callable[[], Mapping[str, ModelSpec]]
+    not_ready: Callable[[], str | None]
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    n_running: int = 0
+    closing: bool = False
+
+    def find(self, model: str) -> ModelSpec:
+        """The served model of that name, long or short, or of that alias.
+
+        Raises:
+            ModelNotFoundError: with what is served, or how to get the weights.
+        """
+        if found := pick(self.served(), self.answering(model)):
+            return found
+        listed = self.listed()
+        if (name := short_id(model)) in CATALOG:
+            raise ModelNotFoundError(
+                f"Model '{model}' is known, but its weights are not on this machine. "
+                f"Get them: fundament pull {name}. Available models: {listed}."
+            )
+        raise ModelNotFoundError(f"Model '{model}' not found. Available models: {listed}.")
+
+    def alias(self, model: str) -> str | None:
+        """The alias that a caller's name means; None where it means a model's own."""
+        return next((name for name in (model, short_id(model)) if name in self.aliases), None)
+
+    def answering(self, model: str) -> str:
+        """What an answer calls its model: the caller's own word, or what really answers to an alias."""
+        alias = self.alias(model)
+        return self.aliases[alias] if alias else model
+
+    def listed(self) -> str:
+        """Every name that callers may say, for a sentence."""
+        return ", ".join(sorted({*self.served(), *self.aliases}))
+
+
+def pick(served: Mapping[str, ModelSpec], model: str) -> ModelSpec | None:
+    """The served model of that name, as it stands or by the short form of it."""
+    return served.get(model) or served.get(short_id(model))
+
+
+def read_aliases(arguments: Iterable[str], served: Mapping[str, ModelSpec]) -> dict[str, str]:
+    """Read `--alias NAME=MODEL`: NAME to the id of the served model that it stands for.
+
+    Raises:
+        FundamentError: an alias of no served model, or with the name of one, or given twice.
+    """
+    aliases: dict[str, str] = {}
+    for argument in arguments:
+        name, _, target = (part.strip() for part in argument.partition("="))
+        if not name or not target:
+            raise FundamentError(f"--alias {argument}: write NAME=MODEL, as in --alias my-model={min(served)}")
+        name = short_id(name) if short_id(name) in CATALOG else name
+        if pick(served, name) is not None:
+            raise FundamentError(f"--alias {argument}: '{name}' is itself a served model; choose another name")
+        if name in aliases:
+            raise FundamentError(f"--alias {argument}: '{name}' is already an alias of '{aliases[name]}'; keep one")
+        spec = pick(served, target)
+        if spec is None:
+            raise FundamentError(
+                f"--alias {argument}: '{target}' is not served, so nothing could answer; "
+                f"served are {', '.join(sorted(served))}. Add it: --model {target}"
+            )
+        aliases[name] = spec.id
+    return aliases
+
+
+def state_of(request: Request) -> State:
+    """The application's state, from a request."""
+    return cast("State", request.app.state.parts)

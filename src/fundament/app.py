@@ -1,0 +1,106 @@
+"""The application: engine and routes, wired."""
+
+import asyncio
+import gc
+import logging
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+
+from fundament import __version__
+from fundament.api import embeddings, errors, health, models, multi_vector
+from fundament.api.middleware import RequestMiddleware
+from fundament.api.state import State, read_aliases
+from fundament.catalog import EMBEDDED, ModelSpec
+from fundament.config import Settings
+from fundament.engine.local import EngineOptions, LocalEngine
+from fundament.engine.weights import Local, from_argument, pulled
+from fundament.errors import FundamentError
+from fundament.telemetry import Metrics, say
+
+
+def named_models(settings: Settings) -> dict[str, Local]:
+    """The models asked for, the embedded one where none is.
+
+    Raises:
+        CheckpointError: a model that cannot be served, with the way out.
+    """
+    found = [from_argument(argument, settings.data_dir) for argument in settings.models or [EMBEDDED.id]]
+    return {local.spec.id: local for local in found}
+
+
+def engine_options(settings: Settings) -> EngineOptions:
+    """How the engine uses the machine, as the operator decided."""
+    return EngineOptions(
+        device=settings.device,
+        dtype=settings.dtype,
+        n_threads=settings.threads,
+        max_batch_tokens=settings.max_batch_tokens,
+        max_waiting_rows=settings.max_waiting_rows,
+        memory_bytes=int(settings.memory_gb * 1e9),
+        idle_seconds=settings.idle_seconds or None,
+    )
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """An ASGI application that serves `settings.models`.
+
+    Raises:
+        FundamentError: a model, an alias, a device or a number format that cannot be served here.
+    """
+    named = named_models(settings)
+    found = {**pulled(settings.data_dir), **named}
+    aliases = read_aliases(settings.aliases, {model: local.spec for model, local in found.items()})
+    metrics = Metrics()
+    engine = LocalEngine(found, engine_options(settings), metrics)
+    starting: dict[str, str] = {"reason": "Models are loading."} if settings.preload else {}
+
+    def served() -> Mapping[str, ModelSpec]:
+        engine.refresh(pulled(settings.data_dir))
+        return {model: local.spec for model, local in engine.locals.items()}
+
+    def not_ready() -> str | None:
+        if reason := starting.get("reason"):
+            return reason
+        for model, death in engine.deaths().items():
+            return f"Model '{model}' has stopped: {death}."
+        return None
+
+    async def start() -> None:
+        try:
+            if settings.preload:
+                await engine.load(named)
+            # What is here now stays: the garbage collector need not walk it again while requests wait.
+            gc.collect()
+            gc.freeze()
+            starting.pop("reason", None)
+        except FundamentError as error:
+            starting["reason"] = error.detail
+            say("model did not load", level=logging.ERROR, reason=error.detail)
+        except Exception as error:
+            starting["reason"] = f"A model did not load: {error!r}."
+            say("model did not load", level=logging.ERROR, error=error)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        tasks = [asyncio.ensure_future(start()), asyncio.ensure_future(engine.memory.expire())]
+        yield
+        for task in tasks:
+            task.cancel()
+        await engine.close()
+
+    app = FastAPI(
+        title="Fundament",
+        version=__version__,
+        description="The Jina Search Foundation API on your own hardware.",
+        lifespan=lifespan,
+        # Looked up anew for every request; the metrics are our own.
+        telemetry={"tracing": False, "metrics": False, "logs": False},
+    )
+    app.state.parts = State(settings, engine, metrics, served, not_ready, aliases)
+    errors.install(app)
+    for module in (embeddings, multi_vector, models, health):
+        app.include_router(module.router)
+    app.add_middleware(RequestMiddleware, state=app.state.parts)
+    return app

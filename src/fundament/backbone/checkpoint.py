@@ -1,0 +1,265 @@
+"""A checkpoint directory, read strictly: every tensor is used and every parameter is filled, or the load fails."""
+
+import math
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import orjson
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from fundament.errors import CheckpointError
+
+_MOST_LISTED = 8  # names in an error message
+_SMALL_ELEMENTS = 2**18  # below, a tensor is copied: a mapping of its own would cost more than it saves
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """The `index`-th of `of` equal slices of a checkpoint tensor along its first dimension."""
+
+    name: str
+    index: int
+    of: int
+
+
+Source = str | Part | tuple[str, ...]
+"""Where a parameter comes from: a tensor, a slice of one, or several laid one after the other."""
+
+
+class Config(dict[str, Any]):
+    """`config.json`: a key that a family needs and the file lacks is an error of the checkpoint."""
+
+    def __missing__(self, key: str) -> Any:
+        raise CheckpointError(f"config.json does not say {key}")
+
+
+class Weights(Mapping[str, Tensor]):
+    """Parameters by name, each read when it is asked for and not kept.
+
+    A layer that lays its weight out anew lets go of what was read, so memory holds one copy of a model while it loads.
+    """
+
+    def __init__(self, names: Collection[str], read: Callable[[str], Tensor]) -> None:
+        self._names, self._read = names, read
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._names:
+            raise KeyError(name)
+        return self._read(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+class Checkpoint:
+    """A directory with `config.json` and safetensors files (one, or shards with an index).
+
+    PyTorch's own format (`pytorch_model.bin`) is read where there is no safetensors file, by the loader that makes
+    tensors only. Tensors are mapped, not read, until they are asked for.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self._opened: dict[Path, Any] = {}  # safetensors files, for their headers and small tensors
+
+    @cached_property
+    def config(self) -> Config:
+        """`config.json`."""
+        return Config(self.json("config.json"))
+
+    def json(self, name: str, *, default: dict[str, Any] | None = None) -> dict[str, Any]:
+        """A JSON file of the directory.
+
+        Raises:
+            CheckpointError: it is not there (and there is no default), or is not a JSON object.
+        """
+        path = self.directory / name
+        if not path.exists():
+            if default is not None:
+                return default
+            raise CheckpointError(f"{self.directory} has no {name}; is it a model directory?")
+        try:
+            value = orjson.loads(path.read_bytes())
+        except orjson.JSONDecodeError as error:
+            raise CheckpointError(f"{path} is not JSON: {error}") from error
+        if not isinstance(value, dict):
+            raise CheckpointError(f"{path} is not a JSON object")
+        return value
+
+    @cached_property
+    def _files(self) -> dict[str, Path]:
+        """Tensor name → the file that holds it."""
+        paths = sorted(self.directory.glob("*.safetensors"))
+        if not paths:
+            return {name: path for path, tensors in self._pickled.items() for name in tensors}
+        names: dict[str, Path] = {}
+        for path in paths:
+            try:
+                self._opened[path] = safe_open(path, "pt")
+            except Exception as error:
+                raise CheckpointError(f"{path} is not a whole safetensors file: {error}") from error
+            names.update(dict.fromkeys(self._opened[path].keys(), path))
+        return names
+
+    @cached_property
+    def _pickled(self) -> dict[Path, dict[str, Tensor]]:
+        """The mapped tensors of each file in PyTorch's own format."""
+        paths = sorted(self.directory.glob("pytorch_model*.bin"))
+        if not paths:
+            raise CheckpointError(f"{self.directory} has no .safetensors file and no pytorch_model.bin")
+        files = {}
+        for path in paths:
+            try:
+                files[path] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            except Exception as error:
+                raise CheckpointError(f"{path} is not a whole file of PyTorch tensors: {error}") from error
+            if not isinstance(files[path], dict) or not all(isinstance(t, Tensor) for t in files[path].values()):
+                raise CheckpointError(f"{path} holds something else than tensors by name")
+        return files
+
+    @property
+    def names(self) -> Iterable[str]:
+        """The names of all tensors."""
+        return self._files.keys()
+
+    @property
+    def n_elements(self) -> int:
+        """Numbers in all tensors, read from the files' headers."""
+        return sum(math.prod(self.shape(name)) for name in self.names)
+
+    def has(self, name: str) -> bool:
+        """Whether there is a tensor of that name, bare or behind a prefix."""
+        return any(f".{known}".endswith(f".{name}") for known in self.names)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """A tensor's shape, from the file's header."""
+        path = self._files[name]
+        if path.suffix == ".bin":
+            return tuple(self._pickled[path][name].shape)
+        return tuple(self._opened[path].get_slice(name).get_shape())
+
+    def tensor(self, name: str) -> Tensor:
+        """One tensor: a small one is copied, a large one mapped on its own, so that its pages go when it goes."""
+        path = self._files[name]
+        if path.suffix == ".bin":
+            return self._pickled[path][name]
+        if math.prod(self.shape(name)) < _SMALL_ELEMENTS:
+            small: Tensor = self._opened[path].get_tensor(name).clone()
+            return small
+        with safe_open(path, "pt") as file:
+            large: Tensor = file.get_tensor(name)
+            return large
+
+    def read(
+        self,
+        parameters: Mapping[str, tuple[int, ...]],
+        layout: Mapping[str, Source],
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+        prefixes: Iterable[str] = ("",),
+        ignored: str = r"(?!)",
+    ) -> Weights:
+        """Fill every parameter, and use every tensor. All are checked now; each is read when it is asked for.
+
+        Args:
+            parameters: parameter name → shape, as the backbone names them: `layers.0.qkv.weight`.
+            layout: module name → where it is in the checkpoint, `{i}` standing for the layer:
+                `"layers.{i}.qkv": ("encoder.layer.{i}.attention.self.query", …)`. A parameter's own name goes before
+                its module's: `"layers.{i}.qkv.weight"` → the whole name of a tensor.
+            device: where the parameters go.
+            dtype: their number format.
+            prefixes: what the names may begin with; the first that fits is taken.
+            ignored: a pattern of names that are known and not needed.
+
+        Raises:
+            CheckpointError: parameters without a tensor, tensors without a parameter, or other shapes, all listed.
+        """
+        prefix = self._prefix(prefixes, layout)
+        sources = {name: _source(name, layout, prefix) for name in parameters}
+        wanted = {name: _tensor_names(source) for name, source in sources.items()}
+        used = {tensor for tensors in wanted.values() for tensor in tensors}
+        missing = sorted(used - self._files.keys())
+        unused = [name for name in self.names if name not in used and not re.fullmatch(ignored, name)]
+        if missing or unused:
+            raise CheckpointError(
+                f"{self.directory} does not fit the model: "
+                f"{_listed('not in the checkpoint', missing)}; {_listed('not known to the model', unused)}"
+            )
+        misfits = [fault for name, shape in parameters.items() if (fault := self._misfit(sources[name], shape))]
+        if misfits:
+            raise CheckpointError(f"{self.directory} does not fit its config.json: {'; '.join(misfits[:_MOST_LISTED])}")
+        return Weights(sources.keys(), lambda name: self._assemble(sources[name]).to(device=device, dtype=dtype))
+
+    def _misfit(self, source: Source, shape: tuple[int, ...]) -> str | None:
+        """What is wrong with the shapes of a parameter's tensors; None where nothing is."""
+        names = _tensor_names(source)
+        found = [list(self.shape(name)) for name in names]
+        wanted = [shape[0] * source.of if isinstance(source, Part) else shape[0], *shape[1:]]
+        alike = all(len(sizes) == len(wanted) and sizes[1:] == wanted[1:] for sizes in found)
+        if alike and sum(sizes[0] for sizes in found) == wanted[0]:
+            return None
+        together = " together" if len(names) > 1 else ""
+        return f"{', '.join(names)} should have the shape {wanted}{together}, not {', '.join(map(str, found))}"
+
+    def _prefix(self, prefixes: Iterable[str], layout: Mapping[str, Source]) -> str:
+        first = _tensor_names(next(iter(layout.values())))[0]
+        candidates = list(prefixes)
+        for prefix in candidates:
+            if any(name.startswith(f"{prefix}{first}.") for name in self.names):
+                return prefix
+        return candidates[0]
+
+    def _assemble(self, source: Source) -> Tensor:
+        match source:
+            case str():
+                return self.tensor(source)
+            case Part():
+                return self.tensor(source.name).chunk(source.of)[source.index]
+            case tuple():
+                return torch.cat([self.tensor(name) for name in source])
+
+
+def _source(parameter: str, layout: Mapping[str, Source], prefix: str) -> Source:
+    module, kind = parameter.rsplit(".", 1)
+    layer = re.search(r"\.(\d+)\.", f"{module}.")
+    number = layer.group(1) if layer else ""
+    pattern = re.sub(r"(?<=\.)\d+(?=\.)", "{i}", module)
+
+    own = layout.get(f"{pattern}.{kind}")
+
+    def full(name: str) -> str:
+        ending = f".{kind}" if own is None else ""
+        return f"{prefix}{name.replace('{i}', number)}{ending}"
+
+    match layout[pattern] if own is None else own:
+        case Part(name, index, of):
+            return Part(full(name), index, of)
+        case tuple() as names:
+            return tuple(full(name) for name in names)
+        case name:
+            return full(name)
+
+
+def _tensor_names(source: Source) -> tuple[str, ...]:
+    match source:
+        case Part():
+            return (source.name,)
+        case tuple():
+            return source
+        case _:
+            return (source,)
+
+
+def _listed(what: str, names: list[str]) -> str:
+    more = f" and {len(names) - _MOST_LISTED} more" if len(names) > _MOST_LISTED else ""
+    return f"{what}: {', '.join(sorted(names)[:_MOST_LISTED]) or 'none'}{more}"

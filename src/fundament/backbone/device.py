@@ -1,0 +1,87 @@
+"""Which device and which number format a model runs in."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from fundament.errors import FundamentError
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where weights live and in which number format they are multiplied."""
+
+    device: torch.device
+    dtype: torch.dtype
+
+    @property
+    def dtype_name(self) -> str:
+        """`float32`, `bfloat16` or `float16`."""
+        return str(self.dtype).removeprefix("torch.")
+
+
+def cpu_multiplies_bfloat16() -> bool:
+    """Whether this CPU has instructions for bfloat16 products (AVX512-BF16 or AMX on x86, BF16 on Arm)."""
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
+def n_cores() -> int:
+    """CPU cores that this process may use: the machine's, its affinity, its container's quota, whichever is least."""
+    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota, period = (*_words("/sys/fs/cgroup/cpu.max"), "max", "max")[:2]
+    return max(1, min(affinity, int(quota) // int(period))) if quota.isdigit() and period.isdigit() else affinity
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that can be taken on a device now, in bytes; on a CPU, no more than its container allows."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    fields = dict(zip(words := _words("/proc/meminfo"), words[1:], strict=False))
+    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    free = int(fields["MemAvailable:"]) * 1024 if "MemAvailable:" in fields else pages
+    limit, used = _words("/sys/fs/cgroup/memory.max"), _words("/sys/fs/cgroup/memory.current")
+    if limit and used and limit[0].isdigit():
+        free = min(free, int(limit[0]) - int(used[0]))
+    return max(0, free)
+
+
+def _words(path: str) -> list[str]:
+    """The words of a file of the kernel's; none where this system has no such file."""
+    try:
+        return Path(path).read_text().split()
+    except OSError:
+        return []
+
+
+def place(device: str, dtype: Dtype) -> Placement:
+    """Resolve `auto`: CUDA where there is one, bfloat16 where the device multiplies it, float32 otherwise.
+
+    Raises:
+        FundamentError: a device that is not there or not served, or float16 on a CPU.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise FundamentError(f"device '{device}' is not a device; use 'auto', 'cpu' or 'cuda:0'") from error
+    if chosen.type not in ("cpu", "cuda"):
+        raise FundamentError(f"device '{device}' is not served; use 'auto', 'cpu' or 'cuda:0'")
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise FundamentError(f"device '{device}' is not available: this PyTorch sees no CUDA device; use --device cpu")
+    if chosen.type == "cuda" and (chosen.index or 0) >= (n_devices := torch.cuda.device_count()):
+        raise FundamentError(
+            f"device '{device}' is not there: this PyTorch sees {n_devices} of them, the last 'cuda:{n_devices - 1}'"
+        )
+    if chosen.type == "cpu" and dtype == "float16":
+        raise FundamentError("float16 is not served on a CPU; use --dtype bfloat16 or float32")
+    if dtype == "auto":
+        fast = torch.cuda.is_bf16_supported() if chosen.type == "cuda" else cpu_multiplies_bfloat16()
+        dtype = "bfloat16" if fast else "float32"
+    return Placement(chosen, getattr(torch, dtype))

@@ -1,0 +1,162 @@
+"""A text encoder with a pooling: the model that most families are."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+
+from fundament.backbone import chunking
+from fundament.backbone.packed import BASE, pack
+from fundament.backbone.pooling import Pooling, pool, pool_parts
+from fundament.backbone.tokenizing import TextTokenizer
+from fundament.backbone.transformer import Transformer
+from fundament.catalog import ModelSpec, Task
+from fundament.core import Array, Call, Embed, Embeddings, Item
+from fundament.errors import Fault, InputError, TooLongError, TooLongTogetherError
+
+
+class TextEmbedder:
+    """Texts to dense vectors.
+
+    Args:
+        tokenizer: the checkpoint's own.
+        transformer: the checkpoint's own.
+        pooling: how a row's hidden states become one vector.
+        spec: what each task means.
+        adapters: the place in the transformer of each adapter that the spec's tasks name; `BASE` where its terms are
+            merged into the weights. A task whose adapter is not among them is refused.
+    """
+
+    def __init__(
+        self,
+        tokenizer: TextTokenizer,
+        transformer: Transformer,
+        pooling: Pooling,
+        spec: ModelSpec,
+        adapters: Mapping[str, int] | None = None,
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.transformer = transformer
+        self.pooling: Pooling = pooling
+        self.n_bytes = transformer.n_bytes
+        self.spec = spec
+        self.adapters: dict[str | None, int] = {None: BASE}
+        self.adapters.update(adapters or {})
+        self.tasks = {name: task for name, task in spec.tasks.items() if task.adapter in self.adapters}
+
+    def prepare(self, call: Call) -> list[Item]:
+        """One row per text: the task's prompt before it, the task's adapter beside it.
+
+        Raises:
+            InputError: a task or an output that this checkpoint does not have.
+            TooLongError: a text longer than the context, without `truncate`.
+            TooLongTogetherError: the same of texts that are read as one.
+        """
+        if call.output != "dense":
+            message = f"This checkpoint of '{self.spec.id}' has no head for {call.output} vectors: one vector per text."
+            raise InputError(Fault("body -> model", message))
+        task = self._task(call.task)
+        adapter = np.array(self.adapters[task.adapter])
+        if call.late_chunking:
+            return self._prepare_joint(call, task.prompt, adapter)
+        items = []
+        for index, tokens in enumerate(self.tokenizer.encode(call.texts, task.prompt)):
+            if tokens.truncated and not call.truncate:
+                raise TooLongError(index=index, n_tokens=tokens.n_whole, limit=self.tokenizer.context)
+            n = len(tokens.ids)
+            if n == 0:
+                raise InputError(Fault(f"body -> input -> {index}", "This text has no tokens for this model."))
+            features = {"ids": tokens.ids, "adapter": adapter}
+            items.append(Item(features=features, n_tokens=n, n_counted=tokens.n_own, truncated=tokens.truncated))
+        return items
+
+    def _prepare_joint(self, call: Embed, prompt: str, adapter: Array) -> list[Item]:
+        """One row for all texts, or one per window, with the borders of the parts that it holds."""
+        several, tokenizer = len(call.texts) > 1, self.tokenizer
+        pieces = [[text] for text in call.texts] if several else [chunking.sentences(call.texts[0])]
+        joint = tokenizer.encode_parts(pieces, prompt)
+        n_parts = np.diff(joint.borders)
+        if (several and not n_parts.all()) or not n_parts.any():
+            message = "This text has no tokens of its own, so late_chunking has nothing to pool."
+            index = int(np.argmin(n_parts)) if several else 0
+            raise InputError(Fault(f"body -> input -> {index}", message))
+        borders = joint.borders[np.append(n_parts > 0, True)]
+        prefix, body = np.split(joint.ids, borders[:1])
+        borders, n_special = borders - len(prefix), tokenizer.n_before + tokenizer.n_after
+        n_around, n_whole = n_special + len(prefix), len(body)
+        size = tokenizer.context if call.late_chunking_window is None else call.late_chunking_window
+        if not (least := chunking.least_window(n_around)) <= size <= tokenizer.context:
+            message = f"Input should be from {least} to {tokenizer.context} tokens."
+            raise InputError(Fault("body -> late_chunking_window", message, input=size))
+        room = size - n_around
+        if n_whole > room and call.late_chunking_window is None:
+            lost = np.flatnonzero(borders[:-1] >= room) if several else borders[:0]
+            if not call.truncate or len(lost):
+                raise TooLongTogetherError(
+                    n_tokens=n_around + n_whole, limit=tokenizer.context, lost=int(lost[0]) if call.truncate else None
+                )
+            body = body[:room]
+        items: list[Item] = []
+        for window in chunking.windows(len(body), room):
+            parts, inside = chunking.cut(borders, window.first, window.last)
+            ids = tokenizer.enclose(np.concatenate([prefix, body[window.start : window.stop]]))
+            shift = tokenizer.n_before + len(prefix) - window.start
+            features = {"ids": ids, "adapter": adapter, "parts": parts, "borders": inside + shift}
+            first = not items
+            items.append(
+                Item(
+                    features=features,
+                    n_tokens=len(ids),
+                    n_counted=n_special + len(body) if first else 0,  # what windows share is counted once
+                    truncated=first and n_whole > len(body),
+                )
+            )
+        return items
+
+    def forward(self, items: Sequence[Item]) -> list[Array]:
+        """One float32 vector `[dim]` per row; of a row of parts, one per part, `[parts, dim]`."""
+        rows = [item.features["ids"] for item in items]
+        adapters = [int(item.features["adapter"]) for item in items]
+        order = sorted(range(len(rows)), key=lambda place: (adapters[place], len(rows[place])))
+        packed = pack(
+            [rows[place] for place in order],
+            self.transformer.tokens.device,
+            [adapters[place] for place in order],
+        )
+        with torch.inference_mode():
+            hidden = self.transformer(packed)
+            vectors = pool(hidden, packed, self.pooling).cpu().numpy()
+            arrays: list[Array] = [vectors[0]] * len(rows)
+            for row, place in enumerate(order):
+                borders = items[place].features.get("borders")
+                if borders is None:
+                    arrays[place] = vectors[row]
+                else:
+                    start, stop = packed.offsets[row : row + 2].tolist()
+                    arrays[place] = pool_parts(hidden[start:stop], borders).cpu().numpy()
+        return arrays
+
+    def _task(self, name: str | None) -> Task:
+        if name is None or not self.spec.tasks:
+            return Task()
+        if name not in self.tasks:
+            listed = ", ".join(f"'{task}'" for task in self.tasks)
+            known = self.spec.tasks.get(name)
+            why = f": this checkpoint lacks its adapter '{known.adapter}'" if known else ""
+            message = f"Model '{self.spec.id}' takes {listed or 'no task'} here, not '{name}'{why}."
+            raise InputError(Fault("body -> task", message, "enum", name))
+        return self.tasks[name]
+
+    def finish(self, call: Call, items: Sequence[Item], arrays: Sequence[Array]) -> Embeddings:
+        """The vectors of one call, in its order; with late chunking one per part."""
+        if call.late_chunking:
+            rows = [(item.features["parts"], item.features["borders"]) for item in items]
+            n_parts = 1 + max(int(parts[-1]) for parts, _ in rows)
+            vectors = chunking.merge(n_parts, [(*row, array) for row, array in zip(rows, arrays, strict=True)])
+        else:
+            vectors = np.stack(arrays)
+        return Embeddings(
+            vectors=vectors,
+            n_tokens=sum(item.n_counted for item in items),
+            n_truncated=sum(item.truncated for item in items),
+        )

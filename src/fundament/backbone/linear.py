@@ -1,0 +1,155 @@
+"""A linear layer whose weight is laid out once for the processor, with what follows it fused in.
+
+On x86 CPUs oneDNN's own weight layout and fused products are reached through the operators that PyTorch's compiler
+uses; everywhere else the same arithmetic runs as separate operators.
+"""
+
+import platform
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fundament.backbone.packed import Span
+from fundament.errors import CheckpointError
+
+Activation = Literal["gelu", "gelu_tanh", "silu", "relu", "tanh"]
+
+_FUSED: dict[Activation, tuple[str, str]] = {  # activation → oneDNN's name and algorithm
+    "gelu": ("gelu", "none"),
+    "gelu_tanh": ("gelu", "tanh"),
+    "silu": ("swish", ""),
+    "relu": ("relu", ""),
+    "tanh": ("tanh", ""),
+}
+
+
+_BY_CONFIG: dict[str, Activation] = {
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "silu": "silu",
+    "swish": "silu",
+    "relu": "relu",
+}
+
+
+def read_activation(name: str) -> Activation:
+    """The activation that a checkpoint's `hidden_act` names.
+
+    Raises:
+        CheckpointError: one that is not served.
+    """
+    if name not in _BY_CONFIG:
+        raise CheckpointError(f"hidden_act '{name}' is not served; known are {sorted(_BY_CONFIG)}")
+    return _BY_CONFIG[name]
+
+
+def activate(x: Tensor, activation: Activation) -> Tensor:
+    """The activation as an operator of its own, in place: fresh memory for a batch's MLP costs more than it does."""
+    match activation:
+        case "gelu":
+            torch.ops.aten.gelu_(x)
+        case "gelu_tanh":
+            torch.ops.aten.gelu_(x, approximate="tanh")
+        case "silu":
+            F.silu(x, inplace=True)
+        case "relu":
+            x.relu_()
+        case "tanh":
+            x.tanh_()
+    return x
+
+
+@dataclass(frozen=True, slots=True)
+class LowRank:
+    """What an adapter adds to a weight, as thin matrices (LoRA, Hu et al. 2021, section 4.1).
+
+    A weight that is several laid one after the other (queries, keys and values) has as many blocks, and each block its
+    own `rank` rows of `down`.
+
+    Attributes:
+        down: `[blocks * rank, in]`, LoRA's A.
+        ups: of each block, `[out of the block, rank]`, LoRA's B with the adapter's scale multiplied in.
+    """
+
+    down: Tensor
+    ups: tuple[Tensor, ...]
+
+    @property
+    def n_bytes(self) -> int:
+        """Memory that the matrices take."""
+        return self.down.nbytes + sum(up.nbytes for up in self.ups)
+
+    def add_to(self, y: Tensor, x: Tensor, span: Span) -> None:
+        """Add `x @ (up @ down).T` to the span of `y`, in place; `x` is `[tokens, in]`, `y` is `[tokens, out]`."""
+        window = slice(*span.window)
+        inner = span.only(x[window] @ self.down.T).chunk(len(self.ups), dim=-1)
+        outs = y[window].split([len(up) for up in self.ups], dim=-1)
+        for out, part, up in zip(outs, inner, self.ups, strict=True):
+            out.addmm_(part, up.T)
+
+
+class Linear:
+    """`activation(x @ weight.T + bias)`, `x @ weight.T + bias + residual`, or `(x @ weight.T + bias) * gate`.
+
+    Every call takes the spans of its tokens that ask for an adapter; the weight of those is `weight + up @ down`.
+
+    Args:
+        weight: `[out, in]`, on its device and in its dtype.
+        bias: `[out]`, or None.
+        terms: what each adapter adds to the weight; None where it leaves it alone.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None, terms: Sequence[LowRank | None] = ()) -> None:
+        self.bias = bias
+        self.terms = tuple(terms)
+        x86 = platform.machine() in ("x86_64", "AMD64")
+        self.prepacked = x86 and weight.device.type == "cpu" and torch.backends.mkldnn.is_available()
+        self.weight = weight
+        if self.prepacked:
+            self.weight = torch.ops.mkldnn._reorder_linear_weight.default(weight.contiguous(), None)
+
+    def __call__(self, x: Tensor, activation: Activation | None = None, spans: Iterable[Span] = ()) -> Tensor:
+        """`x` is `[tokens, in]`; returns `[tokens, out]`."""
+        if touched := list(self._touched(spans)):
+            y = self._adapt(self._unary(x, None), x, touched)
+            return activate(y, activation) if activation else y
+        return self._unary(x, activation)
+
+    def add(self, x: Tensor, residual: Tensor, spans: Iterable[Span] = ()) -> Tensor:
+        """`self(x) + residual`; `residual` is `[tokens, out]`."""
+        return self._adapt(self._binary(x, residual, "add"), x, self._touched(spans))
+
+    def multiply(self, x: Tensor, gate: Tensor, spans: Iterable[Span] = ()) -> Tensor:
+        """`self(x) * gate`; `gate` is `[tokens, out]`."""
+        if touched := list(self._touched(spans)):
+            return self._adapt(self._unary(x, None), x, touched).mul_(gate)
+        return self._binary(x, gate, "mul")
+
+    def _touched(self, spans: Iterable[Span]) -> Iterator[tuple[Span, LowRank]]:
+        return ((span, term) for span in spans if (term := self.terms[span.adapter]) is not None)
+
+    def _adapt(self, y: Tensor, x: Tensor, touched: Iterable[tuple[Span, LowRank]]) -> Tensor:
+        for span, term in touched:
+            term.add_to(y, x, span)
+        return y
+
+    def _unary(self, x: Tensor, activation: Activation | None) -> Tensor:
+        if self.prepacked:
+            name, algorithm = _FUSED[activation] if activation else ("none", "")
+            y: Tensor = torch.ops.mkldnn._linear_pointwise.default(x, self.weight, self.bias, name, [], algorithm)
+            return y
+        y = F.linear(x, self.weight, self.bias)
+        return activate(y, activation) if activation else y
+
+    def _binary(self, x: Tensor, other: Tensor, operation: Literal["add", "mul"]) -> Tensor:
+        if self.prepacked:
+            fused = torch.ops.mkldnn._linear_pointwise.binary
+            y: Tensor = fused(x, other, self.weight, self.bias, operation)
+            return y
+        y = F.linear(x, self.weight, self.bias)
+        return y + other if operation == "add" else y * other

@@ -1,0 +1,173 @@
+"""Rows laid end to end: one `[tokens, …]` matrix for a whole batch, with no padding anywhere."""
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import groupby
+from operator import itemgetter
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fundament.core import Array
+
+SHORT_TOKENS = 24
+"""Rows up to this long are bundled for attention: a call per row costs more than the scores that a bundle masks."""
+BUNDLE_TOKENS = 64
+"""Most tokens of a bundle: whole lanes, and few enough that what it masks costs little (`benchmarks/attention.py`)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Neighbouring rows that attention takes in one call, from token `start` on.
+
+    Either `n_blocks` rows of `length` tokens each, or one block of several short rows: a bundle, whose `row_lengths`
+    say where each ends; a token then sees its own row only.
+    """
+
+    start: int
+    n_blocks: int
+    length: int
+    row_lengths: tuple[int, ...] = ()
+
+    @property
+    def stop(self) -> int:
+        """One past the last token."""
+        return self.start + self.n_blocks * self.length
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Neighbouring tokens whose rows all ask for one adapter.
+
+    Attributes:
+        adapter: its place in the transformer.
+        start: the first token.
+        stop: one past the last.
+        window: from where to where a product runs that is wanted of these tokens: a little further than they do on a
+            CPU, so that it has one of few shapes.
+    """
+
+    adapter: int
+    start: int
+    stop: int
+    window: tuple[int, int]
+
+    def only(self, x: Tensor) -> Tensor:
+        """Zero the tokens of other rows in `x`, which is `[tokens of the window, …]`."""
+        begin, end = self.window
+        x[: self.start - begin] = 0
+        x[len(x) - (end - self.stop) :] = 0
+        return x
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """A batch of rows, end to end.
+
+    Attributes:
+        n_tokens: tokens of all rows.
+        ids: token ids, int64 `[tokens]`; a few of no row may follow the last row's, whose results mean nothing.
+        positions: each token's place in its own row, from 0, int64 `[tokens]`.
+        lengths: tokens of each row, int64 `[rows]`.
+        offsets: where each row starts, and the end, int32 `[rows + 1]`.
+        runs: neighbouring rows that attention takes together.
+        longest: tokens of the longest row.
+        biases: what attention adds to the scores of a run, computed by the first layer that needs it.
+        spans: where rows ask for an adapter; empty where all rows use the base weights.
+        unseen: tokens that attend to others and that none attends to, bool `[tokens]`; None where there are
+            none.
+    """
+
+    n_tokens: int
+    ids: Tensor
+    positions: Tensor
+    lengths: Tensor
+    offsets: Tensor
+    runs: tuple[Run, ...]
+    longest: int
+    spans: tuple[Span, ...] = ()
+    unseen: Tensor | None = None
+    biases: dict[Hashable, Tensor] = field(default_factory=dict)
+
+
+def hide(packed: Packed, visible: Sequence[int]) -> Packed:
+    """The batch with each row's tokens from the `visible`-th on hidden from attention; each row keeps one at least."""
+    numbers = torch.tensor(visible, device=packed.ids.device)
+    unseen = packed.positions[: packed.n_tokens] >= numbers.repeat_interleave(packed.lengths)
+    after = unseen.new_zeros(len(packed.ids) - packed.n_tokens)
+    return replace(packed, unseen=torch.cat((unseen, after)), biases={})
+
+
+BASE = -1
+"""The adapter of a row that uses the base weights."""
+
+
+def pack(rows: Sequence[Array], device: torch.device, adapters: Sequence[int] = ()) -> Packed:
+    """Lay rows of token ids end to end, in the given order: sort them first, so that runs and spans are long.
+
+    Args:
+        rows: token ids of each row.
+        device: where the batch goes.
+        adapters: each row's adapter or `BASE`; left out, all rows use the base weights.
+    """
+    lengths = [len(row) for row in rows]
+    n_tokens = sum(lengths)
+    fit = rounded if device.type == "cpu" else int
+    more = np.zeros(fit(n_tokens) - n_tokens, dtype=np.int64)
+    ids = torch.from_numpy(np.concatenate([*rows, more]).astype(np.int64, copy=False))
+    positions = torch.from_numpy(np.concatenate([*(np.arange(length) for length in lengths), more]))
+    offsets = torch.from_numpy(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32))
+    return Packed(
+        n_tokens,
+        ids.to(device),
+        positions.to(device),
+        torch.tensor(lengths, device=device),
+        offsets.to(device),
+        group(lengths),
+        max(lengths),
+        spread(adapters, lengths, fit) if adapters else (),
+    )
+
+
+def rounded(n_tokens: int) -> int:
+    """A near number of tokens, not below: 16 of them between one power of two and the next.
+
+    oneDNN compiles a product for every shape it meets, which takes longer than the product itself; few shapes are all
+    met soon (`benchmarks/attention.py`).
+    """
+    step = max(16, 1 << max(0, n_tokens.bit_length() - 5))
+    return -(-n_tokens // step) * step
+
+
+def spread(adapters: Sequence[int], lengths: Sequence[int], fit: Callable[[int], int]) -> tuple[Span, ...]:
+    """The spans of rows, in their order; `fit` says how many tokens a product runs over that wants so many."""
+    n_tokens, start, spans = fit(sum(lengths)), 0, []
+    for adapter, sharing in groupby(zip(adapters, lengths, strict=True), key=itemgetter(0)):
+        stop = start + sum(length for _, length in sharing)
+        if adapter != BASE:
+            end = min(n_tokens, start + fit(stop - start))
+            spans.append(Span(adapter, start, stop, (end - fit(stop - start), end)))
+        start = stop
+    return tuple(spans)
+
+
+def group(lengths: Sequence[int]) -> tuple[Run, ...]:
+    """Divide rows, in their order, into the runs that attention takes: bundles of short rows, equals of long ones."""
+    runs: list[Run] = []
+    start = place = 0
+    while place < len(lengths):
+        first, stop, total = lengths[place], place + 1, lengths[place]
+        if first <= SHORT_TOKENS:
+            while stop < len(lengths) and lengths[stop] <= SHORT_TOKENS and total + lengths[stop] <= BUNDLE_TOKENS:
+                total += lengths[stop]
+                stop += 1
+            bundled = stop - place > 1
+            run = Run(start, 1, total, tuple(lengths[place:stop]) if bundled else ())
+        else:
+            while stop < len(lengths) and lengths[stop] == first:
+                stop += 1
+            run = Run(start, stop - place, first)
+        runs.append(run)
+        start, place = run.stop, stop
+    return tuple(runs)

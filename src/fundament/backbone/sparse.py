@@ -1,0 +1,33 @@
+"""Sparse vectors: what weighs more than nothing, as ids and weights in one array, then as tokens and weights."""
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fundament.core import Array
+
+
+def sparse(ids: Array, weights: Array) -> NDArray[np.float32]:
+    """Ids over their weights, float32 `[2, n]`, the heaviest first and equals by id; weights of zero are left out.
+
+    Float32 holds every whole number below 2 ** 24, so that ids are exact.
+    """
+    above = weights > 0
+    ids, weights = ids[above], weights[above]
+    order = np.lexsort((ids, -weights))
+    return np.stack((ids[order], weights[order])).astype(np.float32)
+
+
+def heaviest(ids: Array, weights: Array) -> NDArray[np.float32]:
+    """As `sparse`, of tokens that may repeat: each id has the weight of its heaviest token."""
+    distinct, places = np.unique(ids, return_inverse=True)
+    most = np.zeros(len(distinct), dtype=np.float32)
+    np.maximum.at(most, places, weights)
+    return sparse(distinct, most)
+
+
+def named(array: Array, name: Callable[[int], str]) -> dict[str, float]:
+    """Token → weight, in the array's order."""
+    ids, weights = array
+    return {name(int(number)): weight for number, weight in zip(ids.tolist(), weights.tolist(), strict=True)}

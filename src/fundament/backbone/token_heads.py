@@ -1,0 +1,133 @@
+"""The heads of bge-m3 (Chen et al., 2024, section 3.2), which make of each token's state a weight and a vector.
+
+They lie beside the backbone's file as `sparse_linear.pt` and `colbert_linear.pt`, each a `weight` and a `bias`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fundament.backbone.checkpoint import Checkpoint
+from fundament.backbone.device import Placement
+from fundament.backbone.embedder import TextEmbedder
+from fundament.backbone.rows import states_of_rows
+from fundament.backbone.sparse import heaviest, named
+from fundament.core import Array, Call, Embeddings, Item, MultiVectors, SparseVectors
+from fundament.errors import CheckpointError
+
+SPARSE_FILE, MULTI_FILE = "sparse_linear.pt", "colbert_linear.pt"
+WEIGHTLESS = ("<s>", "</s>", "<pad>", "<unk>")  # tokens that are no words
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """A linear layer: `weight` `[out, hidden]`, `bias` `[out]`."""
+
+    weight: Tensor
+    bias: Tensor
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        """`[tokens, hidden]` to float32 `[tokens, out]`."""
+        return F.linear(hidden, self.weight, self.bias).float()
+
+
+@dataclass(frozen=True, slots=True)
+class Heads:
+    """One number per token, and one vector."""
+
+    sparse: Head
+    multi: Head
+
+
+class HeadedEmbedder:
+    """Texts to dense vectors, to a weight per distinct token, or to one vector per token.
+
+    Args:
+        dense: the same checkpoint as an embedder.
+        heads: what it has beside the pooling.
+    """
+
+    def __init__(self, dense: TextEmbedder, heads: Heads) -> None:
+        self.dense, self.heads = dense, heads
+        tensors = (heads.sparse.weight, heads.sparse.bias, heads.multi.weight, heads.multi.bias)
+        self.n_bytes = dense.n_bytes + sum(tensor.nbytes for tensor in tensors)
+        found = (dense.tokenizer.id_of(token) for token in WEIGHTLESS)
+        self.weightless = np.array([number for number in found if number is not None])
+
+    def prepare(self, call: Call) -> list[Item]:
+        """One row per text; rows that become the same kind of thing share a batch.
+
+        Raises:
+            TooLongError: a text longer than the context, without `truncate`.
+        """
+        items = self.dense.prepare(replace(call, output="dense"))
+        return items if call.output == "dense" else [replace(item, mate=call.output) for item in items]
+
+    def forward(self, items: Sequence[Item]) -> list[Array]:
+        """Per row: a vector; or ids over weights, `[2, n]`; or vectors of all tokens but the first, `[tokens, dim]`."""
+        rows = [item.features["ids"] for item in items]
+        match items[0].mate:
+            case "sparse":
+                states = states_of_rows(self.dense.transformer, rows, head=self.heads.sparse)
+                return [self._weigh(ids, state[:, 0].cpu().numpy()) for ids, state in zip(rows, states, strict=True)]
+            case "multi":
+                states = states_of_rows(self.dense.transformer, rows, head=self.heads.multi)
+                return [state[1:].cpu().numpy() for state in states]
+            case _:
+                return self.dense.forward(items)
+
+    def _weigh(self, ids: Array, weights: Array) -> Array:
+        words = ~np.isin(ids, self.weightless)
+        return heaviest(ids[words], weights[words])
+
+    def finish(
+        self, call: Call, items: Sequence[Item], arrays: Sequence[Array]
+    ) -> Embeddings | MultiVectors | SparseVectors:
+        """What one call asked for, in its order."""
+        n_tokens, n_truncated = sum(item.n_counted for item in items), sum(item.truncated for item in items)
+        tokenizer = self.dense.tokenizer
+        match call.output:
+            case "sparse":
+                weights = [named(array, tokenizer.token_of) for array in arrays]
+                return SparseVectors(weights=weights, n_tokens=n_tokens, n_truncated=n_truncated)
+            case "multi":
+                tokens = [tokenizer.tokens_of(item.features["ids"][1:]) for item in items] if call.name_tokens else None
+                return MultiVectors(vectors=arrays, tokens=tokens, n_tokens=n_tokens, n_truncated=n_truncated)
+            case "dense":
+                return self.dense.finish(call, items, arrays)
+
+
+def has_heads(checkpoint: Checkpoint) -> bool:
+    """Whether both heads lie beside the backbone."""
+    return (checkpoint.directory / SPARSE_FILE).exists() and (checkpoint.directory / MULTI_FILE).exists()
+
+
+def read_heads(checkpoint: Checkpoint, hidden: int, placement: Placement) -> Heads | None:
+    """Both heads; None where there are none.
+
+    Raises:
+        CheckpointError: a file that holds anything else than a linear layer over the hidden states.
+    """
+    if not has_heads(checkpoint):
+        return None
+    heads = Heads(*(_read(checkpoint, name, hidden, placement) for name in (SPARSE_FILE, MULTI_FILE)))
+    if len(heads.sparse.weight) != 1:
+        raise CheckpointError(f"{checkpoint.directory / SPARSE_FILE} should give one number per token")
+    return heads
+
+
+def _read(checkpoint: Checkpoint, name: str, hidden: int, placement: Placement) -> Head:
+    path = checkpoint.directory / name
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise CheckpointError(f"{path} is not a whole file of PyTorch tensors: {error}") from error
+    tensors = found if isinstance(found, dict) and found.keys() == {"weight", "bias"} else {}
+    shapes = [list(tensor.shape) for tensor in tensors.values() if isinstance(tensor, Tensor)]
+    if len(shapes) != len(tensors) or not tensors or list(tensors["weight"].shape) != [len(tensors["bias"]), hidden]:
+        raise CheckpointError(f"{path} should hold a weight of the shape [out, {hidden}] and a bias of the shape [out]")
+    return Head(*(tensors[key].to(placement.device, placement.dtype) for key in ("weight", "bias")))

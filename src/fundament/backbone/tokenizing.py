@@ -1,0 +1,137 @@
+"""Text to token ids, by the checkpoint's own `tokenizer.json` and its post-processor."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Encoding, Tokenizer
+
+from fundament.backbone.chunking import Joint
+from fundament.core import Array
+from fundament.errors import CheckpointError
+
+_SLICE = 64  # texts at a time: letting go of thousands of encodings at once would hold up every other thread
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """One text as token ids.
+
+    Attributes:
+        ids: int64 `[n]`, special tokens included, at most the context.
+        n_whole: tokens of the whole text; larger than `len(ids)` where it was cut.
+        n_own: tokens of the caller's own text as read: without a prefix, with special tokens, less what was cut.
+    """
+
+    ids: Array
+    n_whole: int
+    n_own: int
+
+    @property
+    def truncated(self) -> bool:
+        """Whether the text was longer than the context."""
+        return self.n_whole > len(self.ids)
+
+
+class TextTokenizer:
+    """A checkpoint's tokenizer. It is never changed after it is made, so threads share it.
+
+    Args:
+        directory: where `tokenizer.json` lies.
+        context: most tokens of a text, special tokens included.
+    """
+
+    def __init__(self, directory: Path, context: int) -> None:
+        path = directory / "tokenizer.json"
+        if not path.exists():
+            raise CheckpointError(f"{directory} has no tokenizer.json")
+        self._tokenizer = Tokenizer.from_file(str(path))
+        # Padding and truncation saved in the file are training settings; both are decided here.
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+        self.context = context
+        self.n_before, self.n_after = self._special_tokens_around()
+
+    def id_of(self, token: str) -> int | None:
+        """The id of a token as the vocabulary writes it; None where it has no such token."""
+        found: int | None = self._tokenizer.token_to_id(token)
+        return found
+
+    def first_id_of(self, *tokens: str) -> int | None:
+        """The id of the first of some tokens that the vocabulary has: families write one thing in different ways."""
+        return next((found for token in tokens if (found := self.id_of(token)) is not None), None)
+
+    def token_of(self, number: int) -> str:
+        """The token of an id; an id that the vocabulary leaves free is its own name."""
+        token: str | None = self._tokenizer.id_to_token(number)
+        return str(number) if token is None else token
+
+    def tokens_of(self, ids: Array) -> list[str]:
+        """The token of each id."""
+        return [self.token_of(number) for number in ids.tolist()]
+
+    def pieces(self, texts: Sequence[str]) -> list[Array]:
+        """Token ids of each text alone: no special tokens, and as long as the text is."""
+        found = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        return [np.array(encoding.ids, dtype=np.int64) for encoding in found]
+
+    def encode(self, texts: Sequence[str], prefix: str = "", *, most: int | None = None) -> list[Tokens]:
+        """Token ids of each text after the prefix: special tokens stay, the text loses its end.
+
+        Args:
+            texts: what to read.
+            prefix: put before each text.
+            most: tokens that are kept, special tokens included; left out, the context.
+        """
+        most = self.context if most is None else most
+        found: list[Tokens] = []
+        for start in range(0, len(texts), _SLICE):
+            part = texts[start : start + _SLICE]
+            own = self._tokenizer.encode_batch_fast(part)
+            # A prefix and a text may merge into other tokens where they meet, so only the joined string gives the ids.
+            whole = self._tokenizer.encode_batch_fast([prefix + text for text in part]) if prefix else own
+            found += [self._cut(encoding, len(alone), most) for encoding, alone in zip(whole, own, strict=True)]
+        return found
+
+    def encode_parts(self, pieces: Sequence[Sequence[str]], prefix: str = "") -> Joint:
+        """The ids of texts in parts, one after the other with nothing between them, the prefix before the first.
+
+        Each piece is tokenized whole and apart from the others, so that no token reaches from one into the next. A
+        token belongs to the part in which it ends.
+        """
+        ids: list[int] = []
+        n_tokens = [0] * sum(map(len, pieces))
+        n_prefix = done = 0
+        for parts in pieces:
+            before = prefix if done == 0 else ""
+            encoding = self._tokenizer.encode(before + "".join(parts), add_special_tokens=False)
+            ends = np.cumsum([len(before), *map(len, parts)])
+            owners = np.searchsorted(ends, [stop for _, stop in encoding.offsets])
+            # A token of no characters, as the mark of a word's beginning, is the prefix's, or else the first part's.
+            counts = np.bincount(np.maximum(owners, 0 if before else 1), minlength=len(ends))
+            n_prefix += int(counts[0])
+            n_tokens[done : done + len(parts)] = counts[1:].tolist()
+            ids += encoding.ids
+            done += len(parts)
+        return Joint(np.array(ids, dtype=np.int64), n_prefix + np.cumsum([0, *n_tokens]))
+
+    def enclose(self, ids: Array) -> Array:
+        """Put the special tokens of a text around ids that have none."""
+        around = self._tokenizer.encode("a").ids
+        return np.concatenate(
+            [around[: self.n_before], ids, around[len(around) - self.n_after :]], dtype=np.int64, casting="unsafe"
+        )
+
+    def _special_tokens_around(self) -> tuple[int, int]:
+        mask = self._tokenizer.encode("a").special_tokens_mask
+        inner = [place for place, special in enumerate(mask) if not special] or [len(mask)]
+        return inner[0], len(mask) - 1 - inner[-1]
+
+    def _cut(self, encoding: Encoding, n_own: int, most: int) -> Tokens:
+        ids = encoding.ids
+        n_whole = len(ids)
+        if n_whole > most:
+            head = ids[: most - self.n_after]
+            ids = head + ids[n_whole - self.n_after :]
+        return Tokens(np.array(ids, dtype=np.int64), n_whole, max(0, n_own - (n_whole - len(ids))))

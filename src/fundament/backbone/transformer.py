@@ -1,0 +1,284 @@
+"""One transformer for every text family, configured by data, run over packed rows."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fundament.backbone.attention import attend
+from fundament.backbone.linear import Activation, Linear, LowRank
+from fundament.backbone.packed import Packed, Span
+from fundament.backbone.positions import Nearness, alibi, bucketed, rotary_angles, rotate
+from fundament.errors import CheckpointError
+
+Adapter = Mapping[str, LowRank]
+"""What an adapter adds to which module, in the names of `parameters`: `layers.0.qkv`, `tokens`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """What makes one transformer differ from another; sizes in numbers of elements.
+
+    Attributes:
+        norm: layer normalisation with a bias, or root-mean-square without.
+        pre_norm: norms before attention and MLP, and one at the end; otherwise after each residual sum.
+        positions: a learned table, rotations of queries and keys, a bias that grows with distance (ALiBi), or a learned
+            bias per bucket of distances (T5).
+        n_positions: rows of the table of positions or buckets.
+        max_distance: from where on all tokens are in the last bucket.
+        position_offset: the first row of the position table in use (RoBERTa starts at 2).
+        n_types: rows of the token-type table; every token has type 0.
+        attention_scale: what scores are multiplied by; None means `1 / sqrt(head_dim)`.
+        qk_norm: normalise queries and keys per head, or over all heads together.
+        window: of each layer, how many tokens a token sees at most; empty means all.
+        gated: the MLP is `down(activation(gate(x)) * up(x))`, otherwise `down(activation(up(x)))`.
+        inner_residual: JinaBERT's second residual sum and norm between attention and MLP.
+    """
+
+    vocab: int
+    hidden: int
+    intermediate: int
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    norm: Literal["layer", "rms"] = "layer"
+    norm_eps: float
+    pre_norm: bool = False
+    positions: Literal["absolute", "rotary", "alibi", "bucketed"] = "absolute"
+    n_positions: int = 0
+    position_offset: int = 0
+    max_distance: int = 0
+    rope_theta: float = 10_000.0
+    n_types: int = 0
+    embedding_norm: bool = False
+    causal: bool = False
+    attention_scale: float | None = None
+    window: tuple[int | None, ...] = ()
+    qkv_bias: bool = True
+    out_bias: bool = True
+    qk_norm: Literal["head", "all"] | None = None
+    gated: bool = False
+    activation: Activation = "gelu"
+    up_bias: bool = True
+    down_bias: bool = True
+    inner_residual: bool = False
+
+    @property
+    def qkv_widths(self) -> tuple[int, int, int]:
+        """Outputs of the query, key and value projections, which are laid one after the other."""
+        kv = self.n_kv_heads * self.head_dim
+        return self.n_heads * self.head_dim, kv, kv
+
+
+def parameters(shape: Shape) -> dict[str, tuple[int, ...]]:
+    """Every parameter's name and shape, linear weights as `[out, in]`."""
+    q, kv, _ = shape.qkv_widths
+    names: dict[str, tuple[int, ...]] = {"tokens.weight": (shape.vocab, shape.hidden)}
+
+    def linear(name: str, n_out: int, n_in: int, bias: bool) -> None:
+        names[f"{name}.weight"] = (n_out, n_in)
+        if bias:
+            names[f"{name}.bias"] = (n_out,)
+
+    def norm(name: str, size: int = shape.hidden) -> None:
+        names[f"{name}.weight"] = (size,)
+        if shape.norm == "layer":
+            names[f"{name}.bias"] = (size,)
+
+    if shape.positions == "absolute":
+        names["positions.weight"] = (shape.n_positions, shape.hidden)
+    if shape.positions == "bucketed":
+        names["distances.weight"] = (shape.n_positions, shape.n_heads)
+    if shape.n_types:
+        names["types.weight"] = (shape.n_types, shape.hidden)
+    if shape.embedding_norm:
+        norm("embedding_norm")
+    for i in range(shape.n_layers):
+        layer = f"layers.{i}"
+        linear(f"{layer}.qkv", q + 2 * kv, shape.hidden, shape.qkv_bias)
+        if shape.qk_norm:
+            norm(f"{layer}.q_norm", shape.head_dim if shape.qk_norm == "head" else q)
+            norm(f"{layer}.k_norm", shape.head_dim if shape.qk_norm == "head" else kv)
+        linear(f"{layer}.out", shape.hidden, q, shape.out_bias)
+        norm(f"{layer}.attention_norm")
+        if shape.inner_residual:
+            norm(f"{layer}.inner_norm")
+        if shape.gated:
+            linear(f"{layer}.gate", shape.intermediate, shape.hidden, shape.up_bias)
+        linear(f"{layer}.up", shape.intermediate, shape.hidden, shape.up_bias)
+        linear(f"{layer}.down", shape.hidden, shape.intermediate, shape.down_bias)
+        norm(f"{layer}.mlp_norm")
+    if shape.pre_norm:
+        norm("final_norm")
+    return names
+
+
+def adaptable(shape: Shape) -> dict[str, tuple[int, ...]]:
+    """The modules that an adapter may change: embeddings and linear layers, each with its weight's shape."""
+    return {
+        name.removesuffix(".weight"): sizes
+        for name, sizes in parameters(shape).items()
+        if len(sizes) == 2 and name not in ("positions.weight", "distances.weight")
+    }
+
+
+class Transformer:
+    """Token ids in, hidden states out.
+
+    Args:
+        shape: what to build.
+        weights: every tensor that `parameters(shape)` names, on one device and in one dtype. Each is asked for once,
+            and let go where the processor's own layout replaces it, so that a lazy mapping keeps one copy in memory.
+        adapters: rows name them by their place here.
+
+    Raises:
+        CheckpointError: an adapter changes a module that cannot be changed, or that is not there.
+    """
+
+    def __init__(self, shape: Shape, weights: Mapping[str, Tensor], adapters: Sequence[Adapter] = ()) -> None:
+        self.shape = shape
+        changed = {name for adapter in adapters for name in adapter}
+        if unknown := changed - adaptable(shape).keys():
+            raise CheckpointError(f"adapters change what the model does not have: {', '.join(sorted(unknown))}")
+        self.tokens = weights["tokens.weight"]
+        self.n_bytes = self.tokens.element_size() * sum(map(math.prod, parameters(shape).values()))
+        self.n_bytes += sum(term.n_bytes for adapter in adapters for term in adapter.values())
+        self.positions: Tensor | None = None
+        if shape.positions == "absolute":
+            self.positions = weights["positions.weight"][shape.position_offset :]
+        # Every token is of type 0, so its row is a constant that is added once, here.
+        self.type = weights["types.weight"][0] if shape.n_types else None
+        if self.positions is not None and self.type is not None:
+            self.positions, self.type = self.positions + self.type, None
+        self.nearness: Nearness | None = None
+        if shape.positions == "alibi":
+            self.nearness = alibi(shape.n_heads, self.tokens.device)
+        if shape.positions == "bucketed":
+            self.nearness = bucketed(weights["distances.weight"], shape.max_distance)
+        self.embedding_norm = _Norm(shape, weights, "embedding_norm") if shape.embedding_norm else None
+        self.token_terms = [adapter.get("tokens") for adapter in adapters]
+        self.type_terms = [_type_of(adapter) for adapter in adapters]
+        self.layers = [_Layer(shape, weights, adapters, i) for i in range(shape.n_layers)]
+        self.final_norm = _Norm(shape, weights, "final_norm") if shape.pre_norm else None
+
+    @torch.inference_mode()
+    def __call__(self, packed: Packed) -> Tensor:
+        """Hidden states after the last layer (and its norm), `[tokens, hidden]`."""
+        x = F.embedding(packed.ids, self.tokens)
+        for span in packed.spans:
+            self._adapt_embeddings(x, packed.ids, span)
+        if self.positions is not None:
+            x = x + F.embedding(packed.positions, self.positions)
+        if self.type is not None:
+            x = x + self.type
+        if self.embedding_norm is not None:
+            x = self.embedding_norm(x)
+        rotation = None
+        if self.shape.positions == "rotary":
+            rotation = rotary_angles(packed.positions, self.shape.head_dim, self.shape.rope_theta, x.dtype)
+        for layer in self.layers:
+            x = layer(x, packed, rotation, self.nearness)
+        x = x[: packed.n_tokens]
+        return self.final_norm(x) if self.final_norm is not None else x
+
+    def _adapt_embeddings(self, x: Tensor, ids: Tensor, span: Span) -> None:
+        if (term := self.token_terms[span.adapter]) is not None:
+            window = slice(*span.window)
+            x[window].addmm_(span.only(F.embedding(ids[window], term.ups[0])), term.down)
+        if (row := self.type_terms[span.adapter]) is not None:
+            x[span.start : span.stop] += row
+
+
+def _type_of(adapter: Adapter) -> Tensor | None:
+    """What the adapter adds to the row of type 0, `[hidden]`."""
+    term = adapter.get("types")
+    return None if term is None else term.ups[0][0] @ term.down
+
+
+class _Norm:
+    """Layer or root-mean-square normalisation over the last dimension."""
+
+    def __init__(self, shape: Shape, weights: Mapping[str, Tensor], name: str) -> None:
+        self.weight = weights[f"{name}.weight"]
+        self.bias = weights[f"{name}.bias"] if shape.norm == "layer" else None
+        self.eps = shape.norm_eps
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if self.bias is None:
+            return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
+
+
+class _Layer:
+    def __init__(self, shape: Shape, weights: Mapping[str, Tensor], adapters: Sequence[Adapter], i: int) -> None:
+        self.shape = shape
+        self.window = shape.window[i] if shape.window else None
+        name = f"layers.{i}"
+
+        def linear(part: str) -> Linear:
+            module = f"{name}.{part}"
+            terms = [adapter.get(module) for adapter in adapters]
+            return Linear(weights[f"{module}.weight"], weights.get(f"{module}.bias"), terms)
+
+        def norm(part: str) -> _Norm:
+            return _Norm(shape, weights, f"{name}.{part}")
+
+        self.qkv, self.out = linear("qkv"), linear("out")
+        self.q_norm = norm("q_norm") if shape.qk_norm else None
+        self.k_norm = norm("k_norm") if shape.qk_norm else None
+        self.attention_norm, self.mlp_norm = norm("attention_norm"), norm("mlp_norm")
+        self.inner_norm = norm("inner_norm") if shape.inner_residual else None
+        self.gate = linear("gate") if shape.gated else None
+        self.up, self.down = linear("up"), linear("down")
+
+    def __call__(
+        self, x: Tensor, packed: Packed, rotation: tuple[Tensor, Tensor] | None, nearness: Nearness | None
+    ) -> Tensor:
+        if self.shape.pre_norm:
+            x = self._attention(self.attention_norm(x), x, packed, rotation, nearness)
+            return self._mlp(self.mlp_norm(x), x, packed.spans)
+        attended = self.attention_norm(self._attention(x, x, packed, rotation, nearness))
+        if self.inner_norm is not None:
+            attended = self.inner_norm(x + attended)
+        return self.mlp_norm(self._mlp(attended, attended, packed.spans))
+
+    def _attention(
+        self,
+        x: Tensor,
+        residual: Tensor,
+        packed: Packed,
+        rotation: tuple[Tensor, Tensor] | None,
+        nearness: Nearness | None,
+    ) -> Tensor:
+        shape = self.shape
+        q, k, v = self.qkv(x, spans=packed.spans).split(shape.qkv_widths, dim=-1)
+        if self.q_norm is not None and self.k_norm is not None and shape.qk_norm == "all":
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k, v = (part.unflatten(-1, (-1, shape.head_dim)) for part in (q, k, v))
+        if self.q_norm is not None and self.k_norm is not None and shape.qk_norm == "head":
+            q, k = self.q_norm(q), self.k_norm(k)
+        if rotation is not None:
+            q, k = rotate(q, *rotation), rotate(k, *rotation)
+        mixed = attend(
+            q,
+            k,
+            v,
+            packed,
+            causal=shape.causal,
+            window=self.window,
+            nearness=nearness,
+            scale=shape.attention_scale,
+        )
+        return self.out.add(mixed, residual, packed.spans)
+
+    def _mlp(self, x: Tensor, residual: Tensor, spans: Sequence[Span]) -> Tensor:
+        if self.gate is None:
+            inner = self.up(x, self.shape.activation, spans)
+        else:
+            inner = self.up.multiply(x, self.gate(x, self.shape.activation, spans), spans)
+        return self.down.add(inner, residual, spans)

@@ -1,0 +1,511 @@
+"""The catalogue: one entry per public model, data only. `/v1/models`, `docs/models.md` and the tests come from it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime
+from types import MappingProxyType
+from typing import Any, Literal
+
+from fundament.core import Output
+
+Kind = Literal["embedding", "reranker", "chat"]
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What a value of the API's `task` field means to a model: a prefix of the text, and an adapter's name."""
+
+    prompt: str = ""
+    adapter: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSpec:
+    """One public model.
+
+    Attributes:
+        id: the name that callers say.
+        aliases: other names that older callers say.
+        family: the module of `fundament.models` that loads it.
+        repo: owner and name on the model hub; the empty string for a directory of the operator's own.
+        revision: the commit that is pulled; None where no commit is known to us: the first pull then records it.
+        name: for people.
+        released: the day of the public release.
+        licence: SPDX identifier where there is one.
+        context: most tokens of an input, special tokens included.
+        dim: numbers of a vector, or of each token's vector in a late-interaction model; 0 where it gives none.
+        shortest_dim: the least `dimensions` a caller may ask for; None where vectors cannot be cut.
+        dims: the only values of `dimensions`, where the model has such a list.
+        tasks: values of the `task` field; empty where the model has none and ignores it.
+        default_task: the task where the caller names none; None runs it with no prefix and no adapter.
+        outputs: what an input can become; the first is what callers get who do not ask.
+        modalities: what it reads: text, image, pdf, video, audio.
+        n_parameters: of the published checkpoint, adapters included.
+        late_chunking: whether the parts of one long text can be pooled each on its own.
+        refusals: fields that other models take and this one refuses, each with the reason.
+    """
+
+    id: str
+    aliases: tuple[str, ...] = ()
+    family: str
+    repo: str = ""
+    revision: str | None = None
+    name: str
+    description: str = ""
+    released: date
+    licence: str
+    kind: Kind = "embedding"
+    context: int
+    dim: int = 0
+    shortest_dim: int | None = None
+    dims: tuple[int, ...] = ()
+    tasks: Mapping[str, Task] = field(default_factory=lambda: MappingProxyType({}))
+    default_task: str | None = None
+    outputs: tuple[Output, ...] = ("dense",)
+    modalities: tuple[str, ...] = ("text",)
+    n_parameters: int = 0
+    late_chunking: bool = False
+    refusals: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+
+    @property
+    def owner(self) -> str:
+        """Who published it: the hub's account."""
+        return self.repo.split("/")[0] or "local"
+
+    @property
+    def created(self) -> int:
+        """The release day as a Unix timestamp, in seconds."""
+        return int(datetime(self.released.year, self.released.month, self.released.day, tzinfo=UTC).timestamp())
+
+    @property
+    def non_commercial(self) -> bool:
+        """Whether the licence forbids commercial use."""
+        return "-NC" in self.licence or "Research" in self.licence
+
+
+EMBEDDED = ModelSpec(
+    id="all-minilm-l6-v2",
+    family="bert",
+    repo="sentence-transformers/all-MiniLM-L6-v2",
+    name="all-MiniLM-L6-v2",
+    description="A small English sentence encoder, served when no other model is named.",
+    released=date(2021, 8, 30),
+    licence="Apache-2.0",
+    context=256,
+    dim=384,
+    n_parameters=22_713_216,
+    refusals={"late_chunking": "it was not trained to pool parts of a longer text"},
+)
+
+
+def _hub(repo: str, released: str, n_parameters: int, description: str, **facts: Any) -> ModelSpec:
+    """A model of the hub whose id is its repository's name in lower case."""
+    name = repo.rpartition("/")[2]
+    return ModelSpec(
+        id=name.lower(),
+        repo=repo,
+        name=name,
+        released=date.fromisoformat(released),
+        n_parameters=n_parameters,
+        description=description,
+        **facts,
+    )
+
+
+# What several entries share. A prompt is put before the text as it stands, its last space or line break included.
+
+_APACHE = {"licence": "Apache-2.0"}
+_NON_COMMERCIAL = {"licence": "CC-BY-NC-4.0"}
+_MATRYOSHKA = {"shortest_dim": 1}  # the API takes any length up to `dim`, not only the lengths trained for
+_RERANKER = {"kind": "reranker"}
+
+_LATE_CHUNKERS = "use jina-embeddings-v3 or jina-embeddings-v4"
+_LAST_TOKEN = {
+    "refusals": {
+        "late_chunking": f"it pools the last token of a text, so that a part has no vector of its own; {_LATE_CHUNKERS}"
+    }
+}
+
+_V3_TASKS = {
+    "retrieval.query": Task("Represent the query for retrieving evidence documents: ", "retrieval.query"),
+    "retrieval.passage": Task("Represent the document for retrieval: ", "retrieval.passage"),
+    "text-matching": Task(adapter="text-matching"),
+    "classification": Task(adapter="classification"),
+    "separation": Task(adapter="separation"),
+}
+_V4_TASKS = {
+    "text-matching": Task("Query: ", "text-matching"),
+    "retrieval.query": Task("Query: ", "retrieval"),
+    "retrieval.passage": Task("Passage: ", "retrieval"),
+    "code.query": Task("Query: ", "code"),
+    "code.passage": Task("Passage: ", "code"),
+}
+_V5_TASKS = {
+    "retrieval.query": Task("Query: ", "retrieval"),
+    "retrieval.passage": Task("Document: ", "retrieval"),
+    "text-matching": Task("Document: ", "text-matching"),
+    "clustering": Task("Document: ", "clustering"),
+    "classification": Task("Document: ", "classification"),
+}
+_CODE_TASKS = {
+    "nl2code.query": Task("Find the most relevant code snippet given the following query:\n"),
+    "nl2code.passage": Task("Candidate code snippet:\n"),
+    "qa.query": Task("Find the most relevant answer given the following question:\n"),
+    "qa.passage": Task("Candidate answer:\n"),
+    "code2code.query": Task("Find an equivalent code snippet given the following code snippet:\n"),
+    "code2code.passage": Task("Candidate code snippet:\n"),
+    "code2nl.query": Task("Find the most relevant comment given the following code snippet:\n"),
+    "code2nl.passage": Task("Candidate comment:\n"),
+    "code2completion.query": Task("Find the most relevant completion given the following start of code snippet:\n"),
+    "code2completion.passage": Task("Candidate completion:\n"),
+}
+
+
+def _instruct(instruction: str) -> Task:
+    """Qwen3's prompt; the text follows the colon directly."""
+    return Task(f"Instruct: {instruction}\nQuery:")
+
+
+_CLUSTER = _instruct("Represent this text for clustering")
+_QWEN3_TASKS = {
+    "retrieval.query": _instruct(
+        "Given a search query, retrieve relevant documents or passages that directly answer or address the query"
+    ),
+    "retrieval.passage": Task(),
+    "text-matching": _instruct("Represent this text for finding semantically similar texts"),
+    "classification": _instruct("Represent this text for classification"),
+    "separation": _CLUSTER,
+    "clustering": _CLUSTER,
+    "code.query": _instruct(
+        "Given a natural language description, retrieve relevant code that implements the description"
+    ),
+    "code.passage": Task(),
+    "scientific.query": _instruct(
+        "Given a scientific question, retrieve relevant research papers that directly answer or address the question"
+    ),
+    "qa.query": _instruct("Given a question, retrieve passages that contain the answer to the question"),
+    "bitext": _instruct("Represent this text for finding its translation"),
+    "summarization.query": _instruct("Given a summary, retrieve the original document that it summarizes"),
+}
+
+# Embeddings, by generation.
+
+_V1: dict[str, Any] = {"context": 512, **_APACHE}
+_EMBEDDINGS_V1 = (
+    _hub("jinaai/jina-embedding-t-en-v1", "2023-08-01", 14_000_000, "English, tiny.", family="bert", dim=312, **_V1),
+    _hub("jinaai/jina-embedding-s-en-v1", "2023-06-17", 35_330_816, "English, small.", family="t5", dim=512, **_V1),
+    _hub("jinaai/jina-embedding-b-en-v1", "2023-06-17", 109_628_544, "English, base.", family="t5", dim=768, **_V1),
+    _hub("jinaai/jina-embedding-l-en-v1", "2023-06-17", 330_000_000, "English, large.", family="t5", dim=1024, **_V1),
+)
+
+_V2: dict[str, Any] = {"family": "jina_bert", "context": 8192, **_APACHE}
+_EMBEDDINGS_V2 = (
+    _hub("jinaai/jina-embeddings-v2-small-en", "2023-10-28", 32_690_688, "English, small.", dim=512, **_V2),
+    _hub("jinaai/jina-embeddings-v2-base-en", "2023-10-28", 137_368_320, "English.", dim=768, **_V2),
+    _hub("jinaai/jina-embeddings-v2-base-zh", "2024-01-09", 161_000_000, "Chinese and English.", dim=768, **_V2),
+    _hub("jinaai/jina-embeddings-v2-base-de", "2024-01-15", 161_000_000, "German and English.", dim=768, **_V2),
+    _hub("jinaai/jina-embeddings-v2-base-es", "2024-02-14", 161_000_000, "Spanish and English.", dim=768, **_V2),
+    _hub("jinaai/jina-embeddings-v2-base-code", "2024-02-05", 161_000_000, "English and code.", dim=768, **_V2),
+)
+
+_EMBEDDINGS_V3 = (
+    _hub(
+        "jinaai/jina-embeddings-v3",
+        "2024-09-18",
+        572_310_396,
+        "Multilingual, with an adapter for each of five tasks.",
+        family="xlm_roberta",
+        context=8194,  # 8,192 of text and two special tokens: the hosted API counts a cut text so (measured)
+        dim=1024,
+        tasks=_V3_TASKS,
+        late_chunking=True,
+        **_MATRYOSHKA,
+        **_NON_COMMERCIAL,
+    ),
+)
+
+_EMBEDDINGS_V4 = (
+    _hub(
+        "jinaai/jina-embeddings-v4",
+        "2025-06-24",
+        3_934_695_552,
+        "Texts, images and documents, multilingual; one vector per input or per token.",
+        revision="853c867b65b749f3c3c72a06868140d842e04f06",
+        family="qwen_vl",
+        context=32768,
+        dim=2048,
+        tasks=_V4_TASKS,
+        default_task="text-matching",
+        outputs=("dense", "multi"),
+        modalities=("text", "image", "pdf"),
+        late_chunking=True,
+        licence="Qwen Research License",
+        **_MATRYOSHKA,
+    ),
+)
+
+_V5: dict[str, Any] = {
+    "tasks": _V5_TASKS,
+    "default_task": "text-matching",
+    **_LAST_TOKEN,
+    **_MATRYOSHKA,
+    **_NON_COMMERCIAL,
+}
+_OMNI: dict[str, Any] = {"family": "omni", "modalities": ("text", "image", "pdf", "video", "audio"), **_V5}
+_EMBEDDINGS_V5 = (
+    _hub(
+        "jinaai/jina-embeddings-v5-text-small",
+        "2026-02-18",
+        676_790_272,
+        "Multilingual, with an adapter for each of four tasks.",
+        family="qwen",
+        context=32768,
+        dim=1024,
+        **_V5,
+    ),
+    _hub(
+        "jinaai/jina-embeddings-v5-text-nano",
+        "2026-02-18",
+        238_897_920,
+        "Multilingual and small, with an adapter for each of four tasks.",
+        family="eurobert",
+        context=8192,
+        dim=768,
+        **_V5,
+    ),
+    _hub(
+        "jinaai/jina-embeddings-v5-omni-small",
+        "2026-05-07",
+        1_740_000_000,
+        "Texts, images, documents, videos and sounds.",
+        revision="05f4151c87083f204159bfa15e53fdb0320ffef1",
+        context=32768,
+        dim=1024,
+        **_OMNI,
+    ),
+    _hub(
+        "jinaai/jina-embeddings-v5-omni-nano",
+        "2026-05-07",
+        1_040_000_000,
+        "Texts, images, documents, videos and sounds; small.",
+        revision="b0d2521203a610fc5967a7c2d53990bae14d9e23",
+        context=8192,
+        dim=768,
+        **_OMNI,
+    ),
+)
+
+_CODE: dict[str, Any] = {
+    "family": "qwen",
+    "context": 32768,
+    "tasks": _CODE_TASKS,
+    "default_task": "nl2code.query",
+    **_LAST_TOKEN,
+    **_MATRYOSHKA,
+    **_NON_COMMERCIAL,
+}
+_CODE_EMBEDDINGS = (
+    _hub(
+        "jinaai/jina-code-embeddings-0.5b", "2025-09-01", 494_000_000, "Code, and questions about it.", dim=896, **_CODE
+    ),
+    _hub(
+        "jinaai/jina-code-embeddings-1.5b",
+        "2025-09-01",
+        1_540_000_000,
+        "Code, and questions about it.",
+        dim=1536,
+        **_CODE,
+    ),
+)
+
+_COLBERTS = (
+    _hub(
+        "jinaai/jina-colbert-v1-en",
+        "2024-02-17",
+        137_000_000,
+        "English, one vector per token; ranks too.",
+        family="jina_bert",
+        context=8192,
+        dim=128,
+        outputs=("multi",),
+        **_APACHE,
+    ),
+    _hub(
+        "jinaai/jina-colbert-v2",
+        "2024-08-30",
+        560_000_000,
+        "Multilingual, one vector per token; ranks too.",
+        family="xlm_roberta",
+        context=8192,
+        dim=128,
+        shortest_dim=64,
+        dims=(64, 96, 128),
+        outputs=("multi",),
+        **_NON_COMMERCIAL,
+    ),
+)
+
+_CLIPS = (
+    _hub(
+        "jinaai/jina-clip-v1",
+        "2024-06-05",
+        222_647_041,
+        "English texts and images in one space.",
+        aliases=("clip",),  # what the API called it at first
+        revision="ceb3e44ca4d6eceaa4f3fb58b1c1a5748b3f29b6",
+        family="clip",
+        context=8192,
+        dim=768,
+        modalities=("text", "image", "pdf"),
+        **_APACHE,
+    ),
+    _hub(
+        "jinaai/jina-clip-v2",
+        "2024-11-21",
+        865_278_477,
+        "Texts in many languages and images in one space.",
+        revision="e10d47f5691d0454a0fb5d13f46f2199b74cb436",
+        family="clip",
+        context=8192,
+        dim=1024,
+        tasks={"retrieval.query": Task(_V3_TASKS["retrieval.query"].prompt)},
+        modalities=("text", "image", "pdf"),
+        **_MATRYOSHKA,
+        **_NON_COMMERCIAL,
+    ),
+)
+
+_ELSER = ModelSpec(
+    id="elser-v2",
+    family="splade",
+    name="ELSER v2",
+    description="English, sparse: a weight per word piece. Its weights are not on the hub: serve a directory.",
+    released=date(2023, 11, 7),
+    licence="Elastic's terms",
+    context=512,
+    dim=30522,
+    tasks={"retrieval.query": Task(), "retrieval.passage": Task()},
+    outputs=("sparse",),
+    n_parameters=110_000_000,
+)
+
+_QWEN3: dict[str, Any] = {
+    "family": "qwen",
+    "context": 32768,
+    "shortest_dim": 32,
+    "tasks": _QWEN3_TASKS,
+    **_LAST_TOKEN,
+    **_APACHE,
+}
+_NEIGHBOURS = (
+    _hub(
+        "BAAI/bge-m3",
+        "2024-01-30",
+        568_000_000,
+        "Multilingual, for general use.",
+        family="xlm_roberta",
+        context=8192,
+        dim=1024,
+        tasks={"retrieval.query": Task(), "retrieval.passage": Task(), "text-matching": Task()},
+        outputs=("dense", "sparse", "multi"),
+        licence="MIT",
+        refusals={
+            "late_chunking": "with its architecture the embedding space collapses when parts of a text are pooled; "
+            + _LATE_CHUNKERS
+        },
+    ),
+    _hub("Qwen/Qwen3-Embedding-0.6B", "2025-06-05", 595_776_512, "Follows instructions.", dim=1024, **_QWEN3),
+    _hub("Qwen/Qwen3-Embedding-4B", "2025-06-05", 4_021_774_336, "Follows instructions.", dim=2560, **_QWEN3),
+    _hub("Qwen/Qwen3-Embedding-8B", "2025-06-05", 7_567_295_488, "Follows instructions.", dim=4096, **_QWEN3),
+)
+
+# Rerankers, by generation.
+
+_RANK_V1: dict[str, Any] = {"family": "jina_bert", "context": 8192, **_RERANKER, **_APACHE}
+_RANK_V3: dict[str, Any] = {"family": "qwen", "context": 131072, "dim": 512, **_RERANKER, **_NON_COMMERCIAL}
+_RANK_QWEN3: dict[str, Any] = {"family": "qwen", "context": 32768, **_RERANKER, **_APACHE}
+_RERANKERS = (
+    _hub("jinaai/jina-reranker-v1-tiny-en", "2024-04-18", 33_000_000, "English, the fastest.", **_RANK_V1),
+    _hub("jinaai/jina-reranker-v1-turbo-en", "2024-04-18", 37_800_000, "English, fast.", **_RANK_V1),
+    _hub("jinaai/jina-reranker-v1-base-en", "2024-02-29", 137_000_000, "English.", **_RANK_V1),
+    _hub(
+        "jinaai/jina-reranker-v2-base-multilingual",
+        "2024-06-25",
+        278_000_000,
+        "Multilingual.",
+        family="xlm_roberta",
+        context=1024,
+        **_RERANKER,
+        **_NON_COMMERCIAL,
+    ),
+    _hub("jinaai/jina-reranker-v3", "2025-10-03", 596_836_352, "Multilingual, reads documents together.", **_RANK_V3),
+    _hub("jinaai/jina-reranker-v3.5", "2026-07-27", 596_836_352, "A drop-in successor of v3.", **_RANK_V3),
+    _hub(
+        "jinaai/jina-reranker-m0",
+        "2025-04-08",
+        2_400_000_000,
+        "Multilingual, texts and images.",
+        revision="94bfe0aeb2d4dd7978362699cddd5893d4e0adc8",
+        family="qwen_vl",
+        context=10240,
+        modalities=("text", "image"),
+        **_RERANKER,
+        **_NON_COMMERCIAL,
+    ),
+    _hub(
+        "BAAI/bge-reranker-v2-m3",
+        "2024-03-18",
+        568_000_000,
+        "Multilingual.",
+        family="xlm_roberta",
+        context=8192,
+        **_RERANKER,
+        **_APACHE,
+    ),
+    _hub("Qwen/Qwen3-Reranker-0.6B", "2025-06-05", 600_000_000, "Answers yes or no.", **_RANK_QWEN3),
+    _hub("Qwen/Qwen3-Reranker-4B", "2025-06-05", 4_000_000_000, "Answers yes or no.", **_RANK_QWEN3),
+)
+
+_CHAT = (
+    _hub(
+        "jinaai/jina-vlm",
+        "2025-12-04",
+        2_400_000_000,
+        "Answers questions on images, in many languages.",
+        revision="ddfa80b180f87f59873fd1cea352dec51183ab88",
+        family="jina_vlm",
+        kind="chat",
+        context=32768,
+        modalities=("text", "image"),
+        **_NON_COMMERCIAL,
+    ),
+)
+
+CATALOG: Mapping[str, ModelSpec] = MappingProxyType(
+    {
+        spec.id: spec
+        for spec in (
+            EMBEDDED,
+            *_EMBEDDINGS_V1,
+            *_EMBEDDINGS_V2,
+            *_EMBEDDINGS_V3,
+            *_EMBEDDINGS_V4,
+            *_EMBEDDINGS_V5,
+            *_CODE_EMBEDDINGS,
+            *_COLBERTS,
+            *_CLIPS,
+            _ELSER,
+            *_NEIGHBOURS,
+            *_RERANKERS,
+            *_CHAT,
+        )
+    }
+)
+_ALIASES = {alias: spec.id for spec in CATALOG.values() for alias in spec.aliases}
+
+
+def short_id(model: str) -> str:
+    """The catalogue's id of a long one: `jina-ai/jina-embeddings-v3` and `jinaai/…` mean `jina-embeddings-v3`."""
+    name = model.rsplit("/", 1)[-1]
+    known = _ALIASES.get(name.lower(), name.lower())
+    return known if known in CATALOG else name

@@ -1,0 +1,246 @@
+"""The `fundament` command: parses and delegates. What loads torch is imported by the command that needs it."""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, NoReturn, Optional
+
+import orjson
+import typer
+from pydantic import ValidationError
+
+from fundament import __version__
+from fundament.catalog import CATALOG, ModelSpec, short_id
+from fundament.config import Settings
+from fundament.engine.weights import Local, directory_of, embedded, where_whole
+from fundament.errors import FundamentError
+from fundament.models import families
+
+app = typer.Typer(
+    help="The Jina Search Foundation API on your own hardware.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+# Options that several commands take. None means that neither the environment nor the file is overruled.
+Models = Annotated[
+    Optional[list[str]],  # noqa: UP045 - typer reads this form on every supported version
+    typer.Option("--model", metavar="ID[=DIR]", help="Serve this model; may be given several times."),
+]
+Aliases = Annotated[
+    Optional[list[str]],  # noqa: UP045 - as above
+    typer.Option("--alias", metavar="NAME=MODEL", help="Answer to NAME as MODEL; may be given several times."),
+]
+Host = Annotated[str | None, typer.Option(help="Address to listen on.  [127.0.0.1]")]
+Port = Annotated[int | None, typer.Option(help="Port to listen on.  [8080]")]
+Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:1.  [auto]")]
+Dtype = Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16.  [auto]")]
+DataDir = Annotated[Path | None, typer.Option(help="Where models are kept.")]
+MemoryGb = Annotated[float | None, typer.Option(help="Most memory of all models together.")]
+
+
+@app.callback(invoke_without_command=True)
+def main(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    """Options of the command itself."""
+    if version:
+        typer.echo(f"fundament {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def serve(
+    model: Models = None,
+    alias: Aliases = None,
+    host: Host = None,
+    port: Port = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    data_dir: DataDir = None,
+    preload: Annotated[bool | None, typer.Option("--preload/--lazy", help="Load models at start.")] = None,
+    memory_gb: MemoryGb = None,
+    idle_seconds: Annotated[float | None, typer.Option(help="Let a model go after this long unused.")] = None,
+    log_format: Annotated[str | None, typer.Option(help="text or json.  [text]")] = None,
+) -> None:
+    """Serve models over HTTP. Further settings: docs/settings.md."""
+    settings = _settings(
+        models=model,
+        aliases=alias,
+        host=host,
+        port=port,
+        device=device,
+        dtype=dtype,
+        data_dir=data_dir,
+        preload=preload,
+        memory_gb=memory_gb,
+        idle_seconds=idle_seconds,
+        log_format=log_format,
+    )
+    from fundament.server import run
+
+    try:
+        run(settings)
+    except FundamentError as error:
+        _refuse(error.detail)
+
+
+@app.command()
+def pull(
+    ids: Annotated[list[str], typer.Argument(metavar="ID...", help="Models of the catalogue: `fundament models`.")],
+    accept_licence: Annotated[
+        bool, typer.Option("--accept-licence", help="Your use is one that a non-commercial licence allows.")
+    ] = False,
+    data_dir: DataDir = None,
+) -> None:
+    """Download models; an interrupted download goes on. HF_ENDPOINT, HF_TOKEN and HTTPS_PROXY are heeded."""
+    settings = _settings(data_dir=data_dir)
+    from fundament.engine.hub import pull as pull_model
+    from fundament.engine.hub import refuse_unpullable
+
+    try:
+        specs = [_in_catalogue(model) for model in ids]
+        # All are looked at before the first is downloaded, which may take long.
+        for spec in specs:
+            typer.echo(f"{spec.id}: licence {spec.licence}" + (f", from {spec.repo}" if spec.repo else ""))
+            refuse_unpullable(spec, accept_licence=accept_licence)
+        for spec in specs:
+            if there := where_whole(spec, settings.data_dir):
+                typer.echo(f"{spec.id}: already in {there}")
+                continue
+            with _progress(spec.id) as progress:
+                local = pull_model(spec, settings.data_dir, endpoint=os.environ.get("HF_ENDPOINT"), progress=progress)
+            typer.echo(f"{spec.id}: {_size(local.n_bytes)} in {local.directory}")
+    except FundamentError as error:
+        _refuse(error.detail)
+    except KeyboardInterrupt:
+        _refuse("interrupted; what arrived is kept, the same command goes on from there")
+
+
+@app.command()
+def models(
+    data_dir: DataDir = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON array, for scripts.")] = False,
+) -> None:
+    """List the models of the catalogue, and which are on this machine."""
+    settings = _settings(data_dir=data_dir)
+    rows = [_row(spec, settings.data_dir) for spec in CATALOG.values()]
+    if as_json:
+        typer.echo(orjson.dumps(rows, option=orjson.OPT_INDENT_2).decode())
+        return
+    lines = [["ID", "KIND", "DIM", "CONTEXT", "LICENCE", "SIZE", "HERE"], *map(_cells, rows)]
+    for line in _aligned(lines, right=(2, 3, 5)):
+        typer.echo(line)
+
+
+@app.command()
+def doctor(
+    model: Models = None,
+    alias: Aliases = None,
+    host: Host = None,
+    port: Port = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    data_dir: DataDir = None,
+    memory_gb: MemoryGb = None,
+) -> None:
+    """Say what would stop `serve` with the same options, and what to do. Exit code 1 where something would."""
+    settings = _settings(
+        models=model,
+        aliases=alias,
+        host=host,
+        port=port,
+        device=device,
+        dtype=dtype,
+        data_dir=data_dir,
+        memory_gb=memory_gb,
+    )
+    from fundament.doctor import examine
+
+    findings = examine(settings)
+    colors = {"ok": typer.colors.GREEN, "warning": typer.colors.YELLOW, "problem": typer.colors.RED}
+    for finding, line in zip(findings, _aligned([[f.level, f.subject, f.detail] for f in findings]), strict=True):
+        typer.secho(line, fg=colors[finding.level])
+    if any(finding.level == "problem" for finding in findings):
+        raise typer.Exit(1)
+
+
+def _in_catalogue(model: str) -> ModelSpec:
+    spec = CATALOG.get(short_id(model))
+    if spec is None:
+        raise FundamentError(f"'{model}' is not in the catalogue; `fundament models` lists it.")
+    return spec
+
+
+def _row(spec: ModelSpec, data_dir: Path) -> dict[str, Any]:
+    """A model as `fundament models --json` shows it."""
+    there = where_whole(spec, data_dir)
+    if there is not None:
+        here = "embedded" if (local := embedded()) and there == local.directory else "on disk"
+    elif not spec.repo:
+        here = "no public weights"
+    elif spec.family not in families():
+        here = "not served yet"
+    elif directory_of(spec, data_dir).exists():
+        here = "pull again"
+    else:
+        here = ""
+    return {
+        "id": spec.id,
+        "kind": spec.kind,
+        "dimensions": spec.dim,
+        "context": spec.context,
+        "licence": spec.licence,
+        "parameters": spec.n_parameters,
+        "bytes": Local(spec, there).n_bytes if there else 0,
+        "here": here,
+    }
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    """The same as cells of the table: one size, and nothing in the place of a zero."""
+    size = _size(row["bytes"]) if row["bytes"] else f"{row['parameters'] / 1e6:,.0f}M params"
+    shown = (row["id"], row["kind"], row["dimensions"], row["context"], row["licence"], size, row["here"])
+    return [str(cell or "") for cell in shown]
+
+
+def _aligned(rows: list[list[str]], right: tuple[int, ...] = ()) -> list[str]:
+    """Rows as lines whose columns begin, or at the given places end, below each other."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            cell.rjust(width) if place in right else cell.ljust(width)
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+
+
+def _size(n_bytes: int) -> str:
+    return f"{n_bytes / 1e9:.1f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:.0f} MB"
+
+
+@contextmanager
+def _progress(title: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on a terminal, nothing in a log."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task(title, total=None)
+        yield lambda here, whole: bar.update(task, completed=here, total=whole)
+
+
+def _settings(**given: Any) -> Settings:
+    try:
+        return Settings(**{name: value for name, value in given.items() if value is not None})
+    except ValidationError as error:
+        faults = (f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
+        _refuse("; ".join(faults))
+
+
+def _refuse(reason: str) -> NoReturn:
+    typer.secho(f"fundament: {reason}", err=True, fg=typer.colors.RED)
+    raise typer.Exit(1)

@@ -1,0 +1,98 @@
+"""Every setting, in one place: what the command line, the environment and the file can say.
+
+A flag wins over the environment (`FUNDAMENT_PORT`), which wins over the file (`fundament.toml`, or the one that
+`FUNDAMENT_CONFIG` names).
+"""
+
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
+from pydantic_settings import (
+    BaseSettings,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+
+def default_data_dir() -> Path:
+    """`$XDG_DATA_HOME/fundament`, or `~/.local/share/fundament`."""
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "fundament"
+
+
+def _split(value: Any) -> Any:
+    """A list as the environment writes it, with commas; the flags and the file give lists."""
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+class Settings(BaseSettings):
+    """What an operator can decide. Units are in the names."""
+
+    model_config = SettingsConfigDict(env_prefix="FUNDAMENT_", extra="forbid", toml_file="fundament.toml")
+
+    models: Annotated[list[str], NoDecode, BeforeValidator(_split)] = Field(
+        default=[],
+        description="Models to serve: `ID` of the catalogue, or `NAME=DIR`. "
+        "None: the embedded all-minilm-l6-v2. Models that were pulled are served besides.",
+    )
+    aliases: Annotated[list[str], NoDecode, BeforeValidator(_split)] = Field(
+        default=[],
+        description="Other names of served models, each `NAME=MODEL`, for clients whose model name cannot be changed. "
+        "An answer's `model` then says `MODEL`.",
+    )
+    host: str = Field(default="127.0.0.1", description="Address to listen on.")
+    port: int = Field(default=8080, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    device: str = Field(default="auto", description="`auto`, `cpu`, `cuda` or `cuda:1`.")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        default="auto", description="Number format of the weights; `auto` is bfloat16 where the device multiplies it."
+    )
+    threads: int = Field(default=0, ge=0, description="CPU cores to use; 0 means all.")
+    data_dir: Path = Field(
+        default_factory=default_data_dir,
+        description="Where models are kept. Default: `fundament` in the user's data directory.",
+    )
+    preload: bool = Field(default=True, description="Load the named models at start, or on first use.")
+    memory_gb: float = Field(
+        default=0, ge=0, description="Most memory of all models together, in GB; 0 means 80 % of what is free at start."
+    )
+    idle_seconds: float = Field(
+        default=0, ge=0, description="Let a model go that nobody used for this long; 0 keeps it."
+    )
+    max_batch_tokens: int = Field(
+        default=0, ge=0, description="Most tokens of a batch; 0 means 1,024 on a CPU and 16,384 on a GPU."
+    )
+    max_waiting_rows: int = Field(
+        default=20_000, ge=1, description="Inputs that may wait for one model; past it the answer is 503."
+    )
+    max_inputs: int = Field(default=10_000, ge=1, description="Most inputs of one request.")
+    max_body_mb: float = Field(default=32, gt=0, description="Largest request body, in MB.")
+    drain_seconds: float = Field(
+        default=1, ge=0, description="After SIGTERM, how long `/ready` says 503 before the port closes."
+    )
+    shutdown_seconds: float = Field(
+        default=30, ge=0, description="After SIGTERM, how long running requests may take to finish."
+    )
+    log_format: Literal["text", "json"] = Field(default="text", description="Form of the log lines.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="Least level logged.")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Flag, environment, file."""
+        del dotenv_settings, file_secret_settings
+        file = TomlConfigSettingsSource(settings_cls, Path(os.environ.get("FUNDAMENT_CONFIG", "fundament.toml")))
+        return init_settings, env_settings, file
+
+    def model_post_init(self, context: Any, /) -> None:
+        """Make paths absolute."""
+        del context
+        self.data_dir = self.data_dir.expanduser().absolute()

@@ -1,0 +1,164 @@
+"""The nouns that every layer shares: calls, items, results. Plain data; no torch, no HTTP."""
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+
+class Priority(IntEnum):
+    """Which lane a call waits in. A lower number goes first."""
+
+    INTERACTIVE = 0
+    BACKGROUND = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Media:
+    """Something other than text that a caller sent: its kind (`image`, `pdf`, `video`, `audio`) and where it is."""
+
+    kind: str
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Several parts, in order, that become one vector."""
+
+    parts: Sequence["str | Media"]
+
+
+Input = str | Media | Group
+
+Output = Literal["dense", "multi", "sparse"]
+"""What an input becomes: one vector, one vector per token, or a weight per word piece."""
+Role = Literal["query", "document"]
+"""Which side of a search an input is on."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Embed:
+    """Turn each text into one vector, one per token, or weights.
+
+    Attributes:
+        texts: what to read.
+        task: what the vectors are for; None where the model has no tasks or the caller names none.
+        truncate: read as much of a text as fits, in place of refusing it.
+        late_chunking: read all texts as one; several give one vector each, a single one gives a vector per sentence.
+        late_chunking_window: tokens of a window, special tokens included: what does not fit one is read in
+            several that overlap. None: one window as long as the context.
+        output: what each text becomes; one of the model's `outputs`.
+        role: the side of the search, where a model reads queries and documents in two ways; None means document.
+        name_tokens: name the token of each vector (`multi` only).
+    """
+
+    texts: Sequence[str]
+    task: str | None = None
+    truncate: bool = False
+    late_chunking: bool = False
+    late_chunking_window: int | None = None
+    output: Output = "dense"
+    role: Role | None = None
+    name_tokens: bool = False
+
+
+Call = Embed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Item:
+    """One row of a forward pass.
+
+    Attributes:
+        features: NumPy inputs of the row, by name, as its model's `forward` reads them.
+        n_tokens: tokens that the row costs in a batch.
+        mate: rows share a batch only where this is equal.
+        n_counted: tokens that `usage` counts: what was read of the caller's own input, special tokens included.
+        truncated: whether the input was longer than what was read.
+    """
+
+    features: dict[str, Array]
+    n_tokens: int
+    mate: Hashable = None
+    n_counted: int = 0
+    truncated: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Embeddings:
+    """What `Embed` answers: one array per input, in the caller's order.
+
+    Attributes:
+        vectors: float32 `[inputs, dim]`, not normalised.
+        n_tokens: tokens read, summed over the inputs.
+        n_truncated: how many inputs were longer than the model's context.
+    """
+
+    vectors: NDArray[np.float32]
+    n_tokens: int
+    n_truncated: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MultiVectors:
+    """What `Embed` answers with one vector per token, in the caller's order.
+
+    Attributes:
+        vectors: of each input, float32 `[tokens, dim]`, not normalised.
+        tokens: of each input, the token that each vector stands for; None where nobody asked.
+        n_tokens: tokens read, summed over the inputs.
+        n_truncated: how many inputs were longer than what the model reads.
+    """
+
+    vectors: Sequence[NDArray[np.float32]]
+    tokens: Sequence[Sequence[str]] | None = None
+    n_tokens: int
+    n_truncated: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SparseVectors:
+    """What `Embed` answers with weights of word pieces, in the caller's order.
+
+    Attributes:
+        weights: of each input, token → weight above zero, the heaviest first.
+        n_tokens: tokens read, summed over the inputs.
+        n_truncated: how many inputs were longer than what the model reads.
+    """
+
+    weights: Sequence[Mapping[str, float]]
+    n_tokens: int
+    n_truncated: int = 0
+
+
+Result = Embeddings | MultiVectors | SparseVectors
+
+
+class Model(Protocol):
+    """A loaded checkpoint of a family.
+
+    `prepare` and `finish` run per request on CPU threads; `forward` runs per batch on the threads that own the model.
+    """
+
+    n_bytes: int
+
+    def prepare(self, call: Call) -> list[Item]:
+        """Read a call into rows.
+
+        Raises:
+            InputError: an input that this model cannot read; the message names it.
+        """
+        ...
+
+    def forward(self, items: Sequence[Item]) -> list[Array]:
+        """Run rows of any callers together; one array per row, in the given order."""
+        ...
+
+    def finish(self, call: Call, items: Sequence[Item], arrays: Sequence[Array]) -> Result:
+        """Put one call's arrays together."""
+        ...

@@ -1,0 +1,208 @@
+"""What would stop Fundament from serving on this machine with these settings, each with the way out."""
+
+import os
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from fundament.api.state import read_aliases
+from fundament.backbone.checkpoint import Checkpoint
+from fundament.backbone.device import Dtype, Placement, free_bytes, n_cores, place
+from fundament.catalog import EMBEDDED
+from fundament.config import Settings
+from fundament.engine.local import family_for, needed_bytes
+from fundament.engine.weights import (
+    WITHOUT_SAFETENSORS,
+    Local,
+    damage,
+    embedded,
+    from_argument,
+    pulled,
+    read_receipt,
+    verify_embedded,
+)
+from fundament.errors import CheckpointError, FundamentError
+from fundament.server import listen
+
+Level = Literal["ok", "warning", "problem"]
+
+_BFLOAT16_INSTRUCTIONS = ("amx_bf16", "avx512_bf16", "bf16")
+_LITTLE_DISK_BYTES = 1_000_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One check: how it went, of what, and in words; where it is not `ok`, the words say what to do."""
+
+    level: Level
+    subject: str
+    detail: str
+
+
+def examine(settings: Settings) -> list[Finding]:
+    """Every check, in the order in which a start would meet them."""
+    findings = [check_device(settings.device, settings.dtype), check_cores(settings.threads)]
+    models, locals_ = check_models(settings.models, settings.data_dir)
+    findings += models
+    findings += check_aliases(settings.aliases, locals_, settings.data_dir)
+    if findings[0].level != "problem":
+        placement = place(settings.device, settings.dtype)
+        budget = int(settings.memory_gb * 1e9) or int(0.8 * free_bytes(placement.device))
+        findings.append(check_memory(locals_, placement, budget))
+    return [*findings, check_data_dir(settings.data_dir), check_port(settings.host, settings.port)]
+
+
+def check_device(device: str, dtype: Dtype) -> Finding:
+    """Where models would run, in which number format, and why in that one."""
+    try:
+        placement = place(device, dtype)
+    except FundamentError as error:
+        return Finding("problem", "device", error.detail)
+    if placement.device.type == "cuda":
+        return _check_cuda(placement)
+    capabilities = torch.cpu.get_capabilities()
+    found = [name for name in _BFLOAT16_INSTRUCTIONS if capabilities.get(name)]
+    where = f"{placement.device} in {placement.dtype_name}"
+    if placement.dtype == torch.bfloat16:
+        if found:
+            return Finding("ok", "device", f"{where}: this CPU multiplies it ({', '.join(found)})")
+        return Finding("warning", "device", f"{where}: this CPU has no instructions for it; --dtype float32 is faster")
+    if found and dtype == "float32":
+        return Finding("ok", "device", f"{where}, as asked; this CPU also multiplies bfloat16 ({', '.join(found)})")
+    return Finding("ok", "device", f"{where}: this CPU has no bfloat16 instructions")
+
+
+def _check_cuda(placement: Placement) -> Finding:
+    name = torch.cuda.get_device_name(placement.device.index or 0)
+    return Finding("ok", "device", f"{placement.device} ({name}) in {placement.dtype_name}")
+
+
+def check_cores(n_threads: int) -> Finding:
+    """How many cores would work, and whether this process may use that many."""
+    usable = n_cores()
+    if n_threads > usable:
+        return Finding(
+            "warning", "cores", f"{n_threads} threads on {usable} cores only wait; FUNDAMENT_THREADS=0 is best"
+        )
+    return Finding("ok", "cores", f"{n_threads or usable} of {usable}")
+
+
+def check_models(arguments: Iterable[str], data_dir: Path) -> tuple[list[Finding], list[Local]]:
+    """The models that would be served: there, whole, of a known family.
+
+    Returns:
+        The findings, and the models asked for that are fine.
+    """
+    findings, fine = [], []
+    for argument in list(arguments) or [EMBEDDED.id]:
+        try:
+            local = from_argument(argument, data_dir)
+            finding = check_weights(local)
+        except CheckpointError as error:
+            finding = Finding("problem", f"model {argument}", error.detail)
+        else:
+            fine.append(local)
+        findings.append(finding)
+    named = {local.spec.id for local in fine}
+    for model, local in pulled(data_dir).items():
+        if model not in named:
+            try:
+                findings.append(check_weights(local))
+            except CheckpointError as error:
+                findings.append(Finding("problem", f"model {model}", error.detail))
+    return findings, fine
+
+
+def check_aliases(arguments: Iterable[str], locals_: Iterable[Local], data_dir: Path) -> list[Finding]:
+    """Whether each alias names a model that would be served; nothing where there are none."""
+    served = {model: local.spec for model, local in pulled(data_dir).items()}
+    served |= {local.spec.id: local.spec for local in locals_}
+    if not (asked := list(arguments)):
+        return []
+    try:
+        aliases = read_aliases(asked, served)
+    except FundamentError as error:
+        return [Finding("problem", "aliases", error.detail)]
+    return [Finding("ok", "aliases", ", ".join(f"{name} answers as {model}" for name, model in aliases.items()))]
+
+
+def check_weights(local: Local) -> Finding:
+    """Whether a model's files are of its family, and the ones that were published as far as that is known.
+
+    Raises:
+        CheckpointError: they are not.
+    """
+    spec, subject = local.spec, f"model {local.spec.id}"
+    size = f"family {spec.family}, {local.n_bytes / 1e6:,.0f} MB"
+    if local == embedded():
+        verify_embedded(local)
+        return Finding("ok", subject, f"{size}, SHA-256 as released")
+    family_for(Checkpoint(local.directory), spec)
+    receipt = read_receipt(local.directory)
+    if receipt is None:
+        if missing := [name for name in WITHOUT_SAFETENSORS.get(spec.id, ()) if not (local.directory / name).is_file()]:
+            raise CheckpointError(f"{local.directory} has no {', '.join(missing)}")
+        if spec.id not in WITHOUT_SAFETENSORS and not list(Checkpoint(local.directory).names):
+            raise CheckpointError(f"{local.directory} has no tensors")
+        return Finding("ok", subject, f"{size}, in {local.directory}")
+    if broken := damage(local.directory, receipt):
+        raise CheckpointError(
+            f"{', '.join(broken)} of {local.directory} are damaged. Mend it: fundament pull {spec.id}"
+        )
+    if spec.revision not in (None, receipt.revision):
+        return Finding(
+            "warning",
+            subject,
+            f"{size}, pulled at {receipt.revision[:12]}; this release is tested with {str(spec.revision)[:12]}. "
+            f"Get that: fundament pull {spec.id}",
+        )
+    return Finding("ok", subject, f"{size}, {receipt.repo} at {receipt.revision[:12]}, {len(receipt.files)} files")
+
+
+def check_memory(locals_: Iterable[Local], placement: Placement, budget_bytes: int) -> Finding:
+    """Whether the models fit the memory that they may take, by the size of their weights in their number format."""
+    try:
+        sizes = {local.spec.id: needed_bytes(local, placement) for local in locals_}
+    except CheckpointError as error:
+        return Finding("problem", "memory", f"not known, for lack of weights: {error.detail}")
+    needed = sum(sizes.values())
+    told = f"{needed / 1e9:.1f} GB of weights in {placement.dtype_name}, {budget_bytes / 1e9:.1f} GB allowed"
+    too_large = [model for model, size in sizes.items() if size > budget_bytes]
+    if too_large:
+        return Finding(
+            "problem", "memory", f"{told}: no room for {', '.join(too_large)}; raise --memory-gb, or free some"
+        )
+    if needed > budget_bytes:
+        return Finding(
+            "warning", "memory", f"{told}: not all stay loaded at once; raise --memory-gb, or name fewer models"
+        )
+    return Finding("ok", "memory", told)
+
+
+def check_data_dir(data_dir: Path) -> Finding:
+    """Whether models can be put there, and how much room is left."""
+    there = next(path for path in (data_dir, *data_dir.parents) if path.exists())
+    if not there.is_dir():
+        return Finding("problem", "data", f"{there} is a file; choose a directory: --data-dir")
+    free = shutil.disk_usage(there).free
+    told = f"{data_dir}, {free / 1e9:.1f} GB free"
+    if not os.access(there, os.W_OK | os.X_OK):
+        return Finding("warning", "data", f"{told}, but not writable: models can be served, not pulled; --data-dir")
+    if free < _LITTLE_DISK_BYTES:
+        return Finding("warning", "data", f"{told}: too little for most models; make room, or --data-dir")
+    return Finding("ok", "data", told)
+
+
+def check_port(host: str, port: int) -> Finding:
+    """Whether the address can be listened on, tried as a start does."""
+    try:
+        sockets = listen(host, port)
+    except FundamentError as error:
+        return Finding("problem", "port", error.detail)
+    for opened in sockets:
+        opened.close()
+    return Finding("ok", "port", f"{host}:{port} is free" if port else f"{host}, a free port")

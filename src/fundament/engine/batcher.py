@@ -1,0 +1,313 @@
+"""The threads that own a model: rows of many callers wait here and go through it together.
+
+There is no timer. A thread that is free takes the next batch at once; while all are busy, rows gather.
+"""
+
+import asyncio
+import heapq
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+
+import numpy as np
+
+from fundament.core import Array, Item, Model, Priority
+from fundament.engine.packing import rank, take_batch
+from fundament.errors import RowError, UnavailableError
+from fundament.telemetry import Metrics, say
+
+_WINDOW = 512  # waiting rows that the policy looks at, so that a long queue costs no more than a short one
+_LEAST_SHARE_TOKENS = 512  # a batch smaller than this is not split between threads
+
+Rescue = Callable[[Item], Array]
+"""Runs one row again in float32."""
+
+
+@dataclass(slots=True)
+class Ticket:
+    """One call's rows on their way through the model.
+
+    Attributes:
+        loop: the caller's event loop.
+        done: resolved there with `arrays`, or with the first error.
+        cancelled: set when nobody waits any more; rows that have not started are then dropped.
+        arrays: one per row, filled as batches finish.
+        n_left: rows without an array yet.
+        error: the first failure of a row.
+    """
+
+    loop: asyncio.AbstractEventLoop
+    done: asyncio.Future[list[Array]]
+    cancelled: bool = False
+    arrays: list[Array | None] = field(default_factory=list)
+    n_left: int = 0
+    error: Exception | None = None
+
+    def open(self, n_rows: int) -> None:
+        """Expect that many arrays."""
+        self.arrays, self.n_left = [None] * n_rows, n_rows
+
+    def resolve(self) -> None:
+        """Wake the caller; runs on its event loop."""
+        if self.done.done():
+            return
+        if self.error is not None:
+            self.done.set_exception(self.error)
+        else:
+            self.done.set_result([array for array in self.arrays if array is not None])
+
+
+@dataclass(slots=True)
+class Row:
+    """One waiting row of a ticket."""
+
+    ticket: Ticket
+    place: int
+    item: Item
+    priority: Priority
+    arrived: float
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens that it costs."""
+        return self.item.n_tokens
+
+    @property
+    def mate(self) -> Hashable:
+        """What it may share a batch with."""
+        return self.item.mate
+
+
+class Batcher:
+    """A model, its waiting rows and its threads.
+
+    Args:
+        name: the model's id, for metrics and thread names.
+        model: used by these threads only.
+        n_threads: how many batches run side by side.
+        set_up: called once by each thread before its first batch.
+        max_batch_tokens: most tokens of a batch.
+        max_waiting_rows: rows past which a call is refused; a call into an empty queue is always taken.
+        rescue: runs a row whose result is not finite again in float32; None where that is what ran.
+        metrics: where batches are counted.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        model: Model,
+        *,
+        n_threads: int,
+        set_up: Callable[[], None],
+        max_batch_tokens: int,
+        max_waiting_rows: int,
+        rescue: Rescue | None,
+        metrics: Metrics,
+    ) -> None:
+        self.name, self.model = name, model
+        self.max_batch_tokens = max_batch_tokens
+        self.death: BaseException | None = None
+        self._set_up = set_up
+        self._max_waiting_rows, self._rescue = max_waiting_rows, rescue
+        self._lanes: dict[Priority, deque[Row]] = {priority: deque() for priority in Priority}
+        self._n_waiting_tokens, self._n_busy, self._closing = 0, 0, False
+        self._tokens_per_second = 0.0
+        self._condition = threading.Condition()
+        self._queue_seconds = metrics.queue_seconds.labels(name)
+        self._forward_seconds = metrics.forward_seconds.labels(name)
+        self._batch_fill, self._batch_rows = metrics.batch_fill.labels(name), metrics.batch_rows.labels(name)
+        self._tokens, self._failed_rows = metrics.tokens.labels(name), metrics.failed_rows.labels(name)
+        self._threads = [
+            threading.Thread(target=self._live, name=f"{name}-{number}", daemon=True) for number in range(n_threads)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    @property
+    def n_waiting(self) -> int:
+        """Rows in the queue."""
+        return sum(len(lane) for lane in self._lanes.values())
+
+    def submit(self, ticket: Ticket, items: Sequence[Item], priority: Priority) -> None:
+        """Queue a call's rows. Any thread may call this.
+
+        Raises:
+            UnavailableError: the queue is full, or the model's threads have died.
+        """
+        now = time.monotonic()
+        with self._condition:
+            if self.death is not None or self._closing:
+                raise UnavailableError(f"Model '{self.name}' has stopped: {self.death or 'the server is closing'}.")
+            n_waiting = self.n_waiting
+            if n_waiting and n_waiting + len(items) > self._max_waiting_rows:
+                raise UnavailableError(
+                    f"The queue of model '{self.name}' is full ({n_waiting} inputs wait). Try again shortly.",
+                    retry_after_seconds=self._seconds_to_drain(),
+                )
+            if ticket.cancelled:
+                return
+            n_tokens = sum(item.n_tokens for item in items)
+            self._lanes[priority].extend(Row(ticket, place, item, priority, now) for place, item in enumerate(items))
+            self._n_waiting_tokens += n_tokens
+            self._condition.notify(1 if n_tokens <= _LEAST_SHARE_TOKENS else len(self._threads))
+
+    def drop(self, ticket: Ticket) -> None:
+        """Forget a call that nobody waits for any more: its waiting rows cost nothing. Any thread may call this."""
+        with self._condition:
+            ticket.cancelled = True
+            for priority, lane in self._lanes.items():
+                self._lanes[priority] = deque(row for row in lane if row.ticket is not ticket)
+            self._n_waiting_tokens = sum(row.n_tokens for lane in self._lanes.values() for row in lane)
+
+    def close(self) -> None:
+        """Finish what runs and waits, then end the threads."""
+        with self._condition:
+            self._closing = True
+            self._condition.notify_all()
+        for thread in self._threads:
+            thread.join()
+
+    def _seconds_to_drain(self) -> int:
+        return max(1, min(60, round(self._n_waiting_tokens / (self._tokens_per_second or 1e9))))
+
+    def _live(self) -> None:
+        rows: list[Row] = []
+        try:
+            self._set_up()
+            while rows := self._next():
+                self._run(rows)
+                with self._condition:
+                    self._n_busy -= 1
+        except BaseException as error:
+            self._die(error, rows)
+
+    def _die(self, error: BaseException, running: Sequence[Row]) -> None:
+        say("model thread died", level=logging.CRITICAL, error=error, model=self.name)
+        with self._condition:
+            self.death = error
+            rows = [*running, *(row for lane in self._lanes.values() for row in lane)]
+            for lane in self._lanes.values():
+                lane.clear()
+            self._n_waiting_tokens = 0
+        failure = UnavailableError(f"Model '{self.name}' has stopped: {error!r}.")
+        self._settle([(row, failure) for row in rows])
+
+    def _next(self) -> list[Row]:
+        """Wait for rows and return a batch; an empty one at the end."""
+        with self._condition:
+            while True:
+                if rows := self._take():
+                    self._n_busy += 1
+                    return rows
+                if self._closing:
+                    return []
+                self._condition.wait()
+
+    def _take(self) -> list[Row]:
+        window = list(islice(heapq.merge(*self._lanes.values(), key=rank), _WINDOW))
+        for row in window:
+            self._lanes[row.priority].popleft()
+        live = [row for row in window if not row.ticket.cancelled]
+        # Threads that are free together share what waits, so that one large call uses all cores.
+        n_free = len(self._threads) - self._n_busy
+        share = max(_LEAST_SHARE_TOKENS, -(-self._n_waiting_tokens // n_free))
+        taken = [live[place] for place in take_batch(live, min(self.max_batch_tokens, share))]
+        gone = set(map(id, taken))
+        left = [row for row in live if id(row) not in gone]
+        for row in reversed(left):
+            self._lanes[row.priority].appendleft(row)
+        self._n_waiting_tokens -= sum(row.n_tokens for row in window) - sum(row.n_tokens for row in left)
+        return taken
+
+    def _run(self, rows: list[Row]) -> None:
+        """Run a batch; on failure halve it, so that one bad row fails only its own call."""
+        started = time.monotonic()
+        try:
+            arrays = self.model.forward([row.item for row in rows])
+        except Exception as error:
+            if len(rows) > 1:
+                if _out_of_memory(error):
+                    self.max_batch_tokens = max(1, sum(row.n_tokens for row in rows) // 2)
+                    say(
+                        "out of memory: smaller batches",
+                        level=logging.WARNING,
+                        model=self.name,
+                        max_batch_tokens=self.max_batch_tokens,
+                    )
+                middle = len(rows) // 2
+                self._run(rows[:middle])
+                self._run(rows[middle:])
+                return
+            self._failed_rows.inc()
+            say("row failed", level=logging.ERROR, error=error, model=self.name)
+            self._settle([(rows[0], RowError(f"Input {rows[0].place} failed in the model: {type(error).__name__}."))])
+            return
+        seconds = time.monotonic() - started
+        self._count(rows, started, seconds)
+        self._settle([(row, self._finite(row, array)) for row, array in zip(rows, arrays, strict=True)])
+
+    def _finite(self, row: Row, array: Array) -> Array | Exception:
+        """The array, or the row's result alone or in float32 where it is not finite, or an error that names the row.
+
+        Alone first, because a row that is not finite can spoil its neighbours in the batch.
+        """
+        if np.isfinite(array).all():
+            return array
+        say("row not finite", level=logging.WARNING, model=self.name, place=row.place, tokens=row.n_tokens)
+        for again in (self._alone, self._rescue):
+            try:
+                array = again(row.item) if again else array
+            except Exception as error:
+                say("row failed", level=logging.ERROR, error=error, model=self.name)
+            if np.isfinite(array).all():
+                return array
+        self._failed_rows.inc()
+        return RowError(f"Input {row.place} gives a vector that is not finite, in float32 too.")
+
+    def _alone(self, item: Item) -> Array:
+        return self.model.forward([item])[0]
+
+    def _count(self, rows: list[Row], started: float, seconds: float) -> None:
+        n_tokens = sum(row.n_tokens for row in rows)
+        self._tokens.inc(n_tokens)
+        self._forward_seconds.observe(seconds)
+        self._batch_rows.observe(len(rows))
+        self._batch_fill.observe(n_tokens / self.max_batch_tokens)
+        self._queue_seconds.observe(started - min(row.arrived for row in rows))
+        rate = n_tokens / max(seconds, 1e-9)
+        self._tokens_per_second += 0.2 * (rate - self._tokens_per_second)
+
+    def _settle(self, results: Iterable[tuple[Row, Array | Exception]]) -> None:
+        """Hand results to their tickets and wake the callers whose last row this was, one wake-up per event loop."""
+        finished: dict[asyncio.AbstractEventLoop, list[Ticket]] = {}
+        with self._condition:
+            for row, result in results:
+                ticket = row.ticket
+                ticket.n_left -= 1
+                if isinstance(result, Exception):
+                    first, ticket.error, ticket.cancelled = ticket.error is None, ticket.error or result, True
+                    if first:
+                        finished.setdefault(ticket.loop, []).append(ticket)
+                else:
+                    ticket.arrays[row.place] = result
+                    if ticket.n_left == 0 and ticket.error is None:
+                        finished.setdefault(ticket.loop, []).append(ticket)
+        for loop, tickets in finished.items():
+            try:
+                loop.call_soon_threadsafe(_resolve, tickets)
+            except RuntimeError:  # the loop is closed: its callers are gone
+                continue
+
+
+def _out_of_memory(error: Exception) -> bool:
+    words = str(error).lower()
+    return isinstance(error, MemoryError) or "out of memory" in words or "can't allocate memory" in words
+
+
+def _resolve(tickets: list[Ticket]) -> None:
+    for ticket in tickets:
+        ticket.resolve()

@@ -1,0 +1,225 @@
+"""The engine in this process."""
+
+import asyncio
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from fundament.backbone.checkpoint import Checkpoint
+from fundament.backbone.device import Dtype, Placement, free_bytes, n_cores, place
+from fundament.catalog import ModelSpec
+from fundament.core import Array, Call, Item, Model, Priority, Result
+from fundament.engine.batcher import Batcher, Ticket
+from fundament.engine.memory import Memory
+from fundament.engine.weights import Local, embedded, verify_embedded
+from fundament.errors import CheckpointError, ModelNotFoundError
+from fundament.models import Family, family, family_of
+from fundament.telemetry import Metrics, say
+
+_SIDE_BY_SIDE_BYTES = 256 * 1024**2
+_MOST_THREADS = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineOptions:
+    """How the engine uses the machine.
+
+    Attributes:
+        device: `auto`, `cpu`, `cuda`, `cuda:1`.
+        dtype: number format of the weights; `auto` is bfloat16 where the device multiplies it.
+        n_threads: CPU cores in use; 0 means all.
+        max_batch_tokens: most tokens of a batch; 0 means 1,024 on a CPU, 16,384 on a GPU.
+        max_waiting_rows: inputs that may wait for one model before calls are refused.
+        memory_bytes: most that all models take; 0 means 80 % of what is free at start.
+        idle_seconds: after which an unused model is let go; None keeps it.
+    """
+
+    device: str = "auto"
+    dtype: Dtype = "auto"
+    n_threads: int = 0
+    max_batch_tokens: int = 0
+    max_waiting_rows: int = 20_000
+    memory_bytes: int = 0
+    idle_seconds: float | None = None
+
+
+class Loaded:
+    """A model in memory with its threads."""
+
+    def __init__(self, model: Model, batcher: Batcher) -> None:
+        self.model: Model | None = model
+        self.batcher = batcher
+        self.n_bytes = model.n_bytes
+
+    def close(self) -> None:
+        """End the threads and drop the weights."""
+        self.batcher.close()
+        self.model = None
+
+
+class LocalEngine:
+    """Models in this process, each with its own threads.
+
+    Args:
+        locals_: the models that may be loaded, by id.
+        options: how to use the machine.
+        metrics: where work is counted.
+    """
+
+    def __init__(self, locals_: Mapping[str, Local], options: EngineOptions, metrics: Metrics) -> None:
+        self.locals = dict(locals_)
+        self.options, self.metrics = options, metrics
+        self.placement = place(options.device, options.dtype)
+        self.n_cores = options.n_threads or n_cores()
+        self.memory: Memory[Loaded] = Memory(
+            budget_bytes=options.memory_bytes or int(0.8 * free_bytes(self.placement.device)),
+            idle_seconds=options.idle_seconds,
+            measure=self._measure,
+            load=self._load,
+        )
+        self._pool = ThreadPoolExecutor(max(2, self.n_cores), thread_name_prefix="prepare")
+        metrics.gauge("fundament_rows_waiting", "Rows in the queue.", self._waiting)
+        metrics.gauge("fundament_model_bytes", "Memory of each loaded model.", self._sizes)
+
+    async def run(self, model: str, call: Call, *, priority: Priority = Priority.INTERACTIVE) -> Result:
+        """Answer a call: tokenize on a worker thread, wait for the batches, put the arrays together."""
+        async with self.memory.lease(model) as loaded:
+            assert loaded.model is not None
+            loop = asyncio.get_running_loop()
+            done: asyncio.Future[list[Array]] = loop.create_future()
+            ticket = Ticket(loop, done)
+            try:
+                items = await loop.run_in_executor(self._pool, _enter, loaded, call, ticket, priority)
+                arrays = await done
+            except asyncio.CancelledError:
+                loaded.batcher.drop(ticket)
+                raise
+            if call.output == "dense":  # one copy: less than a change of threads costs
+                return loaded.model.finish(call, items, arrays)
+            return await loop.run_in_executor(self._pool, loaded.model.finish, call, items, arrays)
+
+    async def load(self, models: Iterable[str]) -> None:
+        """Load models now, one after the other."""
+        for model in models:
+            async with self.memory.lease(model):
+                pass
+
+    def refresh(self, found: Mapping[str, Local]) -> None:
+        """Offer models that came onto this machine while it runs; those that are offered already stay as they are."""
+        self.locals = {**found, **self.locals}
+
+    def deaths(self) -> dict[str, str]:
+        """Models whose threads have died, and of what."""
+        return {
+            model: repr(loaded.batcher.death)
+            for model, loaded in self.memory.loaded.items()
+            if loaded.batcher.death is not None
+        }
+
+    async def close(self) -> None:
+        """Finish what runs and let go of all models."""
+        await self.memory.close()
+        self._pool.shutdown()
+
+    def _measure(self, model: str) -> int:
+        local = self.locals.get(model)
+        if local is None:
+            raise ModelNotFoundError(f"Model '{model}' is not served here.")
+        return needed_bytes(local, self.placement)
+
+    async def _load(self, model: str) -> Loaded:
+        return await asyncio.to_thread(self._load_now, self.locals[model])
+
+    def _load_now(self, local: Local) -> Loaded:
+        if local == embedded():
+            verify_embedded(local)
+        name, on_cpu = local.spec.id, self.placement.device.type == "cpu"
+        model = load_model(local, self.placement)
+        n_threads = threads_of(model.n_bytes, self.n_cores) if on_cpu else 1
+        self.metrics.loads.labels(name).inc()
+        say("model loaded", model=name, device=str(self.placement.device), dtype=self.placement.dtype_name)
+        return Loaded(
+            model,
+            Batcher(
+                name,
+                model,
+                n_threads=n_threads,
+                set_up=partial(torch.set_num_threads, max(1, self.n_cores // n_threads)),
+                max_batch_tokens=self.options.max_batch_tokens or (1_024 if on_cpu else 16_384),
+                max_waiting_rows=self.options.max_waiting_rows,
+                rescue=None if self.placement.dtype == torch.float32 else lambda item: _in_float32(local, item),
+                metrics=self.metrics,
+            ),
+        )
+
+    def _waiting(self) -> Sequence[tuple[str, float]]:
+        return [(model, loaded.batcher.n_waiting) for model, loaded in self.memory.loaded.items()]
+
+    def _sizes(self) -> Sequence[tuple[str, float]]:
+        return [(model, loaded.n_bytes) for model, loaded in self.memory.loaded.items()]
+
+
+def load_model(local: Local, placement: Placement) -> Model:
+    """Load a model from its directory, strictly.
+
+    Raises:
+        CheckpointError: the checkpoint is of another family, or does not fit its own.
+    """
+    checkpoint = Checkpoint(local.directory)
+    return family_for(checkpoint, local.spec).load(checkpoint, local.spec, placement)
+
+
+def family_for(checkpoint: Checkpoint, spec: ModelSpec) -> Family:
+    """The family that loads a model, whose checkpoint must be one of it.
+
+    Raises:
+        CheckpointError: the checkpoint is of another family.
+    """
+    its_own = family(spec.family)
+    if its_own.recognises(config := checkpoint.config):
+        return its_own
+    told = (
+        f"{checkpoint.directory} is not of family {spec.family} as '{spec.id}' is: config.json says model_type "
+        f"'{config.get('model_type')}', architectures {config.get('architectures')}"
+    )
+    if other := family_of(config):
+        raise CheckpointError(
+            f"{told}; that is family {other}. Serve it under a name of its own: --model NAME={checkpoint.directory}"
+        )
+    raise CheckpointError(f"{told}; that is no family known here. Give the directory of '{spec.id}' itself")
+
+
+def needed_bytes(local: Local, placement: Placement) -> int:
+    """Memory that a model's weights take once they are loaded, adapters included, by the headers of its files.
+
+    Raises:
+        CheckpointError: files that cannot be read.
+    """
+    adapters = (path.parent for path in local.directory.glob("adapters/*/*.safetensors"))
+    directories = [local.directory, *dict.fromkeys(adapters)]
+    return placement.dtype.itemsize * sum(Checkpoint(directory).n_elements for directory in directories)
+
+
+def threads_of(n_bytes: int, n_cores: int) -> int:
+    """How many batches of a model run side by side on a CPU, the cores divided among them.
+
+    Small layers do not divide well over cores, whole batches do (`benchmarks/engine.py --threads`). Four at most: the
+    threads share one interpreter.
+    """
+    return min(n_cores, _MOST_THREADS) if n_bytes <= _SIDE_BY_SIDE_BYTES else 1
+
+
+def _enter(loaded: Loaded, call: Call, ticket: Ticket, priority: Priority) -> Sequence[Item]:
+    assert loaded.model is not None
+    items = loaded.model.prepare(call)
+    ticket.open(len(items))
+    loaded.batcher.submit(ticket, items, priority)
+    return items
+
+
+def _in_float32(local: Local, item: Item) -> Array:
+    model = load_model(local, Placement(torch.device("cpu"), torch.float32))
+    return model.forward([item])[0]

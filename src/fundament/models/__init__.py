@@ -1,0 +1,44 @@
+"""One file per family. A catalogue entry names its family; the module of that name has `load` and `recognises`."""
+
+import importlib
+import pkgutil
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+from fundament.catalog import ModelSpec
+from fundament.core import Model
+
+# The names of the families are listed without loading torch: a family does that when it is asked for.
+if TYPE_CHECKING:
+    from fundament.backbone.checkpoint import Checkpoint
+    from fundament.backbone.device import Placement
+
+
+class Family(Protocol):
+    """What a module of this package offers."""
+
+    def recognises(self, config: dict[str, Any]) -> bool:
+        """Whether a `config.json` is of this family."""
+        ...
+
+    def load(self, checkpoint: "Checkpoint", spec: ModelSpec, placement: "Placement") -> Model:
+        """Load a checkpoint, strictly.
+
+        Raises:
+            CheckpointError: it does not fit.
+        """
+        ...
+
+
+def families() -> list[str]:
+    """The names of all families."""
+    return [module.name for module in pkgutil.iter_modules(__path__)]
+
+
+def family(name: str) -> Family:
+    """The family of that name."""
+    return cast("Family", importlib.import_module(f"{__name__}.{name}"))
+
+
+def family_of(config: dict[str, Any]) -> str | None:
+    """The family that a `config.json` belongs to, or None."""
+    return next((name for name in families() if family(name).recognises(config)), None)

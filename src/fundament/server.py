@@ -1,0 +1,120 @@
+"""Running the application as a process: the sockets, the signals, the order in which it ends."""
+
+import asyncio
+import errno
+import logging
+import os
+import signal
+import socket
+from types import FrameType
+
+import uvicorn
+
+from fundament import __version__
+from fundament.config import Settings
+from fundament.errors import FundamentError
+from fundament.telemetry import configure_logs, log, say
+
+_BACKLOG = 2048  # connections that wait to be accepted
+
+
+def run(settings: Settings) -> None:
+    """Serve until SIGTERM or Ctrl-C.
+
+    Raises:
+        FundamentError: something that cannot be served here.
+    """
+    # Text is tokenized on our own worker threads; the tokenizer's pool would compete with the models for cores.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # Compiled products are kept by shape, some hundred for each model; the default holds 1,024 in all.
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "8192")
+    configure_logs(settings.log_format, settings.log_level)
+    # Before the application, so that a port that is taken is said at once.
+    sockets = listen(settings.host, settings.port)
+    from fundament.app import create_app
+
+    app = create_app(settings)
+    server = _Server(
+        uvicorn.Config(
+            app,
+            access_log=False,
+            log_config=None,
+            log_level="warning",
+            server_header=False,
+            timeout_graceful_shutdown=int(settings.shutdown_seconds),
+        )
+    )
+    logging.getLogger("uvicorn").handlers = log.handlers  # its warnings, in the form of our own lines
+    server.settings = settings
+    server.run(sockets)
+
+
+def listen(host: str, port: int) -> list[socket.socket]:
+    """Sockets on every address of `host`, all on one port; clients that come early wait in their backlog.
+
+    Raises:
+        FundamentError: the port is taken or not allowed, or the host is not an address of this machine.
+    """
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except socket.gaierror as error:
+        raise FundamentError(f"host '{host}' is not an address: {error.strerror}") from error
+    sockets: list[socket.socket] = []
+    absent: OSError | None = None
+    for family, _, _, _, address in dict.fromkeys(found):
+        try:
+            sockets.append(socket.create_server((address[0], port, *address[2:]), family=family, backlog=_BACKLOG))
+        except OSError as error:
+            # A name such as localhost stands for addresses that not every machine has.
+            if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+                for opened in sockets:
+                    opened.close()
+                raise _refusal(f"{host} port {port}", error, "--port") from error
+            absent = error
+        port = sockets[0].getsockname()[1] if sockets else port
+    if not sockets and absent is not None:
+        raise _refusal(host, absent, "--host") from absent
+    return sockets
+
+
+def _refusal(where: str, error: OSError, option: str) -> FundamentError:
+    why = os.strerror(error.errno or 0).lower()
+    return FundamentError(f"cannot listen on {where}: {why}. Choose another with {option}.")
+
+
+class _Server(uvicorn.Server):
+    """Uvicorn that drains on SIGTERM: `/ready` says 503 first, the port closes later, the exit code is 0."""
+
+    settings: Settings
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen, then say where."""
+        await super().startup(sockets)
+        if not self.started:
+            return
+        loop = asyncio.get_running_loop()
+        # Set on the loop after uvicorn's own handlers: those raise the signal again at the end, and the exit code
+        # would tell a supervisor that the server was killed.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._end, number)
+        port = self.servers[0].sockets[0].getsockname()[1]
+        host = f"[{self.settings.host}]" if ":" in self.settings.host else self.settings.host
+        say("serving", version=__version__, url=f"http://{host}:{port}", models=",".join(self._models()))
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """A signal before the start is complete."""
+        del frame
+        self._end(sig)
+
+    def _models(self) -> list[str]:
+        return sorted(self.config.app.state.parts.served())  # type: ignore[union-attr]
+
+    def _end(self, number: int) -> None:
+        if self.should_exit:
+            self.force_exit = number == signal.SIGINT
+            return
+        parts = self.config.app.state.parts  # type: ignore[union-attr]
+        already, parts.closing = parts.closing, True
+        wait = 0 if already or number == signal.SIGINT or not self.started else self.settings.drain_seconds
+        say("closing", running=parts.n_running)
+        asyncio.get_running_loop().call_later(wait, setattr, self, "should_exit", True)

@@ -1,0 +1,111 @@
+"""Other names of served models: who answers, what the answer says, and what is listed."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from fundament.api.state import pick, read_aliases
+from fundament.app import create_app
+from fundament.catalog import CATALOG, EMBEDDED
+from fundament.config import Settings
+from fundament.errors import FundamentError
+from tests.inprocess import Api, running
+
+SERVED = {EMBEDDED.id: EMBEDDED}
+ALIASES = [f"text-embedding-ada-002={EMBEDDED.id}", "elser-v2=sentence-transformers/all-MiniLM-L6-v2"]
+
+
+@pytest.fixture(scope="module")
+def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
+    with running(tmp_path_factory.mktemp("aliases"), aliases=ALIASES) as api:
+        yield api
+
+
+def embed(api: Api, model: str) -> dict[str, object]:
+    response = api.run(api.client.post("/v1/embeddings", json={"model": model, "input": "a text"}))
+    assert response.status_code == 200, response.text
+    return dict(response.json())
+
+
+@pytest.mark.parametrize("name", ["text-embedding-ada-002", "openai/text-embedding-ada-002", "elser-v2", "ELSER-v2"])
+def test_an_alias_answers_as_its_model_and_says_so(api: Api, name: str) -> None:
+    assert embed(api, name) == embed(api, EMBEDDED.id)
+    assert embed(api, name)["model"] == EMBEDDED.id
+
+
+def test_a_long_name_is_no_alias_and_is_echoed(api: Api) -> None:
+    assert embed(api, EMBEDDED.repo)["model"] == EMBEDDED.repo
+
+
+def test_the_list_shows_aliases_as_what_they_stand_for(api: Api) -> None:
+    entries = {model["id"]: model for model in api.run(api.client.get("/v1/models")).json()["data"]}
+    assert list(entries) == [EMBEDDED.id, "elser-v2", "text-embedding-ada-002"]
+    own = entries[EMBEDDED.id]
+    assert "alias_of" not in own
+    for name in ("elser-v2", "text-embedding-ada-002"):
+        assert entries[name] == own | {"id": name, "alias_of": EMBEDDED.id}
+
+
+@pytest.mark.parametrize("name", ["text-embedding-ada-002", "openai/text-embedding-ada-002"])
+def test_one_alias_is_described_under_its_own_name(api: Api, name: str) -> None:
+    described = api.run(api.client.get(f"/v1/models/{name}")).json()
+    assert (described["id"], described["alias_of"]) == ("text-embedding-ada-002", EMBEDDED.id)
+
+
+def test_who_asks_for_an_unknown_model_is_told_of_the_aliases(api: Api) -> None:
+    listed = f"Available models: {EMBEDDED.id}, elser-v2, text-embedding-ada-002."
+    for response in (
+        api.run(api.client.post("/v1/embeddings", json={"model": "nobody", "input": "a"})),
+        api.run(api.client.get("/v1/models/nobody")),
+    ):
+        assert response.json()["detail"].endswith(listed)
+
+
+def test_a_model_goes_by_its_whole_name_first() -> None:
+    served = {name: replace(EMBEDDED, id=name) for name in ("mine", "team/mine")}
+    assert [pick(served, name) for name in ("mine", "team/mine", "other/mine")] == [
+        served["mine"],
+        served["team/mine"],
+        served["mine"],
+    ]
+    assert read_aliases(["x=team/mine"], served) == {"x": "team/mine"}
+
+
+def test_a_name_of_the_catalogue_means_the_same_in_every_form() -> None:
+    assert read_aliases(["jinaai/Jina-Embeddings-V3 = all-minilm-l6-v2"], SERVED) == {"jina-embeddings-v3": EMBEDDED.id}
+
+
+@pytest.mark.parametrize(
+    ("aliases", "words"),
+    [
+        (["x=nobody"], f"'nobody' is not served, so nothing could answer; served are {EMBEDDED.id}. Add it: --model"),
+        (["x=jina-embeddings-v3"], "'jina-embeddings-v3' is not served"),
+        ([f"y={EMBEDDED.id}", "x=y"], "'y' is not served"),
+        ([f"{EMBEDDED.id}={EMBEDDED.id}"], "is itself a served model; choose another name"),
+        ([f"{EMBEDDED.repo}={EMBEDDED.id}"], "is itself a served model"),
+        ([f"x={EMBEDDED.id}", f"x={EMBEDDED.repo}"], f"'x' is already an alias of '{EMBEDDED.id}'; keep one"),
+        (["x"], f"--alias x: write NAME=MODEL, as in --alias my-model={EMBEDDED.id}"),
+        ([f"={EMBEDDED.id}"], "write NAME=MODEL"),
+        (["x="], "write NAME=MODEL"),
+    ],
+)
+def test_what_is_no_alias_stops_the_start(tmp_path: Path, aliases: list[str], words: str) -> None:
+    with pytest.raises(FundamentError) as refusal:
+        create_app(Settings(data_dir=tmp_path, aliases=aliases))
+    assert words in refusal.value.detail
+
+
+def test_a_model_that_comes_later_does_not_take_an_alias_away(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    state = api.app.state.parts
+    monkeypatch.setattr(state, "served", lambda: {**SERVED, "elser-v2": CATALOG["elser-v2"]})
+    assert state.find("elser-v2") is EMBEDDED
+    entries = api.run(api.client.get("/v1/models")).json()["data"]
+    assert [model["id"] for model in entries] == [EMBEDDED.id, "elser-v2", "text-embedding-ada-002"]
+
+
+def test_the_environment_gives_aliases_with_commas(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FUNDAMENT_ALIASES", "a=all-minilm-l6-v2, b=all-minilm-l6-v2")
+    assert Settings().aliases == ["a=all-minilm-l6-v2", "b=all-minilm-l6-v2"]

@@ -1,0 +1,75 @@
+"""Whatever JSON arrives, the answer is right or a refusal, never a failure of ours."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import orjson
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from tests.contract.schemas import conforms
+from tests.inprocess import Api, running
+from tests.served import MODEL
+
+FIELDS = [
+    "model",
+    "input",
+    "task",
+    "dimensions",
+    "normalized",
+    "truncate",
+    "embedding_type",
+    "encoding_format",
+    "late_chunking",
+    "return_multivector",
+    "return_tokenized_input",
+    "return_sparse",
+    "input_type",
+]
+PARTS = ["text", "image", "url", "bytes", "content"]
+
+words = st.sampled_from([MODEL, "float", "base64", "retrieval.query", "", "a b c"]) | st.text(max_size=40)
+scalars = st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats(allow_nan=False) | words
+values = st.recursive(
+    scalars,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(PARTS) | words, inner, max_size=3),
+    max_leaves=8,
+)
+requests = st.fixed_dictionaries({"model": st.just(MODEL), "input": values}, optional=dict.fromkeys(FIELDS[2:], values))
+bodies = (requests | st.dictionaries(st.sampled_from(FIELDS) | words, values, max_size=5) | values).map(orjson.dumps)
+
+
+@pytest.fixture(scope="module")
+def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
+    with running(tmp_path_factory.mktemp("data")) as api:
+        yield api
+
+
+@settings(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.too_slow])
+@given(content=bodies | st.binary(max_size=200))
+@example(content=orjson.dumps({"model": MODEL, "input": "x", "embedding_type": [{}, []]}))
+@example(content=orjson.dumps({"model": MODEL, "input": [{"content": []}]}))
+def test_any_body_is_answered_or_refused(api: Api, content: bytes) -> None:
+    response = api.post(content)
+    assert response.status_code < 500
+    conforms(response)
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    texts=st.lists(st.text(max_size=60) | st.fixed_dictionaries({"text": st.text(max_size=60)}), min_size=1, max_size=5)
+)
+def test_any_texts_have_vectors(api: Api, texts: list[Any]) -> None:
+    response = api.post(orjson.dumps({"model": MODEL, "input": texts}))
+    assert response.status_code == 200
+    conforms(response)
+    assert len(response.json()["data"]) == len(texts)
+
+
+@settings(deadline=None, max_examples=50)
+@given(header=st.text(st.characters(min_codepoint=33, max_codepoint=126), max_size=30))
+def test_any_content_type_is_answered_or_refused(api: Api, header: str) -> None:
+    response = api.post(orjson.dumps({"model": MODEL, "input": "x"}), **{"content-type": header})
+    assert response.status_code in (200, 415)
+    conforms(response)

@@ -1,0 +1,179 @@
+"""Packed attention against a plain loop over rows."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from fundament.backbone.attention import attend
+from fundament.backbone.packed import BUNDLE_TOKENS, group, hide, pack, rounded
+from fundament.backbone.positions import Nearness, alibi, alibi_slopes, bucket, bucketed
+
+CPU = torch.device("cpu")
+
+
+def nearness_of(kind: str | None, n_heads: int) -> Nearness | None:
+    match kind:
+        case "alibi":
+            return alibi(n_heads, CPU)
+        case "bucketed":
+            return bucketed(torch.randn(8, n_heads, generator=torch.Generator().manual_seed(1)), 20)
+        case _:
+            return None
+
+
+def plain(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    lengths: list[int],
+    *,
+    causal: bool,
+    window: int | None,
+    nearness: Nearness | None,
+    scale: float | None,
+) -> Tensor:
+    """Each row and each head on its own, by the definition."""
+    scale = scale or 1 / math.sqrt(q.shape[2])
+    out, start = torch.zeros(len(q), q.shape[1], q.shape[2]), 0
+    for length in lengths:
+        for head in range(q.shape[1]):
+            kv = head * k.shape[1] // q.shape[1]
+            rows = slice(start, start + length)
+            scores = q[rows, head] @ k[rows, kv].T * scale
+            for i in range(length):
+                for j in range(length):
+                    if nearness is not None:
+                        scores[i, j] += nearness(torch.tensor([[j - i]]))[head, 0, 0]
+                    if causal and (j > i or (window is not None and i - j >= window)):
+                        scores[i, j] = -math.inf
+            out[rows, head] = torch.softmax(scores, -1) @ v[rows, kv]
+        start += length
+    return out.flatten(1)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    lengths=st.lists(st.one_of(st.integers(1, 12), st.integers(1, 70)), min_size=1, max_size=6),
+    causal=st.booleans(),
+    window=st.sampled_from([None, 1, 5, 64]),
+    kind=st.sampled_from([None, "alibi", "bucketed"]),
+    scale=st.sampled_from([None, 1.0]),
+    heads=st.sampled_from([(2, 2), (4, 2), (6, 1)]),
+    in_order=st.booleans(),
+)
+def test_attention_equals_the_plain_loop(
+    lengths: list[int],
+    causal: bool,
+    window: int | None,
+    kind: str | None,
+    scale: float | None,
+    heads: tuple[int, int],
+    in_order: bool,
+) -> None:
+    lengths = sorted(lengths) if in_order else lengths
+    window = window if causal else None
+    packed = pack([torch.zeros(length, dtype=torch.int64).numpy() for length in lengths], CPU)
+    generator = torch.Generator().manual_seed(len(lengths))
+    width = (heads[0] + 2 * heads[1]) * 8
+    # q, k and v are slices of one matrix, as in the transformer; what follows the last row must not matter.
+    qkv = torch.randn(len(packed.ids), width, generator=generator)
+    q, k, v = (part.unflatten(-1, (-1, 8)) for part in qkv.split((heads[0] * 8, heads[1] * 8, heads[1] * 8), dim=-1))
+    nearness = nearness_of(kind, heads[0])
+    found = attend(q, k, v, packed, causal=causal, window=window, nearness=nearness, scale=scale)
+    expected = plain(q, k, v, lengths, causal=causal, window=window, nearness=nearness, scale=scale)
+    assert found.shape == expected.shape
+    torch.testing.assert_close(found[: packed.n_tokens], expected[: packed.n_tokens], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("kind", [None, "alibi", "bucketed"])
+def test_rows_longer_than_a_query_block(causal: bool, kind: str | None) -> None:
+    lengths = [3, 1100]
+    packed = pack([torch.zeros(length, dtype=torch.int64).numpy() for length in lengths], CPU)
+    q, k, v = (torch.randn(len(packed.ids), 2, 4) for _ in range(3))
+    nearness = nearness_of(kind, 2)
+    found = attend(q, k, v, packed, causal=causal, nearness=nearness)
+    row = slice(3, 1103)
+    bias = torch.zeros(1100, 1100)
+    distance = torch.arange(1100)[:, None] - torch.arange(1100)
+    if causal:
+        bias = bias.masked_fill(distance < 0, -math.inf)
+    for head in range(2):
+        scores = q[row, head] @ k[row, head].T / 2 + bias
+        if nearness is not None:
+            scores = scores + nearness(-distance)[head]
+        expected = torch.softmax(scores, -1) @ v[row, head]
+        torch.testing.assert_close(found[row].unflatten(1, (2, 4))[:, head], expected, atol=1e-5, rtol=1e-4)
+
+
+@given(st.lists(st.integers(1, 200), min_size=1, max_size=40))
+def test_runs_cover_every_row_in_order(lengths: list[int]) -> None:
+    runs = group(lengths)
+    found = [length for run in runs for length in (run.row_lengths or (run.length,) * run.n_blocks)]
+    assert found == lengths
+    assert [run.start for run in runs[1:]] == [run.stop for run in runs[:-1]]
+    assert all(run.length <= BUNDLE_TOKENS for run in runs if run.row_lengths)
+
+
+@given(st.integers(1, 100_000))
+def test_token_numbers_are_rounded_up_to_few_shapes(n: int) -> None:
+    more = rounded(n) - n
+    assert 0 <= more < max(16, n / 8)
+    assert rounded(rounded(n)) == rounded(n)
+
+
+def test_there_are_few_shapes() -> None:
+    assert len({rounded(n) for n in range(1, 4097)}) <= 100
+
+
+def test_slopes_are_those_of_the_paper() -> None:
+    torch.testing.assert_close(alibi_slopes(8), torch.tensor([2.0**-n for n in range(1, 9)]))
+    twelve = alibi_slopes(12)
+    torch.testing.assert_close(twelve[:8], alibi_slopes(8))
+    torch.testing.assert_close(twelve[8:], alibi_slopes(16)[0:8:2])
+
+
+def test_alibi_falls_with_the_distance() -> None:
+    torch.testing.assert_close(
+        alibi(8, CPU)(torch.tensor([[-3, 0, 2]])), alibi_slopes(8)[:, None, None] * torch.tensor([[-3.0, 0.0, -2.0]])
+    )
+
+
+def test_buckets_are_those_of_t5() -> None:
+    """32 buckets up to 128 tokens: single distances below 8, then spans that grow by the square root of two."""
+    starts = [0, 1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 23, 32, 46, 64, 91]
+    offsets = torch.arange(-300, 301)
+    expected = [sum(start <= abs(offset) for start in starts) - 1 + 16 * (offset > 0) for offset in offsets.tolist()]
+    assert bucket(offsets, 32, 128).tolist() == expected
+
+
+def test_far_offsets_share_a_bucket() -> None:
+    table = torch.randn(32, 3)
+    bias = bucketed(table, 128)(torch.tensor([[-5000, -128, -100, 0, 1, 100, 128, 5000]]))
+    assert torch.equal(bias[:, 0], table[[15, 15, 15, 0, 17, 31, 31, 31]].T)
+
+
+@pytest.mark.parametrize("sloped", [False, True])
+def test_hidden_tokens_attend_and_are_not_attended_to(sloped: bool) -> None:
+    lengths, visible = [3, 5, 2, 60, 60, 60, 1100], [2, 5, 1, 60, 7, 59, 1090]
+    packed = hide(pack([np.zeros(n) for n in lengths], CPU), visible)
+    generator = torch.Generator().manual_seed(4)
+    q, k, v = (torch.randn(len(packed.ids), 2, 4, generator=generator) for _ in range(3))
+    slopes = alibi_slopes(2) if sloped else None
+    found = attend(q, k, v, packed, nearness=alibi(2, CPU) if sloped else None).unflatten(1, (2, 4))
+    start = 0
+    for n, seen in zip(lengths, visible, strict=True):
+        row, keys = slice(start, start + n), slice(start, start + seen)
+        distance = (torch.arange(n)[:, None] - torch.arange(seen)).abs()
+        for head in range(2):
+            scores = q[row, head] @ k[keys, head].T / 2
+            if slopes is not None:
+                scores = scores - slopes[head] * distance
+            expected = torch.softmax(scores, -1) @ v[keys, head]
+            torch.testing.assert_close(found[row, head], expected, atol=1e-5, rtol=1e-4)
+        start += n

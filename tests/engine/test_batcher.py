@@ -1,0 +1,241 @@
+"""The threads that own a model: order, failure, cancellation, the bounded queue."""
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import pytest
+
+from fundament.core import Array, Call, Item, Priority, Result
+from fundament.engine.batcher import Batcher, Ticket
+from fundament.errors import RowError, UnavailableError
+from fundament.telemetry import Metrics
+
+
+class Doubler:
+    """A model that doubles a number, slowly where a gate is shut, and fails where it is told to."""
+
+    n_bytes = 0
+
+    def __init__(self) -> None:
+        self.gate = threading.Event()
+        self.gate.set()
+        self.batches: list[list[int]] = []
+        self.fails: Callable[[list[int]], BaseException | None] = lambda _: None
+
+    def prepare(self, call: Call) -> list[Item]:
+        raise NotImplementedError
+
+    def finish(self, call: Call, items: Sequence[Item], arrays: Sequence[Array]) -> Result:
+        raise NotImplementedError
+
+    def forward(self, items: Sequence[Item]) -> list[Array]:
+        numbers = [int(item.features["n"]) for item in items]
+        self.batches.append(numbers)
+        assert self.gate.wait(10)
+        if error := self.fails(numbers):
+            raise error
+        return [np.array([2.0 * number]) for number in numbers]
+
+
+@pytest.fixture
+def model() -> Doubler:
+    return Doubler()
+
+
+def started(model: Doubler, **options: object) -> Batcher:
+    defaults: dict[str, object] = {
+        "n_threads": 1,
+        "set_up": lambda: None,
+        "max_batch_tokens": 1000,
+        "max_waiting_rows": 100,
+        "rescue": None,
+        "metrics": Metrics(),
+    }
+    return Batcher("doubler", model, **{**defaults, **options})  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def batcher(model: Doubler) -> Iterator[Batcher]:
+    batcher = started(model)
+    yield batcher
+    model.gate.set()
+    batcher.close()
+
+
+def items(*numbers: int, n_tokens: int = 10) -> list[Item]:
+    return [Item(features={"n": np.array(number)}, n_tokens=n_tokens) for number in numbers]
+
+
+def submit(batcher: Batcher, rows: list[Item], priority: Priority = Priority.INTERACTIVE) -> Ticket:
+    loop = asyncio.get_running_loop()
+    ticket = Ticket(loop, loop.create_future())
+    ticket.open(len(rows))
+    batcher.submit(ticket, rows, priority)
+    return ticket
+
+
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.001)
+
+
+def test_results_come_in_the_order_of_the_rows(runner: asyncio.Runner, batcher: Batcher) -> None:
+    async def scenario() -> None:
+        rows = [Item(features={"n": np.array(n)}, n_tokens=1 + n * 37 % 400) for n in range(50)]
+        assert [array[0] for array in await submit(batcher, rows).done] == [2.0 * n for n in range(50)]
+
+    runner.run(scenario())
+
+
+def test_rows_that_gather_while_a_batch_runs_go_together(
+    runner: asyncio.Runner, model: Doubler, batcher: Batcher
+) -> None:
+    async def scenario() -> None:
+        model.gate.clear()
+        first = submit(batcher, items(0))
+        await until(lambda: model.batches)
+        later = [submit(batcher, items(n)) for n in range(1, 20)]
+        model.gate.set()
+        await asyncio.gather(first.done, *(ticket.done for ticket in later))
+        assert model.batches == [[0], list(range(1, 20))]
+
+    runner.run(scenario())
+
+
+def test_interactive_rows_go_before_background_rows(runner: asyncio.Runner, model: Doubler, batcher: Batcher) -> None:
+    async def scenario() -> None:
+        model.gate.clear()
+        tickets = [submit(batcher, items(0))]
+        await until(lambda: model.batches)
+        tickets.append(submit(batcher, items(1, n_tokens=1000), Priority.BACKGROUND))
+        tickets.append(submit(batcher, items(2, n_tokens=1000)))
+        model.gate.set()
+        await asyncio.gather(*(ticket.done for ticket in tickets))
+        assert model.batches == [[0], [2], [1]]
+
+    runner.run(scenario())
+
+
+def test_a_bad_row_fails_its_own_call_only(runner: asyncio.Runner, model: Doubler, batcher: Batcher) -> None:
+    model.fails = lambda numbers: ValueError("13") if 13 in numbers else None
+
+    async def scenario() -> None:
+        model.gate.clear()
+        blocker = submit(batcher, items(0))
+        await until(lambda: model.batches)
+        good, bad, other = submit(batcher, items(1, 2, 3)), submit(batcher, items(4, 13)), submit(batcher, items(5))
+        model.gate.set()
+        with pytest.raises(RowError, match="Input 1 failed"):
+            await bad.done
+        assert [array[0] for array in await good.done] == [2.0, 4.0, 6.0]
+        assert (await other.done)[0][0] == 10.0
+        await blocker.done
+
+    runner.run(scenario())
+
+
+def test_out_of_memory_halves_the_batch_and_lowers_the_budget(
+    runner: asyncio.Runner, model: Doubler, batcher: Batcher
+) -> None:
+    model.fails = lambda numbers: RuntimeError("CUDA out of memory") if len(numbers) > 4 else None
+
+    async def scenario() -> None:
+        arrays = await submit(batcher, items(*range(16))).done
+        assert [array[0] for array in arrays] == [2.0 * n for n in range(16)]
+        assert batcher.max_batch_tokens == 40
+
+    runner.run(scenario())
+
+
+def test_dropped_rows_never_reach_the_model(runner: asyncio.Runner, model: Doubler, batcher: Batcher) -> None:
+    async def scenario() -> None:
+        model.gate.clear()
+        first = submit(batcher, items(0))
+        await until(lambda: model.batches)
+        gone, stays = submit(batcher, items(*range(1, 50))), submit(batcher, items(99))
+        batcher.drop(gone)
+        assert batcher.n_waiting == 1
+        model.gate.set()
+        await asyncio.gather(first.done, stays.done)
+        assert model.batches == [[0], [99]]
+
+    runner.run(scenario())
+
+
+def test_a_full_queue_refuses_and_recovers(runner: asyncio.Runner, model: Doubler, batcher: Batcher) -> None:
+    async def scenario() -> None:
+        model.gate.clear()
+        tickets = [submit(batcher, items(0))]
+        await until(lambda: model.batches)
+        tickets.append(submit(batcher, items(*range(1, 100))))
+        with pytest.raises(UnavailableError, match="full") as refused:
+            submit(batcher, items(1, 2))
+        assert refused.value.retry_after_seconds
+        model.gate.set()
+        await asyncio.gather(*(ticket.done for ticket in tickets))
+        assert (await submit(batcher, items(7)).done)[0][0] == 14.0
+
+    runner.run(scenario())
+
+
+def test_a_call_larger_than_the_queue_is_taken_when_nothing_waits(runner: asyncio.Runner, batcher: Batcher) -> None:
+    async def scenario() -> None:
+        assert len(await submit(batcher, items(*range(500))).done) == 500
+
+    runner.run(scenario())
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_dead_thread_fails_what_runs_and_waits_and_says_so(runner: asyncio.Runner, model: Doubler) -> None:
+    batcher = started(model)
+    model.fails = lambda numbers: SystemExit("gone") if 0 in numbers else None
+
+    async def scenario() -> None:
+        model.gate.clear()
+        running = submit(batcher, items(0))
+        await until(lambda: model.batches)
+        waiting = submit(batcher, items(1))
+        model.gate.set()
+        for ticket in (running, waiting):
+            with pytest.raises(UnavailableError, match="stopped"):
+                await ticket.done
+        assert isinstance(batcher.death, SystemExit)
+        with pytest.raises(UnavailableError, match="stopped"):
+            submit(batcher, items(2))
+
+    runner.run(scenario())
+
+
+@pytest.mark.parametrize("rescued", [True, False])
+def test_a_row_that_is_not_finite_is_run_again_in_float32(
+    runner: asyncio.Runner, model: Doubler, rescued: bool
+) -> None:
+    forward = model.forward
+    model.forward = lambda rows: [array * (np.nan if array[0] == 6 else 1) for array in forward(rows)]  # type: ignore[method-assign]
+    batcher = started(model, rescue=lambda _: np.array([6.5 if rescued else np.inf]))
+
+    async def scenario() -> None:
+        ticket, other = submit(batcher, items(1, 2, 3)), submit(batcher, items(4))
+        assert (await other.done)[0][0] == 8.0
+        if rescued:
+            assert [array[0] for array in await ticket.done] == [2.0, 4.0, 6.5]
+        else:
+            with pytest.raises(RowError, match="Input 2"):
+                await ticket.done
+
+    runner.run(scenario())
+    batcher.close()
+
+
+def test_closing_finishes_what_waits(runner: asyncio.Runner, model: Doubler) -> None:
+    batcher = started(model, n_threads=3)
+
+    async def scenario() -> None:
+        ticket = submit(batcher, items(*range(300)))
+        await asyncio.to_thread(batcher.close)
+        assert len(await ticket.done) == 300
+
+    runner.run(scenario())

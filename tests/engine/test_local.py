@@ -1,0 +1,202 @@
+"""The engine in this process: several models at once under a budget that holds only some."""
+
+import asyncio
+from datetime import date
+from pathlib import Path
+
+import pytest
+import torch
+
+from fundament.backbone.device import Placement
+from fundament.catalog import CATALOG, ModelSpec
+from fundament.core import Embed, Embeddings
+from fundament.engine.local import EngineOptions, LocalEngine, load_model, needed_bytes, threads_of
+from fundament.engine.weights import Local
+from fundament.errors import CheckpointError, ModelNotFoundError, TooLongError, UnavailableError
+from fundament.telemetry import Metrics
+from tests.checkpoints import random_tensors, resave, save, word_piece
+
+TEXTS = ["the search engine", "what people mean"]
+VOCAB, HIDDEN = 20_000, 256  # 20 MB of float32, mostly token embeddings, so that memory can be seen to come and go
+
+
+def bert(directory: Path, seed: int) -> Local:
+    """A random BERT of one layer."""
+    linear = {"query": (HIDDEN, HIDDEN), "key": (HIDDEN, HIDDEN), "value": (HIDDEN, HIDDEN)}
+    layer = "encoder.layer.0"
+    modules: dict[str, tuple[int, ...]] = {
+        **{f"{layer}.attention.self.{name}": shape for name, shape in linear.items()},
+        f"{layer}.attention.output.dense": (HIDDEN, HIDDEN),
+        f"{layer}.intermediate.dense": (64, HIDDEN),
+        f"{layer}.output.dense": (HIDDEN, 64),
+    }
+    norms = ["embeddings.LayerNorm", f"{layer}.attention.output.LayerNorm", f"{layer}.output.LayerNorm"]
+    shapes: dict[str, tuple[int, ...]] = {
+        "embeddings.word_embeddings.weight": (VOCAB, HIDDEN),
+        "embeddings.position_embeddings.weight": (64, HIDDEN),
+        "embeddings.token_type_embeddings.weight": (2, HIDDEN),
+    }
+    shapes |= {f"{name}.weight": shape for name, shape in modules.items()}
+    shapes |= {f"{name}.bias": shape[:1] for name, shape in modules.items()}
+    shapes |= {f"{name}.{kind}": (HIDDEN,) for name in norms for kind in ("weight", "bias")}
+    config = {
+        "model_type": "bert",
+        "vocab_size": VOCAB,
+        "hidden_size": HIDDEN,
+        "intermediate_size": 64,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 64,
+        "type_vocab_size": 2,
+        "layer_norm_eps": 1e-12,
+        "hidden_act": "gelu",
+    }
+    save(directory, config, random_tensors(shapes, seed), word_piece(), pooling="mean_tokens")
+    spec = ModelSpec(
+        id=directory.name,
+        family="bert",
+        name=directory.name,
+        released=date(2024, 1, 1),
+        licence="Apache-2.0",
+        context=64,
+        dim=HIDDEN,
+    )
+    return Local(spec, directory)
+
+
+@pytest.fixture(scope="module")
+def berts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Local]:
+    folder = tmp_path_factory.mktemp("berts")
+    return {f"model-{seed}": bert(folder / f"model-{seed}", seed) for seed in range(4)}
+
+
+def engine_of(berts: dict[str, Local], n_fit: float) -> LocalEngine:
+    size = sum(path.stat().st_size for path in berts["model-0"].directory.glob("*.safetensors"))
+    return LocalEngine(berts, EngineOptions(dtype="float32", memory_bytes=int(n_fit * size)), Metrics())
+
+
+async def vectors(engine: LocalEngine, model: str) -> torch.Tensor:
+    result = await engine.run(model, Embed(texts=TEXTS))
+    assert isinstance(result, Embeddings)
+    return torch.from_numpy(result.vectors)
+
+
+def test_a_client_that_cycles_through_more_models_than_fit_gets_right_answers(
+    runner: asyncio.Runner, berts: dict[str, Local]
+) -> None:
+    async def scenario() -> None:
+        roomy, tight = engine_of(berts, 5), engine_of(berts, 2.5)
+        expected = {model: await vectors(roomy, model) for model in berts}
+        assert len({tuple(found[0, :4].tolist()) for found in expected.values()}) == len(berts)
+        for _ in range(3):
+            for model in berts:
+                torch.testing.assert_close(await vectors(tight, model), expected[model])
+                assert len(tight.memory.loaded) <= 2
+        crowd = [*berts] * 8
+        for model, found in zip(crowd, await asyncio.gather(*(vectors(tight, m) for m in crowd)), strict=True):
+            torch.testing.assert_close(found, expected[model])
+        page = tight.metrics.page().decode()
+        assert 'fundament_model_loads_total{model="model-0"}' in page
+        assert sum(loaded.n_bytes for loaded in tight.memory.loaded.values()) <= tight.memory.budget_bytes
+        await roomy.close()
+        await tight.close()
+
+    runner.run(scenario())
+
+
+def test_what_fits_is_loaded_once(runner: asyncio.Runner, berts: dict[str, Local]) -> None:
+    async def scenario() -> None:
+        engine = engine_of(berts, 5)
+        await asyncio.gather(*(vectors(engine, model) for model in [*berts] * 5))
+        page = engine.metrics.page().decode()
+        for model in berts:
+            assert f'fundament_model_loads_total{{model="{model}"}} 1.0' in page
+        await engine.close()
+
+    runner.run(scenario())
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads the kernel's own count")
+def test_memory_comes_back_when_models_go(runner: asyncio.Runner, berts: dict[str, Local]) -> None:
+    def resident_bytes() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+    async def scenario() -> None:
+        engine = engine_of(berts, 1.5)
+        await vectors(engine, "model-0")
+        [size] = [loaded.n_bytes for loaded in engine.memory.loaded.values()]
+        before = resident_bytes()
+        for model in [*berts] * 6:
+            await vectors(engine, model)
+        # 24 loads of 20 MB each: what stays is one model and the allocator's change.
+        assert resident_bytes() - before < 3 * size
+        await engine.close()
+
+    runner.run(scenario())
+
+
+def test_an_unknown_model_and_one_too_large_are_refused(runner: asyncio.Runner, berts: dict[str, Local]) -> None:
+    async def scenario() -> None:
+        engine = engine_of(berts, 0.5)
+        with pytest.raises(ModelNotFoundError):
+            await vectors(engine, "nobody")
+        with pytest.raises(UnavailableError, match="memory"):
+            await vectors(engine, "model-0")
+        await engine.close()
+
+    runner.run(scenario())
+
+
+def test_a_text_that_is_too_long_is_named_by_its_place(runner: asyncio.Runner, berts: dict[str, Local]) -> None:
+    async def scenario() -> None:
+        engine = engine_of(berts, 5)
+        with pytest.raises(TooLongError, match="Input 1 has"):
+            await engine.run("model-0", Embed(texts=["short", "a " * 100]))
+        await engine.close()
+
+    runner.run(scenario())
+
+
+def test_small_models_run_side_by_side_and_large_ones_on_all_cores() -> None:
+    assert threads_of(45_000_000, 2) == 2
+    assert threads_of(45_000_000, 64) == 4
+    assert threads_of(1_200_000_000, 64) == 1
+
+
+@pytest.mark.parametrize(
+    ("model", "changes", "words"),
+    [
+        (
+            "jina-embeddings-v2-base-en",
+            {},
+            "is not of family jina_bert as 'jina-embeddings-v2-base-en' is: config.json says model_type 'bert', .*; "
+            "that is family bert. Serve it under a name of its own: --model NAME=",
+        ),
+        ("jina-embedding-t-en-v1", {"position_embedding_type": "alibi"}, "that is family jina_bert"),
+        (
+            "jina-embedding-t-en-v1",
+            {"model_type": "perceiver", "architectures": ["PerceiverModel"]},
+            r"model_type 'perceiver', architectures \['PerceiverModel'\]; that is no family known here",
+        ),
+    ],
+)
+def test_a_directory_of_another_family_is_refused(
+    tmp_path: Path, model: str, changes: dict[str, object], words: str
+) -> None:
+    directory = resave(bert(tmp_path / "model", 0).directory, config=changes)
+    with pytest.raises(CheckpointError, match=words):
+        load_model(Local(CATALOG[model], directory), Placement(torch.device("cpu"), torch.float32))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_needed_memory_is_what_a_loaded_model_takes(tmp_path: Path, dtype: torch.dtype) -> None:
+    local, placement = bert(tmp_path / "model", 0), Placement(torch.device("cpu"), dtype)
+    assert needed_bytes(local, placement) == load_model(local, placement).n_bytes
+
+
+def test_needed_memory_counts_adapters(tmp_path: Path) -> None:
+    local, placement = bert(tmp_path / "model", 0), Placement(torch.device("cpu"), torch.bfloat16)
+    before = needed_bytes(local, placement)
+    for name in ("retrieval", "clustering"):
+        save(local.directory / "adapters" / name, {}, {"lora_A": torch.zeros(2, 500)}, word_piece())
+    assert needed_bytes(local, placement) == before + 2 * 1000 * 2

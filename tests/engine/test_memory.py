@@ -1,0 +1,185 @@
+"""Which models stay in memory."""
+
+import asyncio
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fundament.engine.memory import Memory, Use, to_evict
+from fundament.errors import UnavailableError
+
+uses = st.dictionaries(
+    st.sampled_from("abcdefgh"),
+    st.builds(Use, n_bytes=st.integers(1, 50), n_leases=st.integers(0, 2), last_used=st.floats(0, 100)),
+)
+
+
+@given(uses, st.integers(0, 100), st.integers(0, 200))
+def test_eviction_makes_room_takes_no_more_than_needed_and_spares_what_is_in_use(
+    loaded: dict[str, Use], needed: int, budget: int
+) -> None:
+    evicted = to_evict(loaded, needed, budget)
+    busy = sum(use.n_bytes for use in loaded.values() if use.n_leases)
+    assert (evicted is None) == (busy + needed > budget)
+    if evicted is not None:
+        assert all(loaded[model].n_leases == 0 for model in evicted)
+        left = sum(use.n_bytes for model, use in loaded.items() if model not in evicted)
+        assert left + needed <= budget
+        if evicted:
+            assert left + loaded[evicted[-1]].n_bytes + needed > budget
+        idle = sorted((model for model in loaded if not loaded[model].n_leases), key=lambda m: loaded[m].last_used)
+        assert evicted == idle[: len(evicted)]
+
+
+class Resident:
+    def __init__(self, name: str, log: list[str]) -> None:
+        self.name, self.log, self.n_bytes = name, log, 10
+
+    def close(self) -> None:
+        self.log.append(f"-{self.name}")
+
+
+class World:
+    """A memory for two models of ten bytes each, and what happens in it."""
+
+    def __init__(self, budget: int = 20, idle_seconds: float | None = None) -> None:
+        self.log: list[str] = []
+        self.fails = False
+        self.memory: Memory[Resident] = Memory(
+            budget_bytes=budget, idle_seconds=idle_seconds, measure=lambda _: 10, load=self.load
+        )
+
+    async def load(self, name: str) -> Resident:
+        await asyncio.sleep(0)
+        if self.fails:
+            raise OSError("disk")
+        self.log.append(f"+{name}")
+        return Resident(name, self.log)
+
+    async def use(self, name: str, until: asyncio.Event | None = None) -> None:
+        async with self.memory.lease(name) as resident:
+            assert resident.name == name
+            assert f"-{name}" not in self.log[-1:]
+            if until:
+                await until.wait()
+            await asyncio.sleep(0)
+
+
+def run(runner: asyncio.Runner, scenario: Callable[[], object]) -> None:
+    async def limited() -> None:
+        async with asyncio.timeout(10):
+            await scenario()  # type: ignore[misc]
+
+    runner.run(limited())
+
+
+def test_a_model_is_loaded_once_however_many_wait_for_it(runner: asyncio.Runner) -> None:
+    async def scenario() -> None:
+        world = World()
+        await asyncio.gather(*(world.use("a") for _ in range(10)))
+        assert world.log == ["+a"]
+
+    run(runner, scenario)
+
+
+def test_the_least_recently_used_goes(runner: asyncio.Runner) -> None:
+    async def scenario() -> None:
+        world = World()
+        for name in "abac":
+            await world.use(name)
+        assert world.log == ["+a", "+b", "-b", "+c"]
+
+    run(runner, scenario)
+
+
+def test_a_model_in_use_is_never_evicted_and_the_next_waits_for_it(runner: asyncio.Runner) -> None:
+    async def scenario() -> None:
+        world, release = World(budget=10), asyncio.Event()
+        first = asyncio.ensure_future(world.use("a", release))
+        await asyncio.sleep(0.01)
+        second = asyncio.ensure_future(world.use("b"))
+        await asyncio.sleep(0.01)
+        assert world.log == ["+a"]
+        release.set()
+        await asyncio.gather(first, second)
+        assert world.log == ["+a", "-a", "+b"]
+
+    run(runner, scenario)
+
+
+def test_a_model_under_steady_use_does_not_starve_another(runner: asyncio.Runner) -> None:
+    async def scenario() -> None:
+        world, done = World(budget=10), asyncio.Event()
+
+        async def steadily() -> None:
+            while not done.is_set():
+                await world.use("a")
+
+        crowd = [asyncio.ensure_future(steadily()) for _ in range(3)]
+        await asyncio.sleep(0.01)
+        await world.use("b")
+        done.set()
+        await asyncio.gather(*crowd)
+        assert "+b" in world.log
+
+    run(runner, scenario)
+
+
+def test_a_crowd_cycling_through_more_models_than_fit_is_served(runner: asyncio.Runner) -> None:
+    async def scenario() -> None:
+        world = World()
+        await asyncio.gather(*(world.use("abcd"[n % 4]) for n in range(40)))
+        held = 0
+        for event in world.log:
+            held += 1 if event[0] == "+" else -1
+            assert held <= 2
+
+    run(runner, scenario)
+
+
+def test_a_model_larger_than_the_budget_is_refused_in_words(runner: asyncio.Runner) -> None:
+    async def scenario() -> None:
+        with pytest.raises(UnavailableError, match="memory"):
+            await World(budget=5).use("a")
+
+    run(runner, scenario)
+
+
+def test_a_failed_load_is_tried_again_by_the_next_caller(runner: asyncio.Runner) -> None:
+    async def scenario() -> None:
+        world = World()
+        world.fails = True
+        with pytest.raises(OSError, match="disk"):
+            await world.use("a")
+        world.fails = False
+        await world.use("a")
+        assert world.log == ["+a"]
+
+    run(runner, scenario)
+
+
+def test_a_caller_who_leaves_does_not_end_the_load_of_others(runner: asyncio.Runner) -> None:
+    async def scenario() -> None:
+        world = World()
+        leaver, stayer = asyncio.ensure_future(world.use("a")), asyncio.ensure_future(world.use("a"))
+        await asyncio.sleep(0)
+        leaver.cancel()
+        await stayer
+        assert world.log == ["+a"]
+
+    run(runner, scenario)
+
+
+def test_an_idle_model_is_let_go(runner: asyncio.Runner) -> None:
+    async def scenario() -> None:
+        world = World(idle_seconds=0.02)
+        reaper = asyncio.ensure_future(world.memory.expire())
+        await world.use("a")
+        while world.memory.loaded:
+            await asyncio.sleep(0.005)
+        assert world.log == ["+a", "-a"]
+        reaper.cancel()
+
+    run(runner, scenario)

@@ -1,0 +1,170 @@
+"""What a started server does when clients go, queues fill, signals come and ports are taken."""
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.contract.schemas import conforms
+from tests.served import MODEL, PATIENCE_SECONDS, Served, serving, wait_until
+
+N_ROWS, N_TOKENS = 120, 202  # a second or more of one thread
+SMALL = {"threads": 1, "max_batch_tokens": 512}  # little batches: what waits is easily seen
+
+
+class Caller:
+    """A client that sends rows and reads the answer later, or hangs up before it."""
+
+    def __init__(self, server: Served) -> None:
+        url = httpx.URL(server.url)
+        self.connection = socket.create_connection((url.host, url.port or 80), timeout=PATIENCE_SECONDS)
+        text = "word " * (N_TOKENS - 2)
+        body = json.dumps({"model": MODEL, "input": [text] * N_ROWS, "embedding_type": "ubinary"}).encode()
+        head = f"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {len(body)}\r\n\r\n"
+        self.connection.sendall(head.encode() + body)
+        wait_until(lambda: rows_waiting(server) > N_ROWS / 2, "rows in the queue")
+
+    def answer(self) -> bytes:
+        """Everything that the server sends."""
+        with self.connection, self.connection.makefile("rb") as file:
+            return file.read()
+
+    def hang_up(self) -> None:
+        self.connection.close()
+
+
+def rows_waiting(server: Served) -> float:
+    return server.metrics().get("fundament_rows_waiting", 0)
+
+
+def refuses_connections(server: Served) -> bool:
+    try:
+        httpx.get(f"{server.url}/live")
+    except httpx.TransportError:
+        return True
+    return False
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """A server of one thread, small batches and a short queue."""
+    with serving(tmp_path_factory.mktemp("small"), max_waiting_rows=8, **SMALL) as server:
+        yield server
+
+
+def test_the_rows_of_a_client_that_has_gone_are_dropped(small: Served) -> None:
+    before = small.metrics().get("fundament_tokens_total", 0)
+    Caller(small).hang_up()
+    wait_until(lambda: rows_waiting(small) == 0, "an empty queue")
+    assert small.embed("x").status_code == 200
+    after = small.metrics()
+    assert after["fundament_tokens_total"] - before < N_ROWS * N_TOKENS
+    assert after["fundament_failed_rows_total"] == 0
+    assert not [event for event in small.events() if event.get("inputs") == N_ROWS]
+    assert [event for event in small.events() if event.get("status") == 499]
+
+
+def test_a_full_queue_says_when_to_try_again_and_recovers(small: Served) -> None:
+    caller = Caller(small)
+    refused = small.embed(["x", "y"])
+    caller.hang_up()
+    conforms(refused)
+    assert refused.status_code == 503
+    assert refused.json()["code"] == "SERVICE_UNAVAILABLE"
+    assert "full" in refused.json()["detail"]
+    assert 1 <= int(refused.headers["retry-after"]) <= 60
+    wait_until(lambda: rows_waiting(small) == 0, "an empty queue")
+    assert small.embed(["x", "y"]).status_code == 200
+
+
+def test_an_empty_queue_takes_a_call_of_any_size(small: Served) -> None:
+    served = small.embed(["x"] * 50)
+    assert served.status_code == 200
+    assert len(served.json()["data"]) == 50
+
+
+def test_sigterm_lets_running_requests_finish(tmp_path: Path) -> None:
+    with serving(tmp_path, drain_seconds=PATIENCE_SECONDS, **SMALL) as server:
+        caller = Caller(server)
+        server.signal(signal.SIGTERM)
+        closing = wait_until(lambda: (found := server.http.get("/ready")).is_error and found, "/ready to say 503")
+        conforms(closing)
+        assert closing.status_code == 503
+        assert "closing" in closing.json()["detail"]
+        # Load balancers have not all looked away yet: it still serves, on new connections too.
+        assert httpx.get(f"{server.url}/v1/models").status_code == 200
+        server.signal(signal.SIGTERM)  # a second one ends the wait
+        wait_until(lambda: refuses_connections(server), "the port to close")
+        head, _, body = caller.answer().partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 200")
+        assert len(json.loads(body)["data"]) == N_ROWS
+        assert server.exit_code() == 0
+    [event] = [event for event in server.events() if event["event"] == "closing"][:1]
+    assert event["running"] >= 1
+    assert "Traceback" not in server.log()
+
+
+def test_work_past_the_deadline_is_given_up(tmp_path: Path) -> None:
+    with serving(tmp_path, drain_seconds=0, shutdown_seconds=0, **SMALL) as server:
+        caller = Caller(server)
+        server.signal(signal.SIGTERM)
+        assert server.exit_code() == 0
+        head, _, body = caller.answer().partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 503")
+        assert b"retry-after" in head
+        assert json.loads(body)["detail"] == "The server is closing."
+    assert "Traceback" not in server.log()
+    assert len(server.events()) == len(server.log().splitlines())  # every line is JSON
+
+
+def test_a_signal_while_the_model_loads_ends_the_server(tmp_path: Path) -> None:
+    with serving(tmp_path, until_ready=False, drain_seconds=0) as server:
+        server.signal(signal.SIGTERM)
+        assert server.exit_code() == 0
+    assert "Traceback" not in server.log()
+
+
+def test_localhost_is_every_address_of_the_name_and_ctrl_c_ends_it(tmp_path: Path) -> None:
+    with serving(tmp_path, host="localhost", preload=False, drain_seconds=PATIENCE_SECONDS) as server:
+        port = httpx.URL(server.url).port
+        addresses = {address[0] for *_, address in socket.getaddrinfo("localhost", port, type=socket.SOCK_STREAM)}
+        for address in addresses:
+            socket.create_connection((address, port)).close()
+        server.signal(signal.SIGINT)  # the connection of `server.http` is open and idle
+        assert server.exit_code() == 0
+    assert "Traceback" not in server.log()
+
+
+@pytest.fixture
+def taken_port() -> Iterator[int]:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield listener.getsockname()[1]
+
+
+def refusal(folder: Path, *options: str) -> str:
+    """What a server says that does not start."""
+    command = [sys.executable, "-m", "fundament", "serve", *options]
+    ran = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=PATIENCE_SECONDS)
+    assert ran.returncode == 1
+    assert ran.stdout == ""
+    return ran.stderr.strip()
+
+
+def test_a_port_that_is_taken_is_said_in_one_sentence(tmp_path: Path, taken_port: int) -> None:
+    assert refusal(tmp_path, "--port", str(taken_port)) == (
+        f"fundament: cannot listen on 127.0.0.1 port {taken_port}: address already in use. Choose another with --port."
+    )
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "no-such-host.invalid"])
+def test_a_host_that_is_not_ours_is_said_in_one_sentence(tmp_path: Path, host: str) -> None:
+    said = refusal(tmp_path, "--port", "0", "--host", host)
+    assert said.startswith("fundament: ")
+    assert host in said
+    assert len(said.splitlines()) == 1

@@ -1,0 +1,217 @@
+"""Qwen2, Qwen3 and jina-embeddings-v5-text-small against transformers' own classes in float32."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+
+from fundament.backbone.embedder import TextEmbedder
+from fundament.backbone.packed import pack
+from fundament.core import Embed
+from fundament.errors import CheckpointError, InputError
+from fundament.models import families, family
+from tests.checkpoints import llama, qwen
+from tests.conftest import BFLOAT16
+
+TEXTS = ["the other", "x", "", "in the inner city", "naïve 東京 🙂", "the " * 70, "in", "in the inner citY"]
+ASKED = [(text, task) for text in TEXTS[:5] for task in (*llama.TASKS, None) if text or task]
+WINDOWS = {"use_sliding_window": True}
+
+
+def assert_same(found: torch.Tensor, expected: torch.Tensor) -> None:
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("ends", [True, False])
+@pytest.mark.parametrize("prefix", ["", "model."])
+@pytest.mark.parametrize("config", [qwen.QWEN2, qwen.QWEN3], ids=["qwen2", "qwen3"])
+def test_equals_the_reference(tmp_path: Path, config: llama.Config, prefix: str, ends: bool) -> None:
+    weights = qwen.weights(config)
+    model = llama.load(llama.save(tmp_path, config, weights, ends=ends, prefix=prefix), llama.spec("qwen"))
+    asked = [(text, None) for text in TEXTS if text or ends]
+    found = llama.vectors(model, asked)
+    assert_same(found, llama.reference(qwen.network(config, weights), llama.rows(model, asked)))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        WINDOWS,
+        {"use_sliding_window": True, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]},
+        {"layer_types": ["full_attention"] * 3},
+        {"rope_theta": None, "rope_parameters": {"rope_type": "default", "rope_theta": 5000.0}},
+        {"num_key_value_heads": 4},
+        {"num_key_value_heads": 1},
+    ],
+    ids=["windows", "layer types", "no windows", "rope parameters", "own heads", "one head for all"],
+)
+@pytest.mark.parametrize("config", [qwen.QWEN2, qwen.QWEN3], ids=["qwen2", "qwen3"])
+def test_config_is_read(tmp_path: Path, config: llama.Config, changes: llama.Config) -> None:
+    config = {key: value for key, value in (config | changes).items() if value is not None}
+    weights = qwen.weights(config)
+    model = llama.load(llama.save(tmp_path, config, weights), llama.spec("qwen"))
+    asked = [(text, None) for text in TEXTS]
+    assert_same(llama.vectors(model, asked), llama.reference(qwen.network(config, weights), llama.rows(model, asked)))
+
+
+def test_windows_and_theta_show_in_the_result(tmp_path: Path) -> None:
+    """What the tests above vary changes the vectors, so that they could fail."""
+    asked = [(TEXTS[3], None)]
+    weights = qwen.weights(qwen.QWEN3)
+    plain = llama.vectors(llama.load(llama.save(tmp_path / "a", qwen.QWEN3, weights), llama.spec("qwen")), asked)
+    for name, changes in {"b": WINDOWS, "c": {"rope_theta": 5000.0}}.items():
+        directory = llama.save(tmp_path / name, qwen.QWEN3 | changes, weights)
+        other = llama.vectors(llama.load(directory, llama.spec("qwen")), asked)
+        assert (plain - other).abs().max() > 1e-2
+
+
+def test_a_language_models_head_is_not_needed(tmp_path: Path) -> None:
+    weights = qwen.weights(qwen.QWEN3)
+    named = {f"model.{name}": weight for name, weight in weights.items()}
+    head = {"lm_head.weight": weights["embed_tokens.weight"].clone()}
+    model = llama.load(llama.save(tmp_path, qwen.QWEN3, named | head), llama.spec("qwen"))
+    bare = llama.load(llama.save(tmp_path / "bare", qwen.QWEN3, weights), llama.spec("qwen"))
+    asked = [(text, None) for text in TEXTS]
+    assert torch.equal(llama.vectors(model, asked), llama.vectors(bare, asked))
+
+
+def test_a_later_token_does_not_change_earlier_states(tmp_path: Path) -> None:
+    model = llama.load(llama.save(tmp_path, qwen.QWEN3, qwen.weights(qwen.QWEN3)), llama.spec("qwen"))
+    row = np.arange(12)
+    changed = row.copy()
+    changed[7] = 99
+    states, others = (model.transformer(pack([ids], torch.device("cpu"))) for ids in (row, changed))
+    assert_same(states[:7], others[:7])
+    assert ((states[7:] - others[7:]).abs().amax(dim=1) > 1e-3).all()
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = llama.save(tmp_path_factory.mktemp("small"), qwen.V5_SMALL, qwen.weights(qwen.V5_SMALL))
+    llama.save_adapters(directory, qwen.V5_SMALL, alpha=6)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def v5(small: Path) -> TextEmbedder:
+    return llama.load(small, llama.spec("qwen", tasks=llama.TASKS))
+
+
+def test_each_task_equals_the_reference_with_merged_weights(v5: TextEmbedder) -> None:
+    weights = qwen.weights(qwen.V5_SMALL)
+    found, items = llama.vectors(v5, ASKED), llama.rows(v5, ASKED)
+    for place, name in enumerate(llama.ADAPTERS):
+        terms = llama.adapter(qwen.V5_SMALL, rank=4, seed=place + 1)
+        network = qwen.network(qwen.V5_SMALL, llama.merged(weights, terms, scale=1.5))
+        its = [row for row, (_, task) in enumerate(ASKED) if task and llama.TASKS[task].adapter == name]
+        assert_same(found[its], llama.reference(network, [items[row] for row in its]))
+    base = [row for row, (_, task) in enumerate(ASKED) if task is None]
+    assert_same(found[base], llama.reference(qwen.network(qwen.V5_SMALL, weights), [items[row] for row in base]))
+
+
+def test_adapters_show_in_the_result(v5: TextEmbedder) -> None:
+    found = llama.vectors(v5, [("the other", task) for task in llama.TASKS])
+    assert (torch.pdist(found) > 1e-1).all()
+
+
+asked = st.tuples(st.text(max_size=30), st.sampled_from([*llama.TASKS, None]))
+
+
+@settings(deadline=None, max_examples=25)
+@given(one=asked, company=st.lists(asked, max_size=10), place=st.integers(0, 10))
+def test_a_row_alone_equals_the_row_in_any_company(
+    v5: TextEmbedder, one: tuple[str, str | None], company: list[tuple[str, str | None]], place: int
+) -> None:
+    place = min(place, len(company))
+    among = llama.vectors(v5, [*company[:place], one, *company[place:]])[place]
+    assert_same(among, llama.vectors(v5, [one])[0])
+
+
+def test_bfloat16_is_close_with_every_task(small: Path, v5: TextEmbedder) -> None:
+    rounded = llama.load(small, llama.spec("qwen", tasks=llama.TASKS), BFLOAT16)
+    cosines = torch.cosine_similarity(llama.vectors(v5, ASKED), llama.vectors(rounded, ASKED))
+    assert cosines.min() > 0.995
+
+
+def test_a_prompt_comes_before_the_text_and_usage_counts_the_text(v5: TextEmbedder) -> None:
+    (plain,), (prompted,) = (v5.prepare(Embed(texts=["the other"], task=task)) for task in (None, "retrieval.query"))
+    assert plain.n_counted == plain.n_tokens == prompted.n_counted
+    joined = v5.prepare(Embed(texts=["Query: the other"]))[0]
+    assert prompted.n_tokens == joined.n_tokens > plain.n_tokens
+    assert np.array_equal(prompted.features["ids"], joined.features["ids"])
+
+
+def test_a_task_of_another_model_is_refused(v5: TextEmbedder) -> None:
+    with pytest.raises(InputError, match=r"takes 'retrieval\.query', .* here, not 'separation'\.") as caught:
+        v5.prepare(Embed(texts=["a"], task="separation"))
+    assert caught.value.faults[0].field == "body -> task"
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        (qwen.QWEN2, "qwen"),
+        (qwen.QWEN3, "qwen"),
+        (qwen.V5_SMALL, "qwen"),
+        (qwen.V5_SMALL | {"is_decoder": True}, "qwen"),
+        (qwen.QWEN3 | {"architectures": ["JinaForRanking"]}, None),
+        (qwen.QWEN3 | {"model_type": "qwen2_vl"}, None),
+    ],
+)
+def test_config_is_recognised_by_one_family(config: llama.Config, expected: str | None) -> None:
+    assert [name for name in families() if family(name).recognises(config)] == ([expected] if expected else [])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rope_theta": None}, "one rope_theta, and says none"),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": 5.0}}, "one rope_theta, and says"),
+        ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, "of type 'yarn'"),
+        ({"rope_parameters": {"rope_theta": 1000000.0, "partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
+        ({"layer_types": ["chunked_attention"] * 3}, "layer_types should name"),
+        ({"layer_types": ["full_attention"]}, "layer_types should name"),
+        ({"layer_types": ["sliding_attention"] * 3}, "give no size"),
+        ({"hidden_act": "laplace"}, "hidden_act 'laplace' is not served"),
+        ({"head_dim": 8}, "shape"),
+    ],
+)
+def test_config_that_is_not_served_is_refused(tmp_path: Path, changes: llama.Config, message: str) -> None:
+    directory = llama.save(tmp_path, qwen.QWEN3, qwen.weights(qwen.QWEN3))
+    (directory / "config.json").write_text(json.dumps(qwen.QWEN3 | changes))
+    with pytest.raises(CheckpointError, match=message):
+        llama.load(directory, llama.spec("qwen"))
+
+
+def test_tensors_missing_and_unknown_are_listed(tmp_path: Path) -> None:
+    directory = llama.save(tmp_path, qwen.QWEN3, qwen.weights(qwen.QWEN3))
+    changes = {"layers.1.self_attn.q_norm.weight": None, "layers.0.self_attn.q_proj.bias": torch.zeros(64)}
+    llama.resave(directory / "model.safetensors", **changes)
+    with pytest.raises(CheckpointError) as caught:
+        llama.load(directory, llama.spec("qwen"))
+    assert "layers.1" in caught.value.detail
+    assert "q_norm" in caught.value.detail
+    assert "layers.0.self_attn.q_proj.bias" in caught.value.detail
+
+
+def test_another_pooling_is_refused(tmp_path: Path) -> None:
+    directory = llama.save(tmp_path, qwen.QWEN3, qwen.weights(qwen.QWEN3))
+    (directory / "1_Pooling").mkdir()
+    for mode, message in (("pooling_mode_lasttoken", None), ("pooling_mode_mean_tokens", "should pool the last token")):
+        (directory / "1_Pooling" / "config.json").write_text(json.dumps({mode: True}))
+        if message is None:
+            assert llama.load(directory, llama.spec("qwen")).pooling == "last"
+            continue
+        with pytest.raises(CheckpointError, match=message):
+            llama.load(directory, llama.spec("qwen"))
+
+
+def test_memory_is_counted_with_adapters(small: Path, v5: TextEmbedder) -> None:
+    assert v5.n_bytes == sum(
+        tensor.nbytes for path in small.rglob("*.safetensors") for tensor in load_file(path).values()
+    )

@@ -1,0 +1,212 @@
+"""The command: what it says, on which stream, with which exit code."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+from huggingface_hub import constants
+from typer.testing import CliRunner
+
+from fundament import __version__, cli
+from fundament.app import create_app
+from fundament.catalog import CATALOG, EMBEDDED
+from fundament.config import Settings
+from fundament.engine import hub as hub_module
+from fundament.engine.weights import pulled
+from tests.hub import Hub, hub_of, make_bert
+
+SPEC = CATALOG["jina-embedding-t-en-v1"]
+RUNNER = CliRunner()
+
+
+@pytest.fixture(autouse=True)
+def data_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A data directory and a working directory of the test's own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FUNDAMENT_DATA_DIR", str(tmp_path / "data"))
+    return tmp_path / "data"
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_bert(tmp_path_factory.mktemp("published"))
+
+
+@pytest.fixture
+def hub(published: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    with hub_of(published) as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        yield hub
+        huggingface_hub.close_session()
+
+
+def fundament(*arguments: str) -> tuple[int, str, str]:
+    """The exit code, standard output and standard error of a command."""
+    result = RUNNER.invoke(cli.app, arguments)
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result.exit_code, result.stdout, result.stderr
+
+
+def test_a_model_is_pulled_once(hub: Hub, data_dir: Path) -> None:
+    code, out, _ = fundament("pull", f"jinaai/{SPEC.id}")
+    assert code == 0
+    directory = data_dir / "models" / SPEC.id
+    assert out.splitlines() == [
+        f"{SPEC.id}: licence Apache-2.0, from {SPEC.repo}",
+        f"{SPEC.id}: {pulled(data_dir)[SPEC.id].n_bytes / 1e6:.0f} MB in {directory}",
+    ]
+    n_requests = len(hub.seen)
+    code, out, _ = fundament("pull", SPEC.id)
+    assert code == 0
+    assert f"{SPEC.id}: already in {directory}" in out
+    assert len(hub.seen) == n_requests
+
+
+def test_the_embedded_model_is_there_already(hub: Hub) -> None:
+    code, out, _ = fundament("pull", EMBEDDED.id)
+    assert (code, hub.seen) == (0, [])
+    assert f"{EMBEDDED.id}: already in " in out
+
+
+def test_a_running_application_serves_what_was_pulled_meanwhile(hub: Hub, data_dir: Path) -> None:
+    served = create_app(Settings(data_dir=data_dir, preload=False)).state.parts.served
+    assert set(served()) == {EMBEDDED.id}
+    assert fundament("pull", SPEC.id)[0] == 0
+    assert set(served()) == {EMBEDDED.id, SPEC.id}
+
+
+def test_a_licence_is_shown_first_and_must_be_accepted(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "CATALOG", {SPEC.id: replace(SPEC, licence="CC-BY-NC-4.0")})
+    code, out, err = fundament("pull", SPEC.id)
+    assert (code, hub.seen) == (1, [])
+    assert out == f"{SPEC.id}: licence CC-BY-NC-4.0, from {SPEC.repo}\n"
+    assert "commercial use needs an agreement with jinaai" in err
+    assert "add --accept-licence" in err
+    assert fundament("pull", SPEC.id, "--accept-licence")[0] == 0
+
+
+def test_nothing_is_pulled_where_one_of_several_is_refused(hub: Hub, data_dir: Path) -> None:
+    code, _, err = fundament("pull", SPEC.id, "elser-v2")
+    assert code == 1
+    assert err == "fundament: 'elser-v2' has no public weights, so there is nothing to pull.\n"
+    code, _, err = fundament("pull", SPEC.id, "nobody-knows-it")
+    assert code == 1
+    assert err == "fundament: 'nobody-knows-it' is not in the catalogue; `fundament models` lists it.\n"
+    assert hub.seen == []
+    assert not data_dir.exists()
+
+
+def test_what_goes_wrong_is_one_line_and_exit_code_1(hub: Hub) -> None:
+    hub.listing_status = (503, {})
+    code, _, err = fundament("pull", SPEC.id)
+    assert code == 1
+    assert err.splitlines() == [
+        f"fundament: {hub.url} answered 503 for {SPEC.repo}; what arrived is kept, pull again later."
+    ]
+
+
+def test_an_interrupted_pull_says_how_to_go_on(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(_: int) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(hub_module.os, "fsync", interrupt)
+        code, _, err = fundament("pull", SPEC.id)
+    assert code == 1
+    assert "the same command goes on from there" in err
+    assert fundament("pull", SPEC.id)[0] == 0
+
+
+def test_the_table_of_models(hub: Hub, data_dir: Path) -> None:
+    code, out, _ = fundament("models")
+    assert code == 0
+    lines = {line.split()[0]: line for line in out.splitlines()}
+    assert set(lines) == {"ID", *CATALOG}
+    assert lines[EMBEDDED.id].endswith("91 MB  embedded")
+    assert lines[SPEC.id].endswith("14M params")
+    assert lines["elser-v2"].endswith("no public weights")
+    assert len({line.index("params") for line in lines.values() if "params" in line}) == 1
+
+    assert fundament("pull", SPEC.id)[0] == 0
+    rows = {row["id"]: row for row in json.loads(fundament("models", "--json")[1])}
+    assert rows[SPEC.id]["here"] == "on disk"
+    assert rows[SPEC.id]["bytes"] == len(hub.files["model.safetensors"])
+    assert rows[SPEC.id]["dimensions"] == SPEC.dim
+    (data_dir / "models" / SPEC.id / "pulled.json").write_text("{}")
+    assert {row["id"]: row["here"] for row in json.loads(fundament("models", "--json")[1])}[SPEC.id] == "pull again"
+
+
+def test_a_family_without_a_module_is_not_served_yet(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "CATALOG", {SPEC.id: replace(SPEC, family="of_another_time")})
+    assert fundament("models")[1].splitlines()[1].endswith("not served yet")
+    code, _, err = fundament("pull", SPEC.id)
+    assert code == 1
+    assert "not served by this release yet" in err
+
+
+def test_the_doctor_finds_nothing_here() -> None:
+    code, out, _ = fundament("doctor", "--port", "0", "--device", "cpu", "--dtype", "float32")
+    assert code == 0, out
+    assert [line.split()[1] for line in out.splitlines()] == ["device", "cores", "model", "memory", "data", "port"]
+
+
+def test_the_doctor_s_exit_code_tells_of_a_problem() -> None:
+    code, out, _ = fundament("doctor", "--port", "0", "--model", SPEC.id)
+    assert code == 1
+    problems = [line for line in out.splitlines() if line.startswith("problem")]
+    assert len(problems) == 1
+    assert f"Get them: fundament pull {SPEC.id}" in problems[0]
+
+
+def test_the_doctor_looks_at_aliases() -> None:
+    options = ("doctor", "--port", "0", "--device", "cpu", "--alias", f"mine={EMBEDDED.id}")
+    code, out, _ = fundament(*options)
+    assert code == 0, out
+    assert f"mine answers as {EMBEDDED.id}" in out
+    code, out, _ = fundament(*options, "--alias", "yours=nobody")
+    assert code == 1
+    assert "'nobody' is not served" in out
+
+
+def test_an_alias_of_nothing_stops_the_start() -> None:
+    command = [sys.executable, "-m", "fundament", "serve", "--port", "0", "--alias", "mine=nobody"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("fundament: --alias mine=nobody: 'nobody' is not served")
+
+
+@pytest.mark.parametrize("command", ["serve", "doctor"])
+def test_a_setting_that_cannot_be_is_named(command: str) -> None:
+    code, _, err = fundament(command, "--port", "99999")
+    assert code == 1
+    assert err == "fundament: port: Input should be less than or equal to 65535\n"
+
+
+def test_a_model_that_is_not_here_stops_the_start() -> None:
+    command = [sys.executable, "-m", "fundament", "serve", "--port", "0", "--model", SPEC.id]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith(f"fundament: The weights of '{SPEC.id}' are not in ")
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["models"], ["pull", "nobody-knows-it"]])
+def test_what_needs_no_model_does_not_load_torch(arguments: list[str]) -> None:
+    program = (
+        "import sys; from typer.testing import CliRunner; from fundament.cli import app; "
+        f"print(CliRunner().invoke(app, {arguments}).output); assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
+
+
+def test_the_version() -> None:
+    assert fundament("--version")[:2] == (0, f"fundament {__version__}\n")

@@ -1,0 +1,229 @@
+"""What would stop a start is found before it, with the way out."""
+
+import shutil
+import socket
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from fundament import doctor
+from fundament.backbone.device import Placement
+from fundament.catalog import CATALOG, EMBEDDED
+from fundament.config import Settings
+from fundament.doctor import (
+    Finding,
+    check_cores,
+    check_data_dir,
+    check_device,
+    check_memory,
+    check_models,
+    check_port,
+    check_weights,
+    examine,
+)
+from fundament.engine import weights
+from fundament.engine.local import needed_bytes
+from fundament.engine.weights import FileRecord, Local, Receipt
+from tests.hub import make_bert
+
+SPEC = CATALOG["jina-embedding-t-en-v1"]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_bert(tmp_path_factory.mktemp("made"))
+
+
+@pytest.fixture
+def directory(made: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(made, tmp_path / "models" / SPEC.id))
+
+
+@pytest.fixture
+def taken() -> Iterator[int]:
+    """A port that somebody listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        yield listener.getsockname()[1]
+
+
+def with_receipt(directory: Path, revision: str = "1" * 40) -> Local:
+    files = {"model.safetensors": FileRecord((directory / "model.safetensors").stat().st_size, "0" * 64)}
+    Receipt(repo=SPEC.repo, revision=revision, pulled="2030-01-01T00:00:00+00:00", files=files).write(directory)
+    return Local(SPEC, directory)
+
+
+def test_a_machine_that_can_serve_has_no_problem(tmp_path: Path) -> None:
+    findings = examine(Settings(data_dir=tmp_path, port=0))
+    assert [finding.subject for finding in findings] == [
+        "device",
+        "cores",
+        f"model {EMBEDDED.id}",
+        "memory",
+        "data",
+        "port",
+    ]
+    assert [finding for finding in findings if finding.level == "problem"] == []
+
+
+def test_every_problem_is_found_in_one_go(tmp_path: Path, taken: int) -> None:
+    settings = Settings(data_dir=tmp_path, port=taken, device="abacus", models=["nobody-knows-it"])
+    problems = [finding.subject for finding in examine(settings) if finding.level == "problem"]
+    assert problems == ["device", "model nobody-knows-it", "port"]
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "dtype", "level", "words"),
+    [
+        ({"avx512_bf16": True}, "auto", "ok", "cpu in bfloat16: this CPU multiplies it (avx512_bf16)"),
+        ({"amx_bf16": True}, "float32", "ok", "cpu in float32, as asked; this CPU also multiplies bfloat16 (amx_bf16)"),
+        ({}, "auto", "ok", "cpu in float32: this CPU has no bfloat16 instructions"),
+        ({}, "bfloat16", "warning", "--dtype float32 is faster"),
+        ({}, "float16", "problem", "use --dtype bfloat16 or float32"),
+    ],
+)
+def test_the_number_format_is_explained(
+    monkeypatch: pytest.MonkeyPatch, capabilities: dict[str, bool], dtype: str, level: str, words: str
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    finding = check_device("cpu", dtype)
+    assert finding.level == level
+    assert words in finding.detail
+
+
+def test_a_gpu_that_is_not_there_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert check_device("cuda:2", "float32") == Finding(
+        "problem",
+        "device",
+        "device 'cuda:2' is not there: this PyTorch sees 2 of them, the last 'cuda:1'",
+    )
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: f"GPU {index}")
+    assert check_device("cuda:1", "float32") == Finding("ok", "device", "cuda:1 (GPU 1) in float32")
+
+
+def test_more_threads_than_cores_are_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "n_cores", lambda: 4)
+    assert check_cores(0) == Finding("ok", "cores", "4 of 4")
+    assert check_cores(3) == Finding("ok", "cores", "3 of 4")
+    assert check_cores(5).level == "warning"
+
+
+def test_a_flipped_byte_of_the_embedded_model_is_a_problem(
+    minilm: Local, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = Path(shutil.copytree(minilm.directory, tmp_path / "model"))
+    content = bytearray((copy / "model.safetensors").read_bytes())
+    content[len(content) // 2] ^= 1
+    (copy / "model.safetensors").write_bytes(content)
+    for module in (weights, doctor):
+        monkeypatch.setattr(module, "embedded", lambda: Local(EMBEDDED, copy))
+    findings, fine = check_models([], tmp_path)
+    assert fine == []
+    assert (findings[0].level, findings[0].subject) == ("problem", f"model {EMBEDDED.id}")
+    assert "Reinstall it" in findings[0].detail
+
+
+def test_a_pulled_model_is_compared_with_its_receipt(directory: Path) -> None:
+    local = with_receipt(directory)
+    assert check_weights(local).level == "ok"
+    (directory / "model.safetensors").write_bytes(b"short")
+    findings, fine = check_models([SPEC.id], directory.parents[1])
+    assert fine == []
+    assert findings[0].level == "problem"
+    assert f"Mend it: fundament pull {SPEC.id}" in findings[0].detail
+
+
+def test_models_that_were_pulled_are_looked_at_besides(directory: Path) -> None:
+    with_receipt(directory)
+    findings, fine = check_models([], directory.parents[1])
+    assert [(finding.level, finding.subject) for finding in findings] == [
+        ("ok", f"model {EMBEDDED.id}"),
+        ("ok", f"model {SPEC.id}"),
+    ]
+    assert [local.spec.id for local in fine] == [EMBEDDED.id], "only what is loaded at start counts as memory"
+    (directory / "pulled.json").write_text("{}")
+    findings, _ = check_models([], directory.parents[1])
+    assert findings[1].level == "problem"
+
+
+def test_another_commit_than_the_tested_one_is_warned_of(directory: Path) -> None:
+    local = with_receipt(directory)
+    assert check_weights(replace(local, spec=replace(SPEC, revision="1" * 40))).level == "ok"
+    finding = check_weights(replace(local, spec=replace(SPEC, revision="2" * 40)))
+    assert finding.level == "warning"
+    assert f"fundament pull {SPEC.id}" in finding.detail
+
+
+def test_a_directory_of_ones_own_is_opened(directory: Path, tmp_path: Path) -> None:
+    findings, _ = check_models([f"mine={directory}"], tmp_path / "data")
+    assert (findings[0].level, findings[0].subject) == ("ok", "model mine")
+    (directory / "model.safetensors").write_bytes(b"not safetensors at all")
+    findings, _ = check_models([f"mine={directory}"], tmp_path / "data")
+    assert findings[0].level == "problem"
+    assert "not a whole safetensors file" in findings[0].detail
+
+
+def test_a_directory_of_another_family_is_a_problem(directory: Path, tmp_path: Path) -> None:
+    findings, fine = check_models([f"jina-embeddings-v2-base-en={directory}"], tmp_path / "data")
+    assert fine == []
+    assert findings[0].level == "problem"
+    assert "that is family bert. Serve it under a name of its own" in findings[0].detail
+
+
+def test_memory_is_compared_with_the_weights(directory: Path) -> None:
+    local = Local(SPEC, directory)
+    other = replace(local, spec=replace(SPEC, id="other"))
+    for dtype in (torch.float32, torch.bfloat16):
+        placement = Placement(torch.device("cpu"), dtype)
+        n_bytes = needed_bytes(local, placement)
+        assert check_memory([local, other], placement, 2 * n_bytes).level == "ok"
+        assert check_memory([local, other], placement, 2 * n_bytes - 1).level == "warning"
+        finding = check_memory([local], placement, n_bytes - 1)
+        assert finding.level == "problem"
+        assert f"no room for {SPEC.id}; raise --memory-gb" in finding.detail
+
+
+def test_weights_that_cannot_be_read_are_a_problem_of_memory_too(directory: Path) -> None:
+    size = (directory / "model.safetensors").stat().st_size
+    (directory / "model.safetensors").write_bytes(bytes(size))
+    finding = check_memory([Local(SPEC, directory)], Placement(torch.device("cpu"), torch.float32), 2**40)
+    assert finding.level == "problem"
+    assert "not a whole safetensors file" in finding.detail
+
+
+def test_the_data_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert check_data_dir(tmp_path / "not" / "yet" / "there").level == "ok"
+    (tmp_path / "file").touch()
+    assert check_data_dir(tmp_path / "file").level == "problem"
+    assert check_data_dir(tmp_path / "file" / "below").level == "problem"
+    monkeypatch.setattr(doctor.os, "access", lambda path, mode: False)
+    assert "not writable" in check_data_dir(tmp_path).detail
+    monkeypatch.undo()
+    monkeypatch.setattr(doctor, "_LITTLE_DISK_BYTES", 2**62)
+    assert check_data_dir(tmp_path).level == "warning"
+
+
+def test_a_port_that_is_taken(taken: int) -> None:
+    finding = check_port("127.0.0.1", taken)
+    assert finding.level == "problem"
+    assert finding.detail.endswith("Choose another with --port.")
+    assert check_port("127.0.0.1", 0).level == "ok"
+
+
+def test_a_host_that_is_not_this_machine() -> None:
+    finding = check_port("192.0.2.1", 0)  # of a network that is kept for documentation
+    assert finding.level == "problem"
+    assert finding.detail.endswith("Choose another with --host.")
+
+
+def test_a_port_that_is_free() -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        free = probe.getsockname()[1]
+    assert check_port("127.0.0.1", free).level == "ok"

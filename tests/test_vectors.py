@@ -1,0 +1,89 @@
+"""Cut, normalise, quantise: against arithmetic written out number by number."""
+
+import base64
+import math
+import struct
+from typing import get_args
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from fundament.vectors import Encoding, Floats, encode, encode_each, shorten, shorten_each
+
+LARGEST = float(np.finfo(np.float32).max)
+
+numbers = st.floats(-LARGEST, LARGEST, width=32)
+vectors = arrays.arrays(np.float32, st.integers(1, 40), elements=numbers)
+matrices = arrays.arrays(np.float32, st.tuples(st.integers(1, 5), st.integers(1, 40)), elements=numbers)
+
+
+def length(vector: Floats) -> float:
+    return math.sqrt(math.fsum(float(number) ** 2 for number in vector))
+
+
+@given(matrix=matrices, dimensions=st.none() | st.integers(1, 40))
+def test_shorten_keeps_the_first_numbers(matrix: Floats, dimensions: int | None) -> None:
+    kept = shorten(matrix, dimensions, normalized=False)
+    np.testing.assert_array_equal(kept, matrix[:, :dimensions])
+    assert kept.dtype == np.float32
+    assert kept.flags.c_contiguous
+
+
+@given(matrix=matrices, dimensions=st.none() | st.integers(1, 40))
+def test_shorten_cuts_first_and_then_scales_to_unit_length(matrix: Floats, dimensions: int | None) -> None:
+    before = matrix.copy()
+    scaled = shorten(matrix, dimensions, normalized=True)
+    np.testing.assert_array_equal(matrix, before)
+    assert scaled.dtype == np.float32
+    for given_, found in zip(matrix[:, :dimensions], scaled, strict=True):
+        whole = length(given_)
+        if whole == 0:
+            assert not found.any()
+        else:
+            assert length(found) == pytest.approx(1, abs=1e-5)
+            np.testing.assert_allclose(found, [float(number) / whole for number in given_], rtol=1e-5, atol=1e-7)
+
+
+@given(vector=vectors)
+def test_base64_is_the_floats_little_endian(vector: Floats) -> None:
+    written = encode(vector, "base64")
+    assert isinstance(written, str)
+    assert base64.b64decode(written, validate=True) == struct.pack(f"<{len(vector)}f", *vector)
+
+
+@given(vector=vectors)
+def test_bits_say_which_numbers_are_above_zero(vector: Floats) -> None:
+    bits = "".join("1" if number > 0 else "0" for number in vector)
+    octets = [int(bits[start : start + 8].ljust(8, "0"), 2) for start in range(0, len(bits), 8)]
+    unsigned, signed = encode(vector, "ubinary"), encode(vector, "binary")
+    assert isinstance(unsigned, np.ndarray)
+    assert isinstance(signed, np.ndarray)
+    assert unsigned.tolist() == octets
+    assert signed.tolist() == [octet - 128 for octet in octets]
+    assert signed.dtype == np.int8
+
+
+def test_binary_is_the_measured_offset() -> None:
+    octets = np.array([50, 193, 128, 255], dtype=np.uint8)
+    vector = np.unpackbits(octets).astype(np.float32) - 0.5
+    assert np.asarray(encode(vector, "ubinary")).tolist() == [50, 193, 128, 255]
+    assert np.asarray(encode(vector, "binary")).tolist() == [-78, 65, 0, 127]
+
+
+@given(vector=vectors)
+def test_float_is_the_vector_itself(vector: Floats) -> None:
+    assert encode(vector, "float") is vector
+
+
+def test_each_of_several_vectors_is_cut_scaled_and_written_alone() -> None:
+    generator = np.random.default_rng(5)
+    rows = [generator.standard_normal((n, 12)).astype(np.float32) for n in (3, 1, 5)]
+    for row, short in zip(rows, shorten_each(rows, 8, normalized=True), strict=True):
+        np.testing.assert_array_equal(short, shorten(row, 8, normalized=True))
+        for encoding in get_args(Encoding):
+            for written, vector in zip(encode_each(short, encoding), short, strict=True):
+                alone = encode(vector, encoding)
+                assert written == alone if isinstance(alone, str) else (written == alone).all()
