@@ -3,7 +3,7 @@
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,7 +67,30 @@ class Embed:
     name_tokens: bool = False
 
 
-Call = Embed
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rerank:
+    """Say how relevant each document is to a query.
+
+    Attributes:
+        query: what is searched for.
+        documents: what was found.
+        truncate: read as much of a query and a document as fits, in place of refusing them.
+        instruction: what relevance means, in words; None where the model takes none or the caller names none.
+        max_query_tokens: read this much of the query at most; None means what the model card says.
+        max_document_tokens: read this much of each document at most; None means what the model card says.
+        embeddings: give the vectors too that the scores are made of.
+    """
+
+    query: str
+    documents: Sequence[str]
+    truncate: bool = True
+    instruction: str | None = None
+    max_query_tokens: int | None = None
+    max_document_tokens: int | None = None
+    embeddings: bool = False
+
+
+Call = Embed | Rerank
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,18 +159,39 @@ class SparseVectors:
     n_truncated: int = 0
 
 
-Result = Embeddings | MultiVectors | SparseVectors
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ranking:
+    """What `Rerank` answers, in the order of the caller's documents.
+
+    Attributes:
+        scores: float32 `[documents]`; the higher, the more relevant. Their range is the model's own.
+        embeddings: float32 `[documents, dim]` of unit length; None where nobody asked.
+        n_tokens: tokens read.
+        n_truncated: how many documents were longer than what the model reads.
+    """
+
+    scores: NDArray[np.float32]
+    embeddings: NDArray[np.float32] | None = None
+    n_tokens: int
+    n_truncated: int = 0
 
 
-class Model(Protocol):
-    """A loaded checkpoint of a family.
+Embedded = Embeddings | MultiVectors | SparseVectors
+Result = Embedded | Ranking
+
+C_contra = TypeVar("C_contra", contravariant=True)
+R_co = TypeVar("R_co", covariant=True)
+
+
+class Model(Protocol[C_contra, R_co]):
+    """A loaded checkpoint of a family, which answers one kind of call.
 
     `prepare` and `finish` run per request on CPU threads; `forward` runs per batch on the threads that own the model.
     """
 
     n_bytes: int
 
-    def prepare(self, call: Call) -> list[Item]:
+    def prepare(self, call: C_contra) -> list[Item]:
         """Read a call into rows.
 
         Raises:
@@ -159,6 +203,6 @@ class Model(Protocol):
         """Run rows of any callers together; one array per row, in the given order."""
         ...
 
-    def finish(self, call: Call, items: Sequence[Item], arrays: Sequence[Array]) -> Result:
+    def finish(self, call: C_contra, items: Sequence[Item], arrays: Sequence[Array]) -> R_co:
         """Put one call's arrays together."""
         ...

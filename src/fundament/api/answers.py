@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from fundament.api.wire import long_answer
-from fundament.core import Embeddings, MultiVectors, Result, SparseVectors
+from fundament.core import Embedded, Embeddings, MultiVectors, SparseVectors
 from fundament.vectors import Encoding, Floats, encode, encode_each, shorten, shorten_each
 
 COUNTS_OUTPUT = "elser-v2"  # its usage has other keys than every other model's
@@ -23,12 +23,12 @@ class EmbeddingsAnswer:
     """
 
     model: str
-    made: Result
+    made: Embedded
     encodings: list[Encoding]
     counts_output: bool = False
 
 
-def cut(result: Result, dimensions: int | None, *, normalized: bool) -> Result:
+def cut(result: Embedded, dimensions: int | None, *, normalized: bool) -> Embedded:
     """The vectors cut and scaled; weights stay as they are."""
     match result:
         case Embeddings():

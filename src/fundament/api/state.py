@@ -2,23 +2,24 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol, cast
+from typing import Protocol, cast, overload
 
 from fastapi import Request
 
 from fundament.catalog import CATALOG, ModelSpec, short_id
 from fundament.config import Settings
-from fundament.core import Call, Priority, Result
+from fundament.core import Embed, Embedded, Priority, Ranking, Rerank
 from fundament.errors import FundamentError, ModelNotFoundError
 from fundament.telemetry import Metrics
 
 
 class Engine(Protocol):
-    """What endpoints see of the engine."""
+    """What endpoints see of the engine: `run` answers a call."""
 
-    async def run(self, model: str, call: Call, *, priority: Priority = Priority.INTERACTIVE) -> Result:
-        """Answer a call."""
-        ...
+    @overload
+    async def run(self, model: str, call: Embed, *, priority: Priority = ..., caller: str = ...) -> Embedded: ...
+    @overload
+    async def run(self, model: str, call: Rerank, *, priority: Priority = ..., caller: str = ...) -> Ranking: ...
 
 
 @dataclass(slots=True)

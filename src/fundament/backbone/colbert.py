@@ -20,7 +20,7 @@ from fundament.backbone.rows import states_of_rows
 from fundament.backbone.tokenizing import TextTokenizer
 from fundament.backbone.transformer import Shape, Transformer, parameters
 from fundament.catalog import ModelSpec
-from fundament.core import Array, Call, Item, MultiVectors
+from fundament.core import Array, Embed, Item, MultiVectors
 from fundament.errors import CheckpointError, Fault, InputError, TooLongError
 
 ARCHITECTURE = "HF_ColBERT"
@@ -71,7 +71,7 @@ class ColBERT:
         self.spec = spec
         self.n_bytes = transformer.n_bytes + projection.nbytes
 
-    def prepare(self, call: Call) -> list[Item]:
+    def prepare(self, call: Embed) -> list[Item]:
         """One row per text. A query longer than the model reads is cut, as its publishers do it, and counted as cut.
 
         Raises:
@@ -115,7 +115,7 @@ class ColBERT:
         )
         return [state.cpu().numpy()[item.features["kept"]] for state, item in zip(states, items, strict=True)]
 
-    def finish(self, call: Call, items: Sequence[Item], arrays: Sequence[Array]) -> MultiVectors:
+    def finish(self, call: Embed, items: Sequence[Item], arrays: Sequence[Array]) -> MultiVectors:
         """The vectors of one call, in its order."""
         named = (self.tokenizer.tokens_of(item.features["ids"][item.features["kept"]]) for item in items)
         return MultiVectors(

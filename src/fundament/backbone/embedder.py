@@ -11,7 +11,7 @@ from fundament.backbone.pooling import Pooling, pool, pool_parts
 from fundament.backbone.tokenizing import TextTokenizer
 from fundament.backbone.transformer import Transformer
 from fundament.catalog import ModelSpec, Task
-from fundament.core import Array, Call, Embed, Embeddings, Item
+from fundament.core import Array, Embed, Embeddings, Item
 from fundament.errors import Fault, InputError, TooLongError, TooLongTogetherError
 
 
@@ -44,7 +44,7 @@ class TextEmbedder:
         self.adapters.update(adapters or {})
         self.tasks = {name: task for name, task in spec.tasks.items() if task.adapter in self.adapters}
 
-    def prepare(self, call: Call) -> list[Item]:
+    def prepare(self, call: Embed) -> list[Item]:
         """One row per text: the task's prompt before it, the task's adapter beside it.
 
         Raises:
@@ -147,7 +147,7 @@ class TextEmbedder:
             raise InputError(Fault("body -> task", message, "enum", name))
         return self.tasks[name]
 
-    def finish(self, call: Call, items: Sequence[Item], arrays: Sequence[Array]) -> Embeddings:
+    def finish(self, call: Embed, items: Sequence[Item], arrays: Sequence[Array]) -> Embeddings:
         """The vectors of one call, in its order; with late chunking one per part."""
         if call.late_chunking:
             rows = [(item.features["parts"], item.features["borders"]) for item in items]

@@ -16,7 +16,7 @@ from fundament.backbone.device import Placement
 from fundament.backbone.embedder import TextEmbedder
 from fundament.backbone.rows import states_of_rows
 from fundament.backbone.sparse import heaviest, named
-from fundament.core import Array, Call, Embeddings, Item, MultiVectors, SparseVectors
+from fundament.core import Array, Embed, Embeddings, Item, MultiVectors, SparseVectors
 from fundament.errors import CheckpointError
 
 SPARSE_FILE, MULTI_FILE = "sparse_linear.pt", "colbert_linear.pt"
@@ -58,7 +58,7 @@ class HeadedEmbedder:
         found = (dense.tokenizer.id_of(token) for token in WEIGHTLESS)
         self.weightless = np.array([number for number in found if number is not None])
 
-    def prepare(self, call: Call) -> list[Item]:
+    def prepare(self, call: Embed) -> list[Item]:
         """One row per text; rows that become the same kind of thing share a batch.
 
         Raises:
@@ -85,7 +85,7 @@ class HeadedEmbedder:
         return heaviest(ids[words], weights[words])
 
     def finish(
-        self, call: Call, items: Sequence[Item], arrays: Sequence[Array]
+        self, call: Embed, items: Sequence[Item], arrays: Sequence[Array]
     ) -> Embeddings | MultiVectors | SparseVectors:
         """What one call asked for, in its order."""
         n_tokens, n_truncated = sum(item.n_counted for item in items), sum(item.truncated for item in items)

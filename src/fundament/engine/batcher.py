@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+from typing import Any
 
 import numpy as np
 
@@ -34,6 +35,7 @@ class Ticket:
     Attributes:
         loop: the caller's event loop.
         done: resolved there with `arrays`, or with the first error.
+        caller: who waits.
         cancelled: set when nobody waits any more; rows that have not started are then dropped.
         arrays: one per row, filled as batches finish.
         n_left: rows without an array yet.
@@ -42,6 +44,7 @@ class Ticket:
 
     loop: asyncio.AbstractEventLoop
     done: asyncio.Future[list[Array]]
+    caller: str = ""
     cancelled: bool = False
     arrays: list[Array | None] = field(default_factory=list)
     n_left: int = 0
@@ -99,7 +102,7 @@ class Batcher:
     def __init__(
         self,
         name: str,
-        model: Model,
+        model: Model[Any, Any],
         *,
         n_threads: int,
         set_up: Callable[[], None],

@@ -1,17 +1,18 @@
 """The engine in this process."""
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from typing import Any, overload
 
 import torch
 
 from fundament.backbone.checkpoint import Checkpoint
 from fundament.backbone.device import Dtype, Placement, free_bytes, n_cores, place
 from fundament.catalog import ModelSpec
-from fundament.core import Array, Call, Item, Model, Priority, Result
+from fundament.core import Array, Call, Embed, Embedded, Item, Model, Priority, Ranking, Rerank, Result
 from fundament.engine.batcher import Batcher, Ticket
 from fundament.engine.memory import Memory
 from fundament.engine.weights import Local, embedded, verify_embedded
@@ -49,8 +50,8 @@ class EngineOptions:
 class Loaded:
     """A model in memory with its threads."""
 
-    def __init__(self, model: Model, batcher: Batcher) -> None:
-        self.model: Model | None = model
+    def __init__(self, model: Model[Any, Any], batcher: Batcher) -> None:
+        self.model: Model[Any, Any] | None = model
         self.batcher = batcher
         self.n_bytes = model.n_bytes
 
@@ -84,22 +85,36 @@ class LocalEngine:
         metrics.gauge("fundament_rows_waiting", "Rows in the queue.", self._waiting)
         metrics.gauge("fundament_model_bytes", "Memory of each loaded model.", self._sizes)
 
-    async def run(self, model: str, call: Call, *, priority: Priority = Priority.INTERACTIVE) -> Result:
-        """Answer a call: tokenize on a worker thread, wait for the batches, put the arrays together."""
+    @overload
+    async def run(self, model: str, call: Embed, *, priority: Priority = ..., caller: str = ...) -> Embedded: ...
+    @overload
+    async def run(self, model: str, call: Rerank, *, priority: Priority = ..., caller: str = ...) -> Ranking: ...
+    async def run(
+        self, model: str, call: Call, *, priority: Priority = Priority.INTERACTIVE, caller: str = ""
+    ) -> Result:
+        """Answer a call: tokenize on a worker thread, wait for the batches, put the arrays together.
+
+        Args:
+            model: which one.
+            call: what is asked.
+            priority: the lane.
+            caller: who asks: callers in one lane share the model's time.
+        """
         async with self.memory.lease(model) as loaded:
             assert loaded.model is not None
             loop = asyncio.get_running_loop()
             done: asyncio.Future[list[Array]] = loop.create_future()
-            ticket = Ticket(loop, done)
+            ticket = Ticket(loop, done, caller)
             try:
                 items = await loop.run_in_executor(self._pool, _enter, loaded, call, ticket, priority)
                 arrays = await done
             except asyncio.CancelledError:
                 loaded.batcher.drop(ticket)
                 raise
-            if call.output == "dense":  # one copy: less than a change of threads costs
-                return loaded.model.finish(call, items, arrays)
-            return await loop.run_in_executor(self._pool, loaded.model.finish, call, items, arrays)
+            finish: Callable[[], Result] = partial(loaded.model.finish, call, items, arrays)
+            if isinstance(call, Embed) and call.output == "dense":  # one copy: less than a change of threads costs
+                return finish()
+            return await loop.run_in_executor(self._pool, finish)
 
     async def load(self, models: Iterable[str]) -> None:
         """Load models now, one after the other."""
@@ -162,7 +177,7 @@ class LocalEngine:
         return [(model, loaded.n_bytes) for model, loaded in self.memory.loaded.items()]
 
 
-def load_model(local: Local, placement: Placement) -> Model:
+def load_model(local: Local, placement: Placement) -> Model[Any, Any]:
     """Load a model from its directory, strictly.
 
     Raises:

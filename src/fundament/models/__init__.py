@@ -20,7 +20,7 @@ class Family(Protocol):
         """Whether a `config.json` is of this family."""
         ...
 
-    def load(self, checkpoint: "Checkpoint", spec: ModelSpec, placement: "Placement") -> Model:
+    def load(self, checkpoint: "Checkpoint", spec: ModelSpec, placement: "Placement") -> Model[Any, Any]:
         """Load a checkpoint, strictly.
 
         Raises:

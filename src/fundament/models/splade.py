@@ -22,7 +22,7 @@ from fundament.backbone.sparse import named, sparse
 from fundament.backbone.tokenizing import TextTokenizer
 from fundament.backbone.transformer import Shape, Transformer, parameters
 from fundament.catalog import ModelSpec
-from fundament.core import Array, Call, Item, SparseVectors
+from fundament.core import Array, Embed, Item, SparseVectors
 from fundament.errors import CheckpointError, Fault, InputError, TooLongError
 
 DISTILBERT: dict[str, Source] = {
@@ -176,7 +176,7 @@ class SPLADE:
         self.n_bytes = transformer.n_bytes + sum(tensor.nbytes for tensor in own)
         self.n_bytes -= transformer.tokens.nbytes if tied else 0
 
-    def prepare(self, call: Call) -> list[Item]:
+    def prepare(self, call: Embed) -> list[Item]:
         """One row per text; a query that does not run through the model is looked up here.
 
         Raises:
@@ -236,7 +236,7 @@ class SPLADE:
             total += length
         return [*bounds, (start, len(lengths))]
 
-    def finish(self, call: Call, items: Sequence[Item], arrays: Sequence[Array]) -> SparseVectors:  # noqa: ARG002
+    def finish(self, call: Embed, items: Sequence[Item], arrays: Sequence[Array]) -> SparseVectors:  # noqa: ARG002
         """The weights of one call, in its order."""
         name = self._dotless if self.spec.id == DOTLESS else self.tokenizer.token_of
         return SparseVectors(
