@@ -73,6 +73,11 @@ class Settings(BaseSettings):
         default=20_000, ge=1, description="Inputs that may wait for one model; past it the answer is 503."
     )
     max_inputs: int = Field(default=10_000, ge=1, description="Most inputs of one request.")
+    max_classifiers: int = Field(default=16, ge=0, description="Most trained classifiers of one key.")
+    max_classifier_labels: int = Field(default=16, ge=2, le=1_000, description="Most labels of one classifier.")
+    max_classifier_examples: int = Field(
+        default=8_192, ge=2, description="Most examples that one classifier learns from, all its updates together."
+    )
     max_body_mb: float = Field(default=32, gt=0, description="Largest request body, in MB.")
     drain_seconds: float = Field(
         default=1, ge=0, description="After SIGTERM, how long `/ready` says 503 before the port closes."

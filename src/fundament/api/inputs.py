@@ -1,10 +1,13 @@
 """The `input` field in all its forms: a string, a document object, or a list of either."""
 
-from typing import Annotated, Any
+from collections.abc import Sequence
+from typing import Annotated, Any, NoReturn
 
 from pydantic import BeforeValidator, WithJsonSchema
 
 from fundament.api.body import echo
+from fundament.api.state import State
+from fundament.catalog import ModelSpec
 from fundament.core import Group, Input, Media
 from fundament.errors import Fault, InputError
 
@@ -25,6 +28,37 @@ def read_inputs(value: Any) -> list[Input]:
     return [item if isinstance(item, str) else _read(item, f"body -> input -> {i}") for i, item in enumerate(value)]
 
 
+def texts_of(inputs: Sequence[Input], spec: ModelSpec, state: State, *, most: int) -> list[str]:
+    """The inputs of a model that reads text only.
+
+    Raises:
+        InputError: more than `most` of them, or one that is no text; the message names models served here that read it.
+    """
+    check_number(inputs, most)
+    return [
+        value if isinstance(value, str) else _refuse(value, index, spec, state) for index, value in enumerate(inputs)
+    ]
+
+
+def check_number(inputs: Sequence[object], most: int) -> None:
+    """Refuse a list of inputs that is too long.
+
+    Raises:
+        InputError: with the limit.
+    """
+    if len(inputs) > most:
+        message = f"List should have at most {most} items, not {len(inputs)}. Send several requests."
+        raise InputError(Fault("body -> input", message, "too_long", echo(list(inputs))))
+
+
+def _refuse(value: Media | Group, index: int, spec: ModelSpec, state: State) -> NoReturn:
+    kinds = {value.kind} if isinstance(value, Media) else {"text", "image"}
+    sent = f"{value.kind} input" if isinstance(value, Media) else "groups of parts"
+    able = sorted(name for name, other in state.served().items() if kinds <= set(other.modalities))
+    message = f"Model '{spec.id}' takes text only. Models served here that take {sent}: {', '.join(able) or 'none'}."
+    raise InputError(Fault(f"body -> input -> {index}", message, "modality"))
+
+
 def _read(value: Any, field: str) -> Input:
     if isinstance(value, str):
         return value
@@ -42,11 +76,16 @@ def _read(value: Any, field: str) -> Input:
             Fault(field, 'Input should be a string or an object like {"text": "…"}.', "string_type", echo(value))
         )
     if isinstance(parts := value.get("content"), list):
-        return Group([_read_part(part, f"{field} -> content -> {i}") for i, part in enumerate(parts)])
-    return _read_part(value, field)
+        return Group([read_part(part, f"{field} -> content -> {i}") for i, part in enumerate(parts)])
+    return read_part(value, field)
 
 
-def _read_part(value: Any, field: str) -> str | Media:
+def read_part(value: Any, field: str) -> str | Media:
+    """A document object: a text, or one of the media.
+
+    Raises:
+        InputError: something else, named by `field`.
+    """
     if not isinstance(value, dict):
         raise InputError(Fault(field, 'A part should be an object like {"text": "…"}.', "dict_type", echo(value)))
     named = [key for key in ("text", *_KINDS, *_OLDER_IMAGE_KEYS) if value.get(key) is not None]
