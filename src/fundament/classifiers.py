@@ -1,11 +1,16 @@
 """Classes of vectors: by likeness to the names of the classes, or learned from examples. Plain NumPy."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load, save
+from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]
+
+from fundament.core import Array
 
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
@@ -35,7 +40,7 @@ class Examples:
     """What training learns from.
 
     Attributes:
-        vectors: float16 `[examples, dim]` of unit length: half the room, and no class is told apart by what is lost.
+        vectors: float16 `[examples, dim]` of unit length: half the room, and what is lost decides nothing.
         classes: int16 `[examples]`, the number of each example's class.
     """
 
@@ -53,12 +58,16 @@ def likeness(vectors: Floats, classes: Floats) -> Floats:
     Returns:
         `[rows, classes]`; each row sums to 1.
     """
-    return _softmax((vectors @ classes.T).astype(np.float64)).astype(np.float32)
+    with _one_thread():
+        logits = vectors @ classes.T
+    return _softmax(logits.astype(np.float64)).astype(np.float32)
 
 
 def apply(head: Head, vectors: Floats) -> Floats:
     """How likely each class is to a trained head, `[rows, classes]`, for unit vectors `[rows, dim]`."""
-    return _softmax((vectors @ head.weights.T + head.bias).astype(np.float64)).astype(np.float32)
+    with _one_thread():
+        logits = vectors @ head.weights.T + head.bias
+    return _softmax(logits.astype(np.float64)).astype(np.float32)
 
 
 def fit(examples: Examples, n_classes: int, *, n_steps: int = 10) -> Head:
@@ -73,7 +82,37 @@ def fit(examples: Examples, n_classes: int, *, n_steps: int = 10) -> Head:
         n_classes: two or more.
         n_steps: Newton steps at most; on real data fewer than ten reach the minimum.
     """
-    vectors, classes = examples.vectors.astype(np.float64), examples.classes
+    with _one_thread():
+        return _fit(examples.vectors.astype(np.float64), examples.classes, n_classes, n_steps)
+
+
+def write_head(head: Head) -> bytes:
+    """A head as a safetensors file."""
+    return _write(weights=head.weights, bias=head.bias)
+
+
+def read_head(content: bytes) -> Head:
+    """The head in such a file."""
+    return Head(**load(content))
+
+
+def write_examples(examples: Examples) -> bytes:
+    """Examples as a safetensors file."""
+    return _write(vectors=examples.vectors, classes=examples.classes)
+
+
+def read_examples(contents: Sequence[bytes]) -> Examples:
+    """The examples in such files, one after the other."""
+    parts = [load(content) for content in contents]
+    return Examples(*(np.concatenate([part[name] for part in parts]) for name in ("vectors", "classes")))
+
+
+def _write(**arrays: Array) -> bytes:
+    # safetensors writes an array as it lies in memory, and says nothing where that is not row by row.
+    return save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
+
+
+def _fit(vectors: Doubles, classes: Integers, n_classes: int, n_steps: int) -> Head:
     mean = vectors.mean(axis=0)
     rows, basis, squares = _principal(vectors - mean)
     n, rank = rows.shape
@@ -107,25 +146,15 @@ def fit(examples: Examples, n_classes: int, *, n_steps: int = 10) -> Head:
     return Head(weights.T.astype(np.float32), (layer[-1] - mean @ weights).astype(np.float32))
 
 
-def write_head(head: Head) -> bytes:
-    """A head as a safetensors file."""
-    return save({"weights": head.weights, "bias": head.bias})
+def _one_thread() -> AbstractContextManager[object]:
+    """Products made by the calling thread alone: they are small, and others would wait for cores where models work."""
+    limit: AbstractContextManager[object] = _blas().limit(limits=1, user_api="blas")
+    return limit
 
 
-def read_head(content: bytes) -> Head:
-    """The head in such a file."""
-    return Head(**load(content))
-
-
-def write_examples(examples: Examples) -> bytes:
-    """Examples as a safetensors file."""
-    return save({"vectors": examples.vectors, "classes": examples.classes})
-
-
-def read_examples(contents: Sequence[bytes]) -> Examples:
-    """The examples in such files, one after the other."""
-    parts = [load(content) for content in contents]
-    return Examples(*(np.concatenate([part[name] for part in parts]) for name in ("vectors", "classes")))
+@cache
+def _blas() -> ThreadpoolController:
+    return ThreadpoolController()
 
 
 def _principal(vectors: Doubles) -> tuple[Doubles, Doubles, Doubles]:
