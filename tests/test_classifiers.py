@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
+from threadpoolctl import threadpool_limits
 from torch import from_numpy
 from torch.testing import assert_close
 
@@ -42,7 +43,8 @@ def reference(examples: Examples, n_classes: int) -> LogisticRegression:
     """scikit-learn's fit, to the end. Of two classes it has one row of weights, the difference of ours."""
     c = 100 if n_classes > 2 else 200
     model = LogisticRegression(C=c, tol=1e-8, max_iter=10_000)
-    return model.fit(examples.vectors.astype(np.float64), examples.classes)
+    with threadpool_limits(1):
+        return model.fit(examples.vectors.astype(np.float64), examples.classes)
 
 
 def close(found: Floats, expected: NDArray[np.floating], tolerance: float = 1e-5) -> None:
