@@ -22,7 +22,17 @@ def document(client: httpx.Client) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    "name", ["EmbeddingResponse", "ErrorResponse", "HTTPValidationError", "ModelInfo", "ModelListResponse"]
+    "name",
+    [
+        "EmbeddingResponse",
+        "ClassificationResponse",
+        "TrainingResponse",
+        "ClassifierSummary",
+        "ErrorResponse",
+        "HTTPValidationError",
+        "ModelInfo",
+        "ModelListResponse",
+    ],
 )
 def test_components_have_the_names_and_keys_of_the_answers(document: dict[str, Any], name: str) -> None:
     component, expected = document["components"]["schemas"][name], getattr(schemas, name)
@@ -57,6 +67,19 @@ def test_the_server_does_what_its_document_says(document: dict[str, Any], server
         "return_tokenized_input": {"enum": [False, None]},
         "return_sparse": {"enum": [False, None]},
     }
+    classify = document["paths"]["/v1/classify"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    classify["properties"] |= {"model": {"enum": [MODEL]}, "classifier_id": {"type": "null"}}
+    classify["properties"]["labels"]["anyOf"].remove({"type": "null"})
+    classify["required"] = ["model", "labels", "input"]
+    train = document["paths"]["/v1/train"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    examples = [{"text": "x", "label": "a"}, {"text": "y", "label": "b"}]  # no schema says that two labels differ
+    train["properties"] |= {
+        "model": {"enum": [MODEL]},
+        "classifier_id": {"type": "null"},
+        "num_iters": {"enum": [1, 10, None]},
+        "input": {"enum": [examples]},
+    }
+    train["required"] = ["model", "input"]
     for path in ("/v1/multi-vector", "/v1/multi-embeddings"):  # this model gives no vectors per token
         del document["paths"][path]
     file = tmp_path / "openapi.json"

@@ -20,8 +20,8 @@ _ID_LENGTH = 36
 
 def caller_of(request: Request) -> str:
     """Who asks: the id of the key, or `NOBODY`."""
-    caller: str = getattr(request.state, "caller", NOBODY)
-    return caller
+    caller = getattr(request.state, "caller", None)
+    return NOBODY if caller is None else str(caller.key_id)
 
 
 def known_id(classifier_id: str) -> str:
@@ -90,14 +90,11 @@ def _user_id(owner: str) -> UUID:
     return uuid5(NAMESPACE_URL, f"urn:fundament:key:{owner}") if owner != NOBODY else UUID(int=0)
 
 
-_DOCUMENTED: dict[str, Any] = {
-    "summary": "List classifiers",
-    "responses": responses("ClassifierList", errors=(500, 503)),
-}
+_LIST: dict[str, Any] = {"summary": "List classifiers", "responses": responses("ClassifierList", errors=(500, 503))}
 
 
-@router.get("/v1/classifiers", **_DOCUMENTED)
-@router.post("/v1/classifiers", **_DOCUMENTED)
+@router.get("/v1/classifiers", **_LIST)
+@router.post("/v1/classifiers", **_LIST)
 async def list_classifiers(request: Request) -> Response:
     """The classifiers that the caller has trained, the oldest first."""
     state = state_of(request)
