@@ -65,6 +65,8 @@ def test_a_machine_that_can_serve_has_no_problem(tmp_path: Path) -> None:
         f"model {EMBEDDED.id}",
         "memory",
         "data",
+        "store",
+        "keys",
         "port",
     ]
     assert [finding for finding in findings if finding.level == "problem"] == []

@@ -11,6 +11,10 @@ FundamentError
 ├── ResourceLimitError    403  AUTHZ_RESOURCE_LIMIT_EXCEEDED
 ├── NotFoundError         404  RESOURCE_NOT_FOUND
 ├── BusyError             409  CONFLICT_RESOURCE_BUSY
+├── AuthError             401  AUTH_…: no key, none of ours, or not written as one
+├── BalanceError          403  AUTHZ_INSUFFICIENT_BALANCE
+├── NotAllowedError       403  AUTHZ_ADMIN_REQUIRED
+├── LimitError            429  RATE_…_LIMIT_EXCEEDED, with Retry-After
 ├── UnavailableError      503  SERVICE_UNAVAILABLE, with Retry-After
 ├── RowError              500  INTERNAL_ERROR: a row whose forward pass failed; names it
 └── CheckpointError            a checkpoint that does not load; lists what is wrong with it
@@ -141,6 +145,40 @@ class NotFoundError(FundamentError):
 
     status = 404
     code = "RESOURCE_NOT_FOUND"
+
+
+class AuthError(FundamentError):
+    """A request without a key that works; `code` tells why."""
+
+    status = 401
+
+    def __init__(self, code: str, detail: str) -> None:
+        super().__init__(detail)
+        self.code = code
+
+
+class BalanceError(FundamentError):
+    """A key whose tokens are spent."""
+
+    status = 403
+    code = "AUTHZ_INSUFFICIENT_BALANCE"
+
+
+class NotAllowedError(FundamentError):
+    """A key that works, but not for this."""
+
+    status = 403
+    code = "AUTHZ_ADMIN_REQUIRED"
+
+
+class LimitError(FundamentError):
+    """More than a caller may do now; it says when to try again."""
+
+    status = 429
+
+    def __init__(self, code: str, detail: str, *, retry_after_seconds: int) -> None:
+        super().__init__(detail)
+        self.code, self.retry_after_seconds = code, retry_after_seconds
 
 
 class UnavailableError(FundamentError):

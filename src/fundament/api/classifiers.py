@@ -90,7 +90,10 @@ def _user_id(owner: str) -> UUID:
     return uuid5(NAMESPACE_URL, f"urn:fundament:key:{owner}") if owner != NOBODY else UUID(int=0)
 
 
-_LIST: dict[str, Any] = {"summary": "List classifiers", "responses": responses("ClassifierList", errors=(500, 503))}
+_LIST: dict[str, Any] = {
+    "summary": "List classifiers",
+    "responses": responses("ClassifierList", errors=(401, 429, 500, 503)),
+}
 
 
 @router.get("/v1/classifiers", **_LIST)
@@ -106,7 +109,7 @@ async def list_classifiers(request: Request) -> Response:
 @router.delete(
     "/v1/classifiers/{classifier_id:path}",
     summary="Delete a classifier",
-    responses=responses("Deleted", errors=(404, 409, 500, 503)),
+    responses=responses("Deleted", errors=(401, 404, 409, 429, 500, 503)),
 )
 async def delete_classifier(request: Request, classifier_id: str) -> Response:
     """Delete one of the caller's classifiers and the examples that it learned from."""

@@ -1,11 +1,11 @@
 """`POST /v1/classify`: texts in; out comes the likeliest label of each, with the score of every label."""
 
-import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Annotated, Any
 
+import numpy as np
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, WithJsonSchema
 
@@ -170,18 +170,23 @@ async def _zero_shot(state: State, request: ClassifyRequest) -> Classification:
     spec = embedder(state, request.model)
     texts = texts_of(request.input, spec, state, most=MOST_INPUTS)
     names = list(dict.fromkeys(chain.from_iterable(request.labels.values())))
-    inputs, labels = await asyncio.gather(
-        unit_vectors(state, spec, texts, truncate=bool(request.truncate)), _label_vectors(state, spec, names)
-    )
-    place = {name: index for index, name in enumerate(names)}
+    try:  # in one call, so that it is paid for as a whole or not at all
+        read = await unit_vectors(state, spec, [*texts, *names], truncate=bool(request.truncate))
+    except TooLongError as error:
+        if (place := error.index - len(texts)) < 0:
+            raise
+        message = f"This label has {error.n_tokens} tokens, more than the {error.limit} that '{spec.id}' reads."
+        raise InputError(Fault("body -> labels", message, "too_long", echo(names[place]))) from error
+    inputs, labels = np.split(read.vectors, [len(texts)])
+    place_of = {name: place for place, name in enumerate(names)}
     return Classification(
         model=state.answering(request.model),
         groups={
-            group: Scored(own, likeness(inputs.vectors, labels.vectors[[place[name] for name in own]]))
+            group: Scored(own, likeness(inputs, labels[[place_of[name] for name in own]]))
             for group, own in request.labels.items()
         },
-        n_tokens=inputs.n_tokens + labels.n_tokens,
-        n_truncated=inputs.n_truncated,
+        n_tokens=read.n_tokens,
+        n_truncated=read.n_truncated,
     )
 
 
@@ -206,14 +211,6 @@ async def _few_shot(state: State, request: ClassifyRequest, classifier_id: str, 
         n_tokens=inputs.n_tokens,
         n_truncated=inputs.n_truncated,
     )
-
-
-async def _label_vectors(state: State, spec: ModelSpec, labels: Sequence[str]) -> Embeddings:
-    try:
-        return await unit_vectors(state, spec, labels)
-    except TooLongError as error:
-        message = f"This label has {error.n_tokens} tokens; '{spec.id}' reads {error.limit} at most."
-        raise InputError(Fault("body -> labels", message, "too_long", echo(labels[error.index]))) from error
 
 
 def embedder(state: State, model: str) -> ModelSpec:
@@ -254,7 +251,7 @@ def task_of(spec: ModelSpec) -> str | None:
     "/v1/classify",
     summary="Classify",
     openapi_extra=request_body(ClassifyRequest),
-    responses=responses("ClassificationResponse", errors=(400, 404, 413, 415, 500, 503)),
+    responses=responses("ClassificationResponse", errors=(400, 401, 403, 404, 413, 415, 429, 500, 503)),
 )
 async def classify_texts(request: Request) -> Response:
     """Say which label fits each text, by the labels' own words or by what a classifier has learned."""

@@ -284,7 +284,7 @@ def _too_many_classifiers(most: int) -> ResourceLimitError:
     "/v1/train",
     summary="Train",
     openapi_extra=request_body(TrainRequest),
-    responses=responses("TrainingResponse", errors=(400, 403, 404, 409, 413, 415, 500, 503)),
+    responses=responses("TrainingResponse", errors=(400, 401, 403, 404, 409, 413, 415, 429, 500, 503)),
 )
 async def train_classifier(request: Request) -> Response:
     """Train a classifier on texts with labels, or update one."""
