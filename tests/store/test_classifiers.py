@@ -163,20 +163,21 @@ def test_an_update_that_fails_leaves_everything_as_it_was(store: Database, runne
 
 
 def test_every_use_is_counted(store: Database, runner: asyncio.Runner) -> None:
-    async def use(classifier_id: str) -> None:
+    async def use(*uses: tuple[str, int, datetime]) -> None:
         async with store.write() as connection:
-            await classifiers.note_use(connection, classifier_id)
+            await classifiers.note_uses(connection, {key: (n_times, at) for key, n_times, at in uses})
 
     async def work() -> None:
         classifier_id, other = await made(store), await made(store)
-        before = datetime.now(UTC)
-        await asyncio.gather(*(use(classifier_id) for _ in range(20)), use("nothing"))
+        now = datetime.now(UTC)
+        at = [now - timedelta(seconds=abs(number - 7)) for number in range(20)]
+        await asyncio.gather(
+            use(), use(("nothing", 1, now)), *(use((classifier_id, 2, moment), (other, 1, now)) for moment in at)
+        )
         async with store.read() as connection:
             used, unused = await classifiers.listed(connection, "me")
-        assert used.used_number == 20
-        assert used.used_at is not None
-        assert before <= used.used_at <= datetime.now(UTC)
-        assert (unused.id, unused.used_number, unused.used_at) == (other, 0, None)
+        assert (used.used_number, used.used_at) == (40, now)
+        assert (unused.id, unused.used_number, unused.used_at) == (other, 20, now)
 
     runner.run(work())
 

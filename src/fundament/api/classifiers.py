@@ -101,6 +101,7 @@ _LIST: dict[str, Any] = {
 async def list_classifiers(request: Request) -> Response:
     """The classifiers that the caller has trained, the oldest first."""
     state = state_of(request)
+    await state.accounts.ledger.write()  # what was asked a moment ago shows
     async with state.store.read() as connection:
         found = await table.listed(connection, caller_of(request))
     return answer([describe(summary) for summary in found])

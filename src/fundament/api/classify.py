@@ -203,8 +203,7 @@ async def _few_shot(state: State, request: ClassifyRequest, classifier_id: str, 
     texts = texts_of(request.input, spec, state, most=MOST_INPUTS)
     inputs = await unit_vectors(state, spec, texts, task=known.task, truncate=bool(request.truncate))
     scores = apply(read_head(trained.head), inputs.vectors)
-    async with state.store.write() as connection:
-        await table.note_use(connection, classifier_id)
+    state.accounts.ledger.ask(classifier_id)
     return Classification(
         model=spec.id,
         groups={None: Scored(known.labels, scores)},

@@ -4,7 +4,7 @@ A classifier that is being updated is held by one process: `hold` puts its mark 
 until `update` takes it away together with what was learned. A mark that nobody renews runs out.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Literal
@@ -19,6 +19,8 @@ from sqlalchemy import (
     LargeBinary,
     String,
     Table,
+    bindparam,
+    case,
     func,
     or_,
     select,
@@ -244,13 +246,22 @@ async def update(connection: AsyncConnection, classifier_id: str, mark: str, lea
     return True
 
 
-async def note_use(connection: AsyncConnection, classifier_id: str) -> None:
-    """Count one use, now."""
-    await connection.execute(
+async def note_uses(connection: AsyncConnection, uses: Mapping[str, tuple[int, datetime]]) -> None:
+    """Count how often classifiers were asked, and when for the last time."""
+    if not uses:
+        return
+    at = bindparam("at", type_=Instant)
+    statement = (
         classifiers.update()
-        .where(classifiers.c.id == classifier_id)
-        .values(used_number=classifiers.c.used_number + 1, used_at=datetime.now(UTC))
+        .where(classifiers.c.id == bindparam("classifier_id"))
+        .values(
+            used_number=classifiers.c.used_number + bindparam("n_times"),
+            used_at=case((classifiers.c.used_at > at, classifiers.c.used_at), else_=at),
+        )
     )
+    # In one order, so that two processes never wait for each other's rows.
+    rows = [{"classifier_id": key, "n_times": n_times, "at": at} for key, (n_times, at) in sorted(uses.items())]
+    await connection.execute(statement, rows)
 
 
 async def remove(connection: AsyncConnection, classifier_id: str) -> None:
