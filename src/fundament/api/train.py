@@ -159,6 +159,7 @@ async def _create(state: State, request: TrainRequest, spec: ModelSpec, caller: 
         raise InvalidLabelsError("Invalid training labels: a new classifier needs at least two different labels.")
     most = state.settings.max_classifiers
     _check_labels(labels, state)
+    _check_examples(len(request.input), state)
     async with state.store.read() as connection:
         if await table.count(connection, caller) >= most:  # before the work is done, and again below
             raise _too_many_classifiers(most)
@@ -186,11 +187,7 @@ async def _update(state: State, request: TrainRequest, classifier_id: str, calle
         _check_same(known, spec, request, state)
         labels = _labels_of(request.input, known.labels)
         _check_labels(labels, state)
-        if known.n_examples + len(request.input) > (most := state.settings.max_classifier_examples):
-            raise ResourceLimitError(
-                f"Resource limit exceeded: the classifier has learned from {known.n_examples} examples, maximum {most} "
-                "allowed. Train a new one."
-            )
+        _check_examples(known.n_examples + len(request.input), state)
         made = await _embed(state, spec, request, known.task)
         async with state.store.read() as connection:
             before = await table.examples(connection, classifier_id)
@@ -257,6 +254,13 @@ def _check_labels(labels: Sequence[str], state: State) -> None:
     if len(labels) > (most := state.settings.max_classifier_labels):
         raise LabelLimitError(
             f"Label limit exceeded: {len(labels)} labels provided, maximum {most} allowed for one classifier."
+        )
+
+
+def _check_examples(n: int, state: State) -> None:
+    if n > (most := state.settings.max_classifier_examples):
+        raise ResourceLimitError(
+            f"Resource limit exceeded: {n} examples in all, maximum {most} allowed for one classifier."
         )
 
 
