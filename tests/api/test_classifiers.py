@@ -243,3 +243,20 @@ def test_a_classifier_has_an_end_of_learning(tmp_path: Path) -> None:
             assert (await call(api, "POST", "/v1/train", body)).status_code == 403
 
         api.run(work())
+
+
+def test_applications_share_the_classifiers_of_one_store(store_url: str, tmp_path: Path) -> None:
+    with (
+        running(tmp_path / "one", store_url=store_url) as one,
+        running(tmp_path / "other", store_url=store_url) as other,
+    ):
+        classifier_id = one.run(trained(one))
+        learned = one.run(ask(one, classifier_id)).json()["data"]
+        assert other.run(ask(other, classifier_id)).json()["data"] == learned
+        assert other.run(update(other, classifier_id)).status_code == 200
+        assert one.run(ask(one, classifier_id)).json() == other.run(ask(other, classifier_id)).json()
+        for api in (other, one):  # each writes what it was asked before it lists
+            [found] = api.run(summaries(api))
+        assert (found["used_number"], found["updated_number"]) == (4, 1)
+        assert one.run(delete(one, classifier_id)).status_code == 200
+        assert other.run(ask(other, classifier_id)).status_code == 404
