@@ -245,6 +245,20 @@ def test_a_classifier_has_an_end_of_learning(tmp_path: Path) -> None:
         api.run(work())
 
 
+def test_a_classifier_reads_no_vectors_of_another_length(api: Api) -> None:
+    async def work() -> None:
+        classifier_id = await trained(api)
+        async with api.app.state.parts.store.write() as connection:
+            await connection.execute(classifiers.classifiers.update().values(dim=7))
+        for act in (ask, update):
+            refused = await act(api, classifier_id)
+            assert refused.status_code == 422
+            assert "vectors of 7 numbers" in refused.json()["detail"]
+            assert "now gives 384" in refused.json()["detail"]
+
+    api.run(work())
+
+
 def test_applications_share_the_classifiers_of_one_store(store_url: str, tmp_path: Path) -> None:
     with (
         running(tmp_path / "one", store_url=store_url) as one,

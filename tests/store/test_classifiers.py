@@ -19,7 +19,7 @@ MORE = Learned(labels=[*LABELS, "more"], head=b"better", examples=b"second", n_e
 async def make(store: Database, owner: str = "me", *, access: Access = "private", most: int = 16) -> str | None:
     async with store.write() as connection:
         return await classifiers.create(
-            connection, owner, LEARNED, model="m", task="classification", access=access, most=most
+            connection, owner, LEARNED, model="m", task="classification", dim=4, access=access, most=most
         )
 
 
@@ -52,7 +52,7 @@ def test_what_is_kept_is_found(store: Database, runner: asyncio.Runner) -> None:
         assert found.summary == listed
         assert found.head == LEARNED.head
         assert listed.labels == LABELS
-        assert (listed.model, listed.task, listed.access) == ("m", "classification", "private")
+        assert (listed.model, listed.task, listed.dim, listed.access) == ("m", "classification", 4, "private")
         assert (listed.n_examples, listed.updated_number, listed.used_number) == (7, 0, 0)
         assert before <= listed.created_at == listed.updated_at <= datetime.now(UTC)
         assert listed.used_at is None

@@ -21,6 +21,7 @@ from fundament.classifiers import Floats, apply, likeness, read_head
 from fundament.core import Embed, Embeddings
 from fundament.errors import Fault, InputError, LabelLimitError, TooLongError
 from fundament.store import classifiers as table
+from fundament.store.classifiers import Summary
 from fundament.vectors import shorten
 
 router = APIRouter(tags=["Classification"])
@@ -202,6 +203,7 @@ async def _few_shot(state: State, request: ClassifyRequest, classifier_id: str, 
         raise InputError(Fault("body -> model", message, "value_error", echo(request.model)))
     texts = texts_of(request.input, spec, state, most=MOST_INPUTS)
     inputs = await unit_vectors(state, spec, texts, task=known.task, truncate=bool(request.truncate))
+    check_dim(known, inputs)
     scores = apply(read_head(trained.head), inputs.vectors)
     state.accounts.ledger.ask(classifier_id)
     return Classification(
@@ -239,6 +241,20 @@ async def unit_vectors(
     result = await state.engine.run(spec.id, Embed(texts=texts, task=task or task_of(spec), truncate=truncate))
     assert isinstance(result, Embeddings)
     return replace(result, vectors=shorten(result.vectors, None, normalized=True))
+
+
+def check_dim(known: Summary, made: Embeddings) -> None:
+    """Refuse vectors that a classifier cannot read, because another model goes by the name of the one that it knows.
+
+    Raises:
+        InputError: with both lengths.
+    """
+    if (dim := made.vectors.shape[1]) != known.dim:
+        message = (
+            f"The classifier was trained on vectors of {known.dim} numbers, and '{known.model}' now gives {dim}. "
+            "Train a new one."
+        )
+        raise InputError(Fault("body -> classifier_id", message, "value_error", known.id))
 
 
 def task_of(spec: ModelSpec) -> str | None:

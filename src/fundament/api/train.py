@@ -13,7 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstr
 
 from fundament.api.body import echo, read_body
 from fundament.api.classifiers import busy, caller_of, known_id, not_found
-from fundament.api.classify import MOST_INPUTS, embedder, task_of, unit_vectors
+from fundament.api.classify import MOST_INPUTS, check_dim, embedder, task_of, unit_vectors
 from fundament.api.inputs import check_number, read_part, texts_of
 from fundament.api.presence import while_connected
 from fundament.api.schemas import request_body, responses
@@ -173,6 +173,7 @@ async def _create(state: State, request: TrainRequest, spec: ModelSpec, caller: 
             learned,
             model=spec.id,
             task=task_of(spec),
+            dim=made.vectors.shape[1],
             access=request.access or "public",
             most=most,
         )
@@ -189,6 +190,7 @@ async def _update(state: State, request: TrainRequest, classifier_id: str, calle
         _check_labels(labels, state)
         _check_examples(known.n_examples + len(request.input), state)
         made = await _embed(state, spec, request, known.task)
+        check_dim(known, made)
         async with state.store.read() as connection:
             before = await table.examples(connection, classifier_id)
         learned = await _learn(before, _examples(made, request.input, labels), labels, request.num_iters)

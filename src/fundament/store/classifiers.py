@@ -40,6 +40,7 @@ classifiers = Table(
     Column("owner", String(12), nullable=False, index=True),
     Column("model", String(256), nullable=False),
     Column("task", String(64)),
+    Column("dim", Integer, nullable=False),
     Column("access", String(16), nullable=False),
     Column("labels", JSON, nullable=False),
     Column("head", LargeBinary, nullable=False),
@@ -71,6 +72,7 @@ class Summary:
         owner: id of the key that it belongs to; empty for callers without a key.
         model: id of the model whose vectors it reads.
         task: what texts are read for.
+        dim: numbers of those vectors.
         access: who may use it: everybody, or its owner.
         labels: by the number of their class.
         n_examples: how many it learned from.
@@ -82,6 +84,7 @@ class Summary:
     owner: str
     model: str
     task: str | None
+    dim: int
     access: Access
     labels: Sequence[str]
     n_examples: int
@@ -127,6 +130,7 @@ async def create(
     *,
     model: str,
     task: str | None,
+    dim: int,
     access: Access,
     most: int,
 ) -> str | None:
@@ -142,6 +146,7 @@ async def create(
             owner=owner,
             model=model,
             task=task,
+            dim=dim,
             access=access,
             labels=list(learned.labels),
             head=learned.head,

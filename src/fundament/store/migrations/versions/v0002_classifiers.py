@@ -17,6 +17,7 @@ def upgrade() -> None:
         sa.Column("owner", sa.String(12), nullable=False),
         sa.Column("model", sa.String(256), nullable=False),
         sa.Column("task", sa.String(64), nullable=True),
+        sa.Column("dim", sa.Integer(), nullable=False),
         sa.Column("access", sa.String(16), nullable=False),
         sa.Column("labels", sa.JSON(), nullable=False),
         sa.Column("head", sa.LargeBinary(), nullable=False),
