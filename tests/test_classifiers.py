@@ -142,7 +142,7 @@ def intents(minilm_float32: Model) -> Iterator[tuple[Examples, Floats, NDArray[n
     with INTENTS.open(newline="", encoding="utf-8") as lines:
         rows = list(csv.DictReader(lines))
     labels = list(dict.fromkeys(row["label"] for row in rows))
-    call = Embed(texts=[row["text"] for row in rows])
+    call = Embed(inputs=[row["text"] for row in rows])
     items = minilm_float32.prepare(call)
     made = minilm_float32.finish(call, items, minilm_float32.forward(items))
     vectors = shorten(made.vectors, None, normalized=True)

@@ -20,6 +20,7 @@ from fundament.api import (
     me,
     models,
     multi_vector,
+    rerank,
     train,
 )
 from fundament.api.auth import AccountMiddleware
@@ -125,7 +126,7 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.state.parts = State(settings, BilledEngine(engine), store, accounts, metrics, served, not_ready, aliases)
     errors.install(app)
-    for module in (embeddings, multi_vector, classify, train, classifiers, models, me, admin, health):
+    for module in (embeddings, multi_vector, rerank, classify, train, classifiers, models, me, admin, health):
         app.include_router(module.router)
     app.add_middleware(AccountMiddleware, accounts=accounts)
     app.add_middleware(RequestMiddleware, state=app.state.parts)

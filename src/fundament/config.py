@@ -5,10 +5,11 @@ A flag wins over the environment (`FUNDAMENT_PORT`), which wins over the file (`
 """
 
 import os
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_settings import (
     BaseSettings,
     NoDecode,
@@ -44,6 +45,12 @@ TIERS = {
     "tier2": Tier(requests_per_minute=5_000, tokens_per_minute=100_000_000, concurrency=500),
 }
 """The hosted API's tiers."""
+
+
+def _networks(value: list[str]) -> list[str]:
+    for text in value:
+        ip_network(text, strict=False)
+    return value
 
 
 class Settings(BaseSettings):
@@ -118,6 +125,11 @@ class Settings(BaseSettings):
         default=8_192, ge=2, description="Most examples that one classifier learns from, all its updates together."
     )
     max_body_mb: float = Field(default=32, gt=0, description="Largest request body, in MB.")
+    allowed_networks: Annotated[list[str], NoDecode, BeforeValidator(_split), AfterValidator(_networks)] = Field(
+        default=[],
+        description="Networks that URLs of callers may lead to although they are not public, as in `10.0.0.0/8`. "
+        "None: only public addresses are dialled.",
+    )
     drain_seconds: float = Field(
         default=1, ge=0, description="After SIGTERM, how long `/ready` says 503 before the port closes."
     )

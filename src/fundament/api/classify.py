@@ -238,7 +238,7 @@ async def unit_vectors(
     Raises:
         FundamentError: a text that is too long, a server that cannot take it now.
     """
-    result = await state.engine.run(spec.id, Embed(texts=texts, task=task or task_of(spec), truncate=truncate))
+    result = await state.engine.run(spec.id, Embed(inputs=texts, task=task or task_of(spec), truncate=truncate))
     assert isinstance(result, Embeddings)
     return replace(result, vectors=shorten(result.vectors, None, normalized=True))
 

@@ -107,7 +107,7 @@ async def embed(state: State, request: EmbeddingsRequest) -> EmbeddingsAnswer:
     texts = texts_of(request.input, spec, state, most=state.settings.max_inputs)
     _check(spec, request)
     call = Embed(
-        texts=texts,
+        inputs=texts,
         task=request.task or spec.default_task,
         truncate=bool(request.truncate),
         late_chunking=bool(request.late_chunking),

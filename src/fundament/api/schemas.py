@@ -156,6 +156,24 @@ class Deleted(BaseModel):
     deleted: bool
 
 
+class RerankingResult(BaseModel):
+    """One document's score."""
+
+    index: int
+    relevance_score: float
+    document: str | dict[str, Any] | SkipJsonSchema[None] = Field(None, json_schema_extra=_without_default)
+    embedding: list[float] | SkipJsonSchema[None] = Field(None, json_schema_extra=_without_default)
+
+
+class RerankingResponse(BaseModel):
+    """Documents, the most relevant first."""
+
+    model: str
+    object: str
+    usage: BaseUsage
+    results: list[RerankingResult]
+
+
 class Status(BaseModel):
     """How the process is."""
 
@@ -198,6 +216,7 @@ class ModelInfo(BaseModel):
     supports_multimodal: bool
     tasks: list[str] | None
     licence: str
+    score: str | None
     alias_of: str | SkipJsonSchema[None] = Field(None, json_schema_extra=_without_default)
 
 
@@ -276,6 +295,7 @@ _SHAPES: dict[str, Any] = {
     shape.__name__: shape
     for shape in (
         EmbeddingResponse,
+        RerankingResponse,
         ClassificationResponse,
         TrainingResponse,
         Deleted,

@@ -14,14 +14,14 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstr
 from fundament.api.body import echo, read_body
 from fundament.api.classifiers import busy, caller_of, known_id, not_found
 from fundament.api.classify import MOST_INPUTS, check_dim, embedder, task_of, unit_vectors
-from fundament.api.inputs import check_number, read_part, texts_of
+from fundament.api.inputs import Part, check_number, read_part, texts_of
 from fundament.api.presence import while_connected
 from fundament.api.schemas import request_body, responses
 from fundament.api.state import State, state_of
 from fundament.api.wire import answer
 from fundament.catalog import ModelSpec
 from fundament.classifiers import Examples, fit, read_examples, write_examples, write_head
-from fundament.core import Embeddings, Media
+from fundament.core import Embeddings
 from fundament.errors import Fault, InputError, InvalidLabelsError, LabelLimitError, ResourceLimitError
 from fundament.store import classifiers as table
 from fundament.store.classifiers import HOLD_SECONDS, Access, Learned, Summary
@@ -36,7 +36,7 @@ _LONGEST_LABEL = 256  # characters
 class Example:
     """An input and the label that is right for it."""
 
-    content: str | Media
+    content: Part
     label: str
 
 
