@@ -18,6 +18,7 @@ from fundament.errors import FundamentError, UnavailableError
 
 WINDOW_SECONDS = 60
 _LEASE_SECONDS = 30  # after which the running requests of a process that died no longer count
+_RENEW_SECONDS = 10
 
 Refused = Literal["", "concurrency", "requests", "tokens"]
 
@@ -288,7 +289,7 @@ class RedisLimits:
         except ValueError as error:
             raise FundamentError(f"redis_url is not a URL of Redis: {error}") from error
         self._error = RedisError
-        self._redis = client.Redis(connection_pool=pool)
+        self._redis = client.Redis.from_pool(pool)  # which it closes
         self._enter, self._spend, self._renew = map(self._redis.register_script, (_ENTER, _SPEND, _RENEW))
         self._held: dict[str, set[str]] = {}
         self._renewal: asyncio.Task[None] | None = None
@@ -335,7 +336,7 @@ class RedisLimits:
 
     async def _renew_held(self) -> None:
         while True:
-            await asyncio.sleep(_LEASE_SECONDS / 3)
+            await asyncio.sleep(_RENEW_SECONDS)
             for who, held in list(self._held.items()):
                 with suppress(self._error):
                     await self._renew(keys=[_keys(who)[-1]], args=[_LEASE_SECONDS * 1000, *held])

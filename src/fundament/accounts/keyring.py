@@ -60,6 +60,8 @@ class Keyring:
             )
         key_id, secret = found
         key = await self._find(key_id)
+        if key is not None and not key.proves(secret):
+            key = await self._find(key_id, anew=True)  # it may just have been rotated
         if key is None or not key.proves(secret) or key.state(datetime.now(UTC)) != "active":
             raise AuthError(
                 "AUTH_INVALID_API_KEY",
@@ -67,8 +69,8 @@ class Keyring:
             )
         return key
 
-    async def _find(self, key_id: str) -> Key | None:
-        seen = self._seen.get(key_id)
+    async def _find(self, key_id: str, *, anew: bool = False) -> Key | None:
+        seen = None if anew else self._seen.get(key_id)
         if seen is None or self._clock() - seen.at > _VALID_SECONDS:
             # Requests that come together read it once.
             task = self._reading.get(key_id)
