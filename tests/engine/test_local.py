@@ -243,18 +243,18 @@ def test_a_call_is_paid_once_it_is_read_and_before_it_runs(runner: asyncio.Runne
         ran: list[float] = []
         for n in (1, 90):  # few rows and many go to the threads in different ways
             texts = TEXTS * n
-            answered = await engine.run("model-0", Embed(texts=texts), bill=Purse(10**6))
+            answered = await engine.run("model-0", Embed(inputs=texts), bill=Purse(10**6))
             expected = answered.n_tokens
             bill.n_tokens, before = expected, tokens_run(engine)
-            paid = await engine.run("model-0", Embed(texts=texts), bill=bill)
+            paid = await engine.run("model-0", Embed(inputs=texts), bill=bill)
             assert bill.asked[-1] == expected == paid.n_tokens
             assert ran[-1] == before
             bill.n_tokens, before = expected - 1, tokens_run(engine)
             with pytest.raises(BalanceError):
-                await engine.run("model-0", Embed(texts=texts), bill=bill)
+                await engine.run("model-0", Embed(inputs=texts), bill=bill)
             assert tokens_run(engine) == before
         with pytest.raises(TooLongError):
-            await engine.run("model-0", Embed(texts=["the " * 100]), bill=bill)
+            await engine.run("model-0", Embed(inputs=["the " * 100]), bill=bill)
         assert len(bill.asked) == 4
         assert bill.refunded == []
         await engine.close()
@@ -278,7 +278,7 @@ def test_what_did_not_run_is_refunded(runner: asyncio.Runner, berts: dict[str, L
             raise ValueError
 
         loaded.model.forward = slow  # type: ignore[method-assign]
-        task = asyncio.ensure_future(engine.run("model-0", Embed(texts=TEXTS), bill=bill))
+        task = asyncio.ensure_future(engine.run("model-0", Embed(inputs=TEXTS), bill=bill))
         async with asyncio.timeout(30):
             while not bill.asked:
                 await asyncio.sleep(0.001)
@@ -290,7 +290,7 @@ def test_what_did_not_run_is_refunded(runner: asyncio.Runner, berts: dict[str, L
         assert bill.refunded == bill.asked
         loaded.model.forward = broken  # type: ignore[method-assign]
         with pytest.raises(RowError):
-            await engine.run("model-0", Embed(texts=TEXTS), bill=bill)
+            await engine.run("model-0", Embed(inputs=TEXTS), bill=bill)
         assert bill.refunded == bill.asked
         await engine.close()
 
