@@ -36,6 +36,10 @@ Aliases = Annotated[
     Optional[list[str]],  # noqa: UP045 - as above
     typer.Option("--alias", metavar="NAME=MODEL", help="Answer to NAME as MODEL; may be given several times."),
 ]
+AllowTorchscript = Annotated[
+    bool | None,
+    typer.Option("--allow-torchscript", help="Serve TorchScript files, which run code when they are loaded."),
+]
 Host = Annotated[str | None, typer.Option(help="Address to listen on.  [127.0.0.1]")]
 Port = Annotated[int | None, typer.Option(help="Port to listen on.  [8080]")]
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:1.  [auto]")]
@@ -56,6 +60,7 @@ def main(version: Annotated[bool, typer.Option("--version", help="Print the vers
 def serve(
     model: Models = None,
     alias: Aliases = None,
+    allow_torchscript: AllowTorchscript = None,
     host: Host = None,
     port: Port = None,
     device: Device = None,
@@ -70,6 +75,7 @@ def serve(
     settings = _settings(
         models=model,
         aliases=alias,
+        allow_torchscript=allow_torchscript,
         host=host,
         port=port,
         device=device,
@@ -154,6 +160,7 @@ def db_upgrade(data_dir: DataDir = None) -> None:
 def doctor(
     model: Models = None,
     alias: Aliases = None,
+    allow_torchscript: AllowTorchscript = None,
     host: Host = None,
     port: Port = None,
     device: Device = None,
@@ -165,6 +172,7 @@ def doctor(
     settings = _settings(
         models=model,
         aliases=alias,
+        allow_torchscript=allow_torchscript,
         host=host,
         port=port,
         device=device,
