@@ -4,9 +4,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from fundament.backbone import chunking
-from fundament.backbone.packed import BASE, pack
+from fundament.backbone.packed import BASE, Packed, pack
 from fundament.backbone.pooling import Pooling, pool, pool_parts
 from fundament.backbone.tokenizing import TextTokenizer
 from fundament.backbone.transformer import Transformer
@@ -115,6 +116,10 @@ class TextEmbedder:
 
     def forward(self, items: Sequence[Item]) -> list[Array]:
         """One float32 vector `[dim]` per row; of a row of parts, one per part, `[parts, dim]`."""
+        return self.pool(items, *self.run(items))
+
+    def run(self, items: Sequence[Item]) -> tuple[list[int], Packed, Tensor]:
+        """The rows' places as they are packed, the batch, and its states `[tokens, hidden]`."""
         rows = [item.features["ids"] for item in items]
         adapters = [int(item.features["adapter"]) for item in items]
         order = sorted(range(len(rows)), key=lambda place: (adapters[place], len(rows[place])))
@@ -123,10 +128,13 @@ class TextEmbedder:
             self.transformer.tokens.device,
             [adapters[place] for place in order],
         )
+        return order, packed, self.transformer(packed)
+
+    def pool(self, items: Sequence[Item], order: Sequence[int], packed: Packed, hidden: Tensor) -> list[Array]:
+        """What `forward` gives, of what `run` gave."""
         with torch.inference_mode():
-            hidden = self.transformer(packed)
             vectors = pool(hidden, packed, self.pooling).cpu().numpy()
-            arrays: list[Array] = [vectors[0]] * len(rows)
+            arrays: list[Array] = [vectors[0]] * len(items)
             for row, place in enumerate(order):
                 borders = items[place].features.get("borders")
                 if borders is None:
