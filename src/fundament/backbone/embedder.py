@@ -59,9 +59,9 @@ class TextEmbedder:
         task = self._task(call.task)
         adapter = np.array(self.adapters[task.adapter])
         if call.late_chunking:
-            return self._prepare_joint(call, task.prompt, adapter)
+            return self._prepare_joint(call, self.prompt_of(call), adapter)
         items = []
-        for index, tokens in enumerate(self.tokenizer.encode(call.texts, task.prompt)):
+        for index, tokens in enumerate(self.tokenizer.encode(call.texts, self.prompt_of(call))):
             if tokens.truncated and not call.truncate:
                 raise TooLongError(index=index, n_tokens=tokens.n_whole, limit=self.tokenizer.context)
             n = len(tokens.ids)
@@ -143,6 +143,15 @@ class TextEmbedder:
                     start, stop = packed.offsets[row : row + 2].tolist()
                     arrays[place] = pool_parts(hidden[start:stop], borders).cpu().numpy()
         return arrays
+
+    def prompt_of(self, call: Embed) -> str:
+        """What goes before each text: the caller's instruction as the model is given one, else the task's prompt.
+
+        Raises:
+            InputError: a task that this checkpoint does not have.
+        """
+        task = self._task(call.task)
+        return task.prompt if call.instruction is None else self.spec.instruct.format(call.instruction)
 
     def _task(self, name: str | None) -> Task:
         if name is None or not self.spec.tasks:
