@@ -43,6 +43,8 @@ class ModelSpec:
         shortest_dim: the least `dimensions` a caller may ask for; None where vectors cannot be cut.
         dims: the only values of `dimensions`, where the model has such a list.
         tasks: values of the `task` field; empty where the model has none and ignores it.
+        instruct: the prompt of an instruction in the caller's own words, which take the place of `{}`; empty where the
+            model follows none.
         default_task: the task where the caller names none; None runs it with no prefix and no adapter.
         outputs: what an input can become; the first is what callers get who do not ask.
         modalities: what it reads: text, image, pdf, video, audio.
@@ -71,6 +73,7 @@ class ModelSpec:
     shortest_dim: int | None = None
     dims: tuple[int, ...] = ()
     tasks: Mapping[str, Task] = field(default_factory=lambda: MappingProxyType({}))
+    instruct: str = ""
     default_task: str | None = None
     outputs: tuple[Output, ...] = ("dense",)
     modalities: tuple[str, ...] = ("text",)
@@ -193,9 +196,11 @@ _CODE_TASKS = {
 }
 
 
+_INSTRUCT = "Instruct: {}\nQuery:"  # Qwen3's prompt; the text follows the colon directly
+
+
 def _instruct(instruction: str) -> Task:
-    """Qwen3's prompt; the text follows the colon directly."""
-    return Task(f"Instruct: {instruction}\nQuery:")
+    return Task(_INSTRUCT.format(instruction))
 
 
 _CLUSTER = _instruct("Represent this text for clustering")
@@ -426,6 +431,7 @@ _QWEN3: dict[str, Any] = {
     "context": 32768,
     "shortest_dim": 32,
     "tasks": _QWEN3_TASKS,
+    "instruct": _INSTRUCT,
     **_LAST_TOKEN,
     **_APACHE,
 }

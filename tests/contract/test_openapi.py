@@ -62,6 +62,7 @@ def test_the_server_does_what_its_document_says(document: dict[str, Any], server
     body = document["paths"]["/v1/embeddings"]["post"]["requestBody"]["content"]["application/json"]["schema"]
     body["properties"] |= {
         "model": {"enum": [MODEL]},
+        "instruction": {"enum": ["", None]},
         "dimensions": {"enum": [384, None]},
         "late_chunking": {"enum": [False, None]},
         "late_chunking_window": {"enum": [64, None]},

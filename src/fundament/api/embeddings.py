@@ -47,6 +47,9 @@ class EmbeddingsRequest(BaseModel):
     )
     input: Inputs
     task: str | None = Field(None, description="What the vectors are for; see the model's own list.")
+    instruction: Annotated[str, StringConstraints(max_length=2_000)] | None = Field(
+        None, description="What the vectors are for in your own words, in place of the task's (Qwen3-Embedding)."
+    )
     dimensions: Annotated[int, Field(gt=0)] | None = Field(
         None, description="Keep this many numbers of each vector (Matryoshka models)."
     )
@@ -105,10 +108,11 @@ async def embed(state: State, request: EmbeddingsRequest) -> EmbeddingsAnswer:
     """
     spec = state.find(request.model)
     texts = texts_of(request.input, spec, state, most=state.settings.max_inputs)
-    _check(spec, request)
+    _check(state, spec, request)
     call = Embed(
         inputs=texts,
         task=request.task or spec.default_task,
+        instruction=request.instruction or None,
         truncate=bool(request.truncate),
         late_chunking=bool(request.late_chunking),
         late_chunking_window=request.late_chunking_window,
@@ -161,7 +165,7 @@ def _role(request: EmbeddingsRequest) -> Role:
     return "query" if (request.task or "").endswith(".query") else "document"
 
 
-def _check(spec: ModelSpec, request: EmbeddingsRequest) -> None:
+def _check(state: State, spec: ModelSpec, request: EmbeddingsRequest) -> None:
     """Refuse what the catalogue says that this model cannot do.
 
     Raises:
@@ -173,6 +177,7 @@ def _check(spec: ModelSpec, request: EmbeddingsRequest) -> None:
     if spec.tasks and request.task is not None and request.task not in spec.tasks:
         listed = ", ".join(f"'{task}'" for task in spec.tasks)
         faults.append(Fault("body -> task", f"Input should be {listed}.", "enum", echo(request.task)))
+    faults += _check_instruction(state, spec, request)
     if (dimensions := request.dimensions) is not None and output_of(spec, request) == spec.outputs[0] != "sparse":
         if dimensions > spec.dim:
             message = f"Input should be less than or equal to {spec.dim}"
@@ -194,6 +199,20 @@ def _check(spec: ModelSpec, request: EmbeddingsRequest) -> None:
     faults += _check_output(spec, request)
     if faults:
         raise InputError(*faults)
+
+
+def _check_instruction(state: State, spec: ModelSpec, request: EmbeddingsRequest) -> list[Fault]:
+    if not request.instruction:
+        return []
+    if not spec.instruct:
+        able = ", ".join(sorted(name for name, other in state.served().items() if other.instruct)) or "none"
+        message = f"Model '{spec.id}' follows no instructions. Models served here that do: {able}."
+        return [Fault("body -> instruction", message)]
+    task = spec.tasks.get(request.task or "")
+    if task is not None and not task.prompt:
+        message = f"Texts of task '{request.task}' are read without an instruction: leave one of the two out."
+        return [Fault("body -> instruction", message)]
+    return []
 
 
 _GIVES: dict[Output, str] = {

@@ -67,20 +67,22 @@ class TextTokenizer:
     """A checkpoint's tokenizer. It is never changed after it is made, so threads share it.
 
     Args:
-        directory: where `tokenizer.json` lies.
+        source: where `tokenizer.json` lies, or the tokenizer itself.
         context: most tokens of a text, special tokens included.
     """
 
-    def __init__(self, directory: Path, context: int) -> None:
-        path = directory / "tokenizer.json"
-        if not path.exists():
-            raise CheckpointError(f"{directory} has no tokenizer.json")
-        self._tokenizer = Tokenizer.from_file(str(path))
+    def __init__(self, source: Path | Tokenizer, context: int) -> None:
+        self._tokenizer = source if isinstance(source, Tokenizer) else _read(source)
         # Padding and truncation saved in the file are training settings; both are decided here.
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self.context = context
         self.n_before, self.n_after = self._special_tokens_around()
+
+    @property
+    def n_vocab(self) -> int:
+        """Entries of the vocabulary."""
+        return int(self._tokenizer.get_vocab_size())
 
     def id_of(self, token: str) -> int | None:
         """The id of a token as the vocabulary writes it; None where it has no such token."""
@@ -183,3 +185,13 @@ class TextTokenizer:
             head = ids[: most - self.n_after]
             ids = head + ids[n_whole - self.n_after :]
         return Tokens(np.array(ids, dtype=np.int64), n_whole, max(0, n_own - (n_whole - len(ids))))
+
+
+def _read(directory: Path) -> Tokenizer:
+    path = directory / "tokenizer.json"
+    if not path.exists():
+        raise CheckpointError(f"{directory} has no tokenizer.json")
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:
+        raise CheckpointError(f"{path} is not a tokenizer: {error}") from error
