@@ -422,7 +422,7 @@ _NEIGHBOURS = (
 # Rerankers, by generation.
 
 _RANK_V1: dict[str, Any] = {"family": "jina_bert", "context": 8192, **_RERANKER, **_APACHE}
-_RANK_V3: dict[str, Any] = {"family": "qwen", "context": 131072, "dim": 512, **_RERANKER, **_NON_COMMERCIAL}
+_RANK_V3: dict[str, Any] = {"family": "listwise", "context": 131072, "dim": 512, **_RERANKER, **_NON_COMMERCIAL}
 _RANK_QWEN3: dict[str, Any] = {"family": "qwen", "context": 32768, **_RERANKER, **_APACHE}
 _RERANKERS = (
     _hub("jinaai/jina-reranker-v1-tiny-en", "2024-04-18", 33_000_000, "English, the fastest.", **_RANK_V1),

@@ -52,14 +52,15 @@ class InputError(FundamentError):
 
 
 class TooLongError(FundamentError):
-    """An input longer than the model's context, without `truncate`."""
+    """An input longer than the model's context, without `truncate`; the query of a ranking has no index."""
 
     status = 400
     code = "INPUT_TOKEN_LIMIT_EXCEEDED"
 
-    def __init__(self, *, index: int, n_tokens: int, limit: int) -> None:
+    def __init__(self, *, index: int | None, n_tokens: int, limit: int) -> None:
+        name = "The query" if index is None else f"Input {index}"
         super().__init__(
-            f"Input {index} has {n_tokens} tokens and exceeds the model's maximum of {limit} tokens. "
+            f"{name} has {n_tokens} tokens and exceeds the model's maximum of {limit} tokens. "
             "Use 'truncate: true' to cut it automatically, or split it into smaller chunks."
         )
 
