@@ -62,22 +62,24 @@ class GenerativeReranker:
             message = f"Model '{self.spec.id}' answers yes or no and makes no vectors."
             raise InputError(Fault("body -> return_embeddings", message))
         query, documents = excerpts(self.tokenizer, call, None, None)
-        told = {"instruction": call.instruction or INSTRUCTION}
-        n_told = len(self.tokenizer.pieces([_BODY.format(query="", document="", **told)])[0])
-        bodies = self.tokenizer.pieces([_BODY.format(query=query.text, document=d.text, **told) for d in documents])
+        instruction = call.instruction or INSTRUCTION
+        bodies = self.tokenizer.pieces(
+            [_BODY.format(instruction=instruction, query=query.text, document=text.text) for text in documents]
+        )
         most = self.spec.context if call.max_document_tokens else min(self.spec.context, PROMPT_TOKENS)
         room = most - len(self.head) - len(self.tail)
-        for index, body in enumerate(bodies):
-            if len(body) > room and not call.truncate:
-                raise TooLongError(index=index, n_tokens=most - room + len(body), limit=most)
+        lost = [max(0, len(body) - room) for body in bodies]
+        if any(lost) and not call.truncate:
+            index = int(np.flatnonzero(lost)[0])
+            raise TooLongError(index=index, n_tokens=most + lost[index], limit=most)
         prompts = [np.concatenate([self.head, body[:room], self.tail]) for body in bodies]
         rows = share(prompts, [np.array([len(prompt) - 1]) for prompt in prompts], self.decoder.most_shared)
         return [
             Item(
                 features=row.features,
                 n_tokens=len(row.ids) + (len(row.prefix) if index == 0 else 0),  # the prefix runs once
-                n_counted=max(0, min(len(bodies[index]), room) - n_told),
-                truncated=documents[index].truncated or len(bodies[index]) > room,
+                n_counted=max(0, query.n_tokens + documents[index].n_tokens - lost[index]),
+                truncated=documents[index].truncated or lost[index] > 0,
             )
             for index, row in enumerate(rows)
         ]
