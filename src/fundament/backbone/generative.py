@@ -25,12 +25,12 @@ from fundament.errors import CheckpointError, Fault, InputError, TooLongError
 INSTRUCTION = "Given a web search query, retrieve relevant passages that answer the query"
 """What relevance means where the caller does not say."""
 
-_HEAD = (
+HEAD = (
     "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the Instruct "
     'provided. Note that the answer can only be "yes" or "no".<|im_end|>\n<|im_start|>user\n'
 )
-_BODY = "<Instruct>: {instruction}\n<Query>: {query}\n<Document>: {document}"
-_TAIL = "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
+BODY = "<Instruct>: {instruction}\n<Query>: {query}\n<Document>: {document}"
+TAIL = "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
 
 PROMPT_TOKENS = 8192
 """Most tokens of a prompt where the caller asks for no length of documents."""
@@ -49,7 +49,7 @@ class GenerativeReranker:
     def __init__(self, tokenizer: TextTokenizer, decoder: Decoder, answer: Tensor, spec: ModelSpec) -> None:
         self.tokenizer, self.decoder, self.answer, self.spec = tokenizer, decoder, answer, spec
         self.n_bytes = decoder.n_bytes
-        self.head, self.tail = tokenizer.pieces([_HEAD, _TAIL])
+        self.head, self.tail = tokenizer.pieces([HEAD, TAIL])
 
     def prepare(self, call: Rerank) -> list[Item]:
         """One row per document; what the prompts begin with alike is their prefix.
@@ -64,7 +64,7 @@ class GenerativeReranker:
         query, documents = excerpts(self.tokenizer, call, None, None)
         instruction = call.instruction or INSTRUCTION
         bodies = self.tokenizer.pieces(
-            [_BODY.format(instruction=instruction, query=query.text, document=text.text) for text in documents]
+            [BODY.format(instruction=instruction, query=query.text, document=text.text) for text in documents]
         )
         most = self.spec.context if call.max_document_tokens else min(self.spec.context, PROMPT_TOKENS)
         room = most - len(self.head) - len(self.tail)
