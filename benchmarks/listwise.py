@@ -208,7 +208,7 @@ def memory(directory: Path, sizes: Sequence[int], n_layers: int) -> None:
             )
         )
     table(
-        f"listwise, documents of {DOCUMENT_CHARACTERS:,} characters, {n_layers} layers, over which activations do not add up",
+        f"listwise, documents of {DOCUMENT_CHARACTERS:,} characters, {n_layers} layers; activations do not add up",
         ("documents", "blocks", "tokens of the longest", "MiB beyond the weights", "seconds"),
         lines,
     )

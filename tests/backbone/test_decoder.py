@@ -83,7 +83,7 @@ rows = st.builds(
 )
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=25)
 @given(
     batches=st.lists(st.lists(rows, min_size=1, max_size=8), min_size=1, max_size=3),
     most_shared=st.sampled_from([0, 10, 25, 1000]),

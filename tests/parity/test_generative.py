@@ -157,7 +157,7 @@ calls = st.builds(
 )
 
 
-@settings(deadline=None, max_examples=15)
+@settings(deadline=None, max_examples=8)
 @given(asked=st.lists(calls, min_size=1, max_size=3))
 def test_a_call_alone_equals_the_call_in_any_company(model: Any, directory: Path, asked: list[Rerank]) -> None:
     items = [model.prepare(call) for call in asked]

@@ -223,7 +223,7 @@ def test_a_call_alone_equals_the_call_in_any_company(directory: Path) -> None:
     model, plain = (qwen_reranker.load(directory, "listwise") for _ in range(2))
     plain.decoder.most_shared = 0
 
-    @settings(deadline=None, max_examples=10)
+    @settings(deadline=None, max_examples=5)
     @given(asked=st.lists(calls, min_size=1, max_size=3))
     def holds(asked: list[Rerank]) -> None:
         items = [model.prepare(call) for call in asked]

@@ -1,18 +1,19 @@
 """Causal attention of queries that end where their keys end: a row's later tokens, or all of them."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from fundament.backbone.passes import Slice
+from fundament.backbone.passes import Piece, Slice
 
 _QUERY_BLOCK = 128  # queries per step: few, so that little is computed of what they do not see yet
 _SCORE_BYTES = 2**26  # scores that are held at a time
 
 
 def attend_slice(
-    q: Tensor, keys: Tensor, values: Tensor, part: Slice, *, window: int | None, scale: float | None
+    q: Tensor, keys: Tensor, values: Tensor, part: Slice, window: int | None, scale: float | None
 ) -> Tensor:
     """Scaled dot-product attention of a slice's tokens, each to its own row up to itself.
 
@@ -27,10 +28,29 @@ def attend_slice(
     Returns:
         `[tokens of the slice, heads * head_dim]`; zero for tokens of no row.
     """
-    if q.is_cuda and q.dtype != torch.float32:
+    if _has_varlen(q):
         return _attend_varlen(q, keys, values, part, window, scale)
+    return _attend_pieces(q, keys, values, part.pieces, window, scale)
+
+
+def attend_asked(
+    q: Tensor, keys: Tensor, values: Tensor, part: Slice, window: int | None, scale: float | None
+) -> Tensor:
+    """The same of those tokens alone whose states are asked for, `[asked, heads * head_dim]`."""
+    if _has_varlen(q):
+        return _attend_varlen(q, keys, values, part, window, scale)[part.kept]
+    return _attend_pieces(q[part.kept], keys, values, part.asked, window, scale)
+
+
+def _has_varlen(q: Tensor) -> bool:
+    return q.is_cuda and q.dtype != torch.float32
+
+
+def _attend_pieces(
+    q: Tensor, keys: Tensor, values: Tensor, pieces: Sequence[Piece], window: int | None, scale: float | None
+) -> Tensor:
     out = torch.zeros_like(q)
-    for piece in part.pieces:
+    for piece in pieces:
         tokens, row = slice(piece.start, piece.stop), slice(piece.key_start, piece.key_stop)
         attend_last(q[tokens], keys[row], values[row], out[tokens], window=window, scale=scale)
     return out.flatten(1)

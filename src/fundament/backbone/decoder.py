@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fundament.backbone.causal import attend_slice
+from fundament.backbone.causal import attend_asked, attend_slice
 from fundament.backbone.passes import Fill, Row, lay
 from fundament.backbone.positions import rotary_angles
 from fundament.backbone.prefixes import Prefixes
@@ -94,11 +94,11 @@ class Decoder:
                     if piece.fill is not None:
                         _copy(piece.fill, number, keys, values)
                 if number < shape.n_layers - 1:
-                    mixed = attend_slice(q, keys, values, part, window=layer.window, scale=shape.attention_scale)
+                    mixed = attend_slice(q, keys, values, part, layer.window, shape.attention_scale)
                     x[part.tokens] = layer.after_attention(mixed, residual)
-                elif len(part.kept):
-                    mixed = attend_slice(q, keys, values, part, window=layer.window, scale=shape.attention_scale)
-                    asked.append(layer.after_attention(mixed[part.kept], residual[part.kept]))
+                elif part.asked:
+                    mixed = attend_asked(q, keys, values, part, layer.window, shape.attention_scale)
+                    asked.append(layer.after_attention(mixed, residual[part.kept]))
             for states, (_, lie) in zip(new, batch.new, strict=True):
                 states[number, 0], states[number, 1] = keys[lie], values[lie]
         for states, (ids, _) in zip(new, batch.new, strict=True):

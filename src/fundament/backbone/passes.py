@@ -100,6 +100,7 @@ class Slice:
         tokens: which; on a CPU the last may be of no row, so that there are few shapes.
         pieces: the rows, or parts of rows, that it holds; their keys too are neighbours.
         kept: which of its tokens' states are asked for.
+        asked: those tokens as pieces, each counted from the first of them.
         offsets: where each piece starts, and the end, int32 `[pieces + 1]`.
         key_offsets: the same of their keys, counted from the first piece's first.
         longest: tokens of the longest piece.
@@ -109,6 +110,7 @@ class Slice:
     tokens: slice
     pieces: tuple[Piece, ...]
     kept: Tensor
+    asked: tuple[Piece, ...]
     offsets: Tensor
     key_offsets: Tensor
     longest: int
@@ -207,5 +209,18 @@ def _slice(tokens: slice, pieces: Sequence[Piece], kept: Array, device: torch.de
     offsets, key_offsets = (
         torch.tensor(_borders(sizes), dtype=torch.int32, device=device) for sizes in (lengths, key_lengths)
     )
-    asked = torch.from_numpy(kept).to(device)
-    return Slice(tokens, tuple(pieces), asked, offsets, key_offsets, max(lengths), max(key_lengths))
+    asked: list[Piece] = []
+    for piece in pieces:
+        for place in kept[(kept >= piece.start) & (kept < piece.stop)].tolist():
+            key_stop = piece.key_stop - (piece.stop - 1 - place)
+            asked.append(Piece(len(asked), len(asked) + 1, piece.key_start, key_stop, None))
+    return Slice(
+        tokens,
+        tuple(pieces),
+        torch.from_numpy(kept).to(device),
+        tuple(asked),
+        offsets,
+        key_offsets,
+        max(lengths),
+        max(key_lengths),
+    )
