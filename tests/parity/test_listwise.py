@@ -139,7 +139,7 @@ def test_blocks_share_the_beginning_of_their_prompts(model: Any) -> None:
 
 def test_blocks_end_where_another_document_might_not_fit() -> None:
     def lengths(sizes: list[int], room: int, longest: int) -> list[list[int]]:
-        excerpts = [listwise.Excerpt("", size, truncated=False) for size in sizes]
+        excerpts = [listwise.Excerpt("", size, size) for size in sizes]
         return [[excerpt.n_tokens for excerpt in block] for block in listwise.divide(excerpts, room, longest)]
 
     assert lengths([10] * 130, 10_000, 10) == [[10] * 125, [10] * 5]
@@ -199,13 +199,20 @@ def test_the_limits_of_the_model_card(model: Any, asked: dict[str, int], lengths
 @pytest.mark.parametrize(
     ("texts", "message"),
     [
-        ({"query": "in", "documents": ["in", "no" * 5]}, "Input 1 has 5 tokens and exceeds the model's maximum of 4"),
-        ({"query": "no" * 6, "documents": ["in"]}, "The query has 6 tokens and exceeds the model's maximum of 3"),
+        (
+            {"query": "in", "documents": ["in", "no" * 2050]},
+            "Document 1 has 2050 tokens and exceeds the model's maximum of 2048",
+        ),
+        (
+            {"query": "no" * 600, "documents": ["in"]},
+            "The query has 600 tokens and exceeds the model's maximum of 512",
+        ),
     ],
 )
 def test_a_long_text_is_refused_without_truncate(model: Any, texts: dict[str, Any], message: str) -> None:
     with pytest.raises(TooLongError, match=message):
-        model.prepare(Rerank(**texts, truncate=False, max_query_tokens=3, max_document_tokens=4))
+        model.prepare(Rerank(**texts, truncate=False))
+    model.prepare(Rerank(**texts, truncate=False, max_query_tokens=600, max_document_tokens=4))
 
 
 texts = st.text(max_size=12)

@@ -5,6 +5,7 @@ needed, and of them the difference: the probability of yes against no is its log
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -52,16 +53,16 @@ class GenerativeReranker:
         self.head, self.tail = tokenizer.pieces([HEAD, TAIL])
 
     def prepare(self, call: Rerank) -> list[Item]:
-        """One row per document; what the prompts begin with alike is their prefix.
+        """One row per different document; what the prompts begin with alike is their prefix.
 
         Raises:
             InputError: vectors are asked for.
-            TooLongError: a text longer than asked for, or a prompt longer than the context, without `truncate`.
+            TooLongError: a prompt longer than is read, without `truncate`.
         """
         if call.embeddings:
             message = f"Model '{self.spec.id}' answers yes or no and makes no vectors."
             raise InputError(Fault("body -> return_embeddings", message))
-        query, documents = excerpts(self.tokenizer, call, None, None)
+        query, documents = excerpts(self.tokenizer, replace(call, documents=_different(call)))
         instruction = call.instruction or INSTRUCTION
         bodies = self.tokenizer.pieces(
             [BODY.format(instruction=instruction, query=query.text, document=text.text) for text in documents]
@@ -70,18 +71,19 @@ class GenerativeReranker:
         room = most - len(self.head) - len(self.tail)
         lost = [max(0, len(body) - room) for body in bodies]
         if any(lost) and not call.truncate:
-            index = int(np.flatnonzero(lost)[0])
-            raise TooLongError(index=index, n_tokens=most + lost[index], limit=most)
+            place = int(np.flatnonzero(lost)[0])
+            name = f"Document {call.documents.index(_different(call)[place])}, with its prompt,"
+            raise TooLongError(name, n_tokens=most + lost[place], limit=most)
         prompts = [np.concatenate([self.head, body[:room], self.tail]) for body in bodies]
         rows = share(prompts, [np.array([len(prompt) - 1]) for prompt in prompts], self.decoder.most_shared)
         return [
             Item(
                 features=row.features,
-                n_tokens=len(row.ids) + (len(row.prefix) if index == 0 else 0),  # the prefix runs once
-                n_counted=max(0, query.n_tokens + documents[index].n_tokens - lost[index]),
-                truncated=documents[index].truncated or lost[index] > 0,
+                n_tokens=len(row.ids) + (len(row.prefix) if place == 0 else 0),  # the prefix runs once
+                n_counted=max(0, query.n_tokens + documents[place].n_tokens - lost[place]),
+                truncated=documents[place].truncated or lost[place] > 0,
             )
-            for index, row in enumerate(rows)
+            for place, row in enumerate(rows)
         ]
 
     def forward(self, items: Sequence[Item]) -> list[Array]:
@@ -89,13 +91,18 @@ class GenerativeReranker:
         states = torch.cat(self.decoder.states([Row.of(item) for item in items]))
         return list(torch.sigmoid(states.float() @ self.answer).cpu().numpy())
 
-    def finish(self, call: Rerank, items: Sequence[Item], arrays: Sequence[Array]) -> Ranking:  # noqa: ARG002
-        """The probabilities of one call, in the order of its documents."""
+    def finish(self, call: Rerank, items: Sequence[Item], arrays: Sequence[Array]) -> Ranking:
+        """The probabilities of one call, in the order of its documents; equal documents have equal ones."""
+        of_text = dict(zip(_different(call), arrays, strict=True))
         return Ranking(
-            scores=np.array(arrays, dtype=np.float32),
+            scores=np.array([of_text[text] for text in call.documents], dtype=np.float32),
             n_tokens=sum(item.n_counted for item in items),
             n_truncated=sum(item.truncated for item in items),
         )
+
+
+def _different(call: Rerank) -> list[str]:
+    return list(dict.fromkeys(call.documents))
 
 
 def load_generative(checkpoint: Checkpoint, spec: ModelSpec, placement: Placement, shape: Shape) -> GenerativeReranker:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import orjson
 
-from fundament.catalog import CATALOG, EMBEDDED, ModelSpec
+from fundament.catalog import CATALOG, EMBEDDED, LISTWISE, PAIRS, ModelSpec
 from fundament.core import Output
 from fundament.errors import CheckpointError
 from fundament.models import families, family_of
@@ -219,6 +219,7 @@ def from_argument(argument: str, data_dir: Path) -> Local:
 
 def _own(name: str, directory: Path) -> ModelSpec:
     from fundament.backbone.checkpoint import Checkpoint
+    from fundament.backbone.cross_encoder import is_classifier
     from fundament.backbone.sentence import read_context
 
     checkpoint = Checkpoint(directory)
@@ -229,7 +230,8 @@ def _own(name: str, directory: Path) -> ModelSpec:
             f"'{checkpoint.config.get('model_type')}', architectures {checkpoint.config.get('architectures')}. "
             f"Known are {', '.join(families())}"
         )
-    outputs, dim = _outputs(checkpoint, family)
+    ranks = PAIRS if is_classifier(checkpoint) else LISTWISE if family == "listwise" else {}
+    outputs, dim = (("dense",), 0) if ranks is PAIRS else _outputs(checkpoint, family)
     _refuse_other_modules(directory, _SERVED_SPARSE_MODULES if outputs == ("sparse",) else _SERVED_MODULES)
     if not isinstance(dim, int):
         raise CheckpointError(
@@ -246,6 +248,7 @@ def _own(name: str, directory: Path) -> ModelSpec:
         context=read_context(checkpoint),
         dim=dim,
         outputs=outputs,
+        **ranks,
     )
 
 
@@ -253,9 +256,12 @@ def _outputs(checkpoint: "Checkpoint", family: str) -> tuple[tuple[Output, ...],
     """What a directory's model makes of an input, and of how many numbers: its files say it."""
     from fundament.backbone.colbert import is_colbert, read_dim
     from fundament.backbone.token_heads import has_heads
+    from fundament.models import listwise
 
     if is_colbert(checkpoint.config):
         return ("multi",), read_dim(checkpoint)
+    if family == "listwise":
+        return ("dense",), listwise.read_dim(checkpoint)
     if family == "splade":
         return ("sparse",), checkpoint.config.get("vocab_size")
     dim = checkpoint.config.get("hidden_size") or checkpoint.config.get("d_model")

@@ -6,6 +6,7 @@ stands before it, and a score the cosine of the two. The prompt is that of the p
 
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -85,13 +86,7 @@ class ListwiseReranker:
         Raises:
             TooLongError: a query or a document longer than is read, without `truncate`.
         """
-        asked = Rerank(
-            query=unmarked(call.query),
-            documents=[unmarked(text) for text in call.documents],
-            truncate=call.truncate,
-            max_query_tokens=call.max_query_tokens,
-            max_document_tokens=call.max_document_tokens,
-        )
+        asked = replace(call, query=unmarked(call.query), documents=[unmarked(text) for text in call.documents])
         query, documents = excerpts(self.tokenizer, asked, QUERY_TOKENS, DOCUMENT_TOKENS)
         longest = call.max_document_tokens or DOCUMENT_TOKENS
         blocks = list(divide(documents, self.spec.context - 2 * query.n_tokens, longest))
@@ -206,9 +201,7 @@ def load(checkpoint: Checkpoint, spec: ModelSpec, placement: Placement) -> Listw
         prefixes=PREFIXES,
         ignored=rf"{IGNORED}|projector\.[02]\.weight",
     )
-    if not checkpoint.has("projector.0.weight"):
-        raise CheckpointError(f"{checkpoint.directory} has no projector.0.weight, which {ARCHITECTURE} projects with")
-    inner = checkpoint.shape("projector.0.weight")[0]
+    inner = _width(checkpoint, "projector.0.weight")
     projector = checkpoint.read(
         {"inner.weight": (inner, shape.hidden), "outer.weight": (spec.dim, inner)},
         {"inner": "projector.0", "outer": "projector.2"},
@@ -222,3 +215,18 @@ def load(checkpoint: Checkpoint, spec: ModelSpec, placement: Placement) -> Listw
         (projector["inner.weight"], projector["outer.weight"]),
         spec,
     )
+
+
+def read_dim(checkpoint: Checkpoint) -> int:
+    """Numbers of a document's vector.
+
+    Raises:
+        CheckpointError: no projector.
+    """
+    return _width(checkpoint, "projector.2.weight")
+
+
+def _width(checkpoint: Checkpoint, name: str) -> int:
+    if name not in checkpoint.names:
+        raise CheckpointError(f"{checkpoint.directory} has no {name}, which {ARCHITECTURE} projects with")
+    return checkpoint.shape(name)[0]
