@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fundament.backbone import passes
+from fundament.backbone import causal, passes
 from fundament.backbone.causal import attend_last
 from fundament.backbone.decoder import Decoder
 from fundament.backbone.packed import pack
@@ -158,7 +158,12 @@ def test_threads_share_what_is_kept() -> None:
 @pytest.mark.parametrize("window", [None, 1, 100, 300])
 @pytest.mark.parametrize("n_queries", [1, 5, 300, 420])
 @pytest.mark.parametrize("heads", [(4, 4), (4, 2), (6, 1)])
-def test_the_last_queries_see_what_came_before(window: int | None, n_queries: int, heads: tuple[int, int]) -> None:
+@pytest.mark.parametrize("fused", [False, True])
+def test_the_last_queries_see_what_came_before(
+    window: int | None, n_queries: int, heads: tuple[int, int], fused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if fused:
+        monkeypatch.setattr("fundament.backbone.causal._attend_in_float32", causal._attend_fused)
     draw = torch.Generator().manual_seed(1)
     q, keys, values = (torch.randn(420, n, 8, generator=draw) for n in (heads[0], heads[1], heads[1]))
     out = torch.empty(n_queries, heads[0], 8)
@@ -169,6 +174,13 @@ def test_the_last_queries_see_what_came_before(window: int | None, n_queries: in
         of = head * heads[1] // heads[0]
         scores = (q[:, head] @ keys[:, of].T * 0.5).masked_fill(hidden, float("-inf"))
         close(out[:, head], (torch.softmax(scores, -1) @ values[:, of])[-n_queries:])
+
+
+def test_keys_wait_in_the_format_that_multiplies_fastest(monkeypatch: pytest.MonkeyPatch) -> None:
+    for tiles, expected in ((False, torch.float32), (True, torch.bfloat16)):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda tiles=tiles: {"amx_bf16": tiles})
+        assert causal.key_dtype(CPU, torch.bfloat16) == expected
+        assert causal.key_dtype(CPU, torch.float32) == torch.float32
 
 
 class Largest(TorchDispatchMode):

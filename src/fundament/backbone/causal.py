@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fundament.backbone.passes import Piece, Slice
@@ -83,26 +84,35 @@ def attend_last(
 ) -> None:
     """Scaled dot-product attention of one row's last tokens to all of the row.
 
-    Scores are made in float32: a processor that multiplies bfloat16 without matrix tiles is no slower so than in its
-    fused attention, and where weights meet values it takes the whole gain of bfloat16 (`benchmarks/attention.py`).
-
     Args:
         q: `[queries, heads, head_dim]`, of the last so many tokens.
-        keys: `[tokens, kv_heads, head_dim]`; each serves `heads // kv_heads` query heads.
-        values: as `keys`.
+        keys: `[tokens, kv_heads, head_dim]`, in `key_dtype`; each serves `heads // kv_heads` query heads.
+        values: as `keys`, in the number format of `q`.
         out: the result, as `q`.
         window: how many tokens a token sees, itself included; None means all before it.
         scale: what scores are multiplied by; None means `1 / sqrt(head_dim)`.
     """
     before = len(keys) - len(q)
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
+    attend = _attend_in_float32 if keys.dtype == torch.float32 else _attend_fused
     for first in range(0, len(q), _QUERY_BLOCK):
         block = slice(first, min(first + _QUERY_BLOCK, len(q)))
         seen = slice(0 if window is None else max(0, before + first - window + 1), before + block.stop)
-        _attend_block(q[block], keys[seen], values[seen], out[block], window, scale)
+        attend(q[block], keys[seen], values[seen], out[block], window, scale)
 
 
-def _attend_block(q: Tensor, keys: Tensor, values: Tensor, out: Tensor, window: int | None, scale: float) -> None:
+def key_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
+    """The number format in which keys wait for their queries.
+
+    A CPU without matrix tiles multiplies bfloat16 in its fused attention hardly faster than float32. There scores are
+    made by a float32 product, and what gains from bfloat16 is the product of weights and values
+    (`benchmarks/attention.py`).
+    """
+    tiles = torch.cpu.get_capabilities().get("amx_bf16", False)
+    return torch.float32 if device.type == "cpu" and not tiles else dtype
+
+
+def _attend_in_float32(q: Tensor, keys: Tensor, values: Tensor, out: Tensor, window: int | None, scale: float) -> None:
     n, n_keys, n_kv = len(q), len(keys), keys.shape[1]
     # Of the keys before the queries' own, only a window hides any.
     n_hiding = n if window is None or window >= n_keys else n_keys
@@ -113,10 +123,19 @@ def _attend_block(q: Tensor, keys: Tensor, values: Tensor, out: Tensor, window: 
     for first in range(0, n_kv, step):
         heads = slice(first, first + step)
         asked = queries[heads].flatten(1, 2).float() * scale
-        scores = torch.bmm(asked, keys[:, heads].float().permute(1, 2, 0))
+        scores = torch.bmm(asked, keys[:, heads].permute(1, 2, 0))
         scores.unflatten(1, (-1, n))[..., n_keys - n_hiding :] += bias
         weights = torch.softmax(scores, dim=-1).to(values.dtype)
         result[heads] = torch.bmm(weights, values[:, heads].transpose(0, 1)).unflatten(1, (-1, n))
+
+
+def _attend_fused(q: Tensor, keys: Tensor, values: Tensor, out: Tensor, window: int | None, scale: float) -> None:
+    n_group = q.shape[1] // keys.shape[1]
+    bias = hidden_bias(len(q), len(keys), window, q.device).to(q.dtype)[None, None]
+    # The heads of a group are a batch over the same keys: `[group, kv_heads, tokens, head_dim]`.
+    queries, result = (part.unflatten(1, (-1, n_group)).permute(2, 1, 0, 3) for part in (q, out))
+    by_head, of_head = (part.transpose(0, 1).expand(n_group, -1, -1, -1) for part in (keys, values))
+    result.copy_(F.scaled_dot_product_attention(queries, by_head, of_head, attn_mask=bias, scale=scale))
 
 
 def hidden_bias(n: int, n_keys: int, window: int | None, device: torch.device) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fundament.backbone.causal import attend_asked, attend_slice
+from fundament.backbone.causal import attend_asked, attend_slice, key_dtype
 from fundament.backbone.passes import Fill, Row, lay
 from fundament.backbone.positions import rotary_angles
 from fundament.backbone.prefixes import Prefixes
@@ -78,8 +78,7 @@ class Decoder:
         x = F.embedding(batch.ids, transformer.tokens)
         cosines, sines = rotary_angles(batch.positions, shape.head_dim, shape.rope_theta, dtype)
         per_key = (shape.n_kv_heads, shape.head_dim)
-        # Scores are made in float32 on a CPU, and keys wait for that.
-        keys = x.new_empty((batch.n_keys + 1, *per_key), dtype=torch.float32 if device.type == "cpu" else dtype)
+        keys = x.new_empty((batch.n_keys + 1, *per_key), dtype=key_dtype(device, dtype))
         values = x.new_empty((batch.n_keys + 1, *per_key))
         new = [x.new_empty((shape.n_layers, 2, len(ids), *per_key)) for ids, _ in batch.new]
         asked: list[Tensor] = []

@@ -62,12 +62,13 @@ class GenerativeReranker:
         if call.embeddings:
             message = f"Model '{self.spec.id}' answers yes or no and makes no vectors."
             raise InputError(Fault("body -> return_embeddings", message))
-        query, documents = excerpts(self.tokenizer, replace(call, documents=_different(call)))
+        most = self.spec.context if call.max_document_tokens else min(self.spec.context, PROMPT_TOKENS)
+        # A query leaves half of the prompt to the document.
+        query, documents = excerpts(self.tokenizer, replace(call, documents=_different(call)), query_tokens=most // 2)
         instruction = call.instruction or INSTRUCTION
         bodies = self.tokenizer.pieces(
             [BODY.format(instruction=instruction, query=query.text, document=text.text) for text in documents]
         )
-        most = self.spec.context if call.max_document_tokens else min(self.spec.context, PROMPT_TOKENS)
         room = most - len(self.head) - len(self.tail)
         lost = [max(0, len(body) - room) for body in bodies]
         if any(lost) and not call.truncate:
