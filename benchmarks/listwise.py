@@ -225,6 +225,8 @@ def main() -> None:
     )
     parser.add_argument("--remember", type=Path, help=argparse.SUPPRESS)
     asked = parser.parse_args()
+    if asked.layers < 2:
+        parser.error("--layers: two at least, because the last one is run for few tokens")
     if asked.remember:
         remember(asked.remember, asked.documents[0])
         return

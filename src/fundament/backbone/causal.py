@@ -10,7 +10,7 @@ from torch import Tensor
 from fundament.backbone.passes import Piece, Slice
 
 _QUERY_BLOCK = 128  # queries per step: few, so that little is computed of what they do not see yet
-_SCORE_BYTES = 2**26  # scores that are held at a time
+_SCORE_BYTES = 2**22  # scores that are held at a time: few enough for the caches
 
 
 def attend_slice(
