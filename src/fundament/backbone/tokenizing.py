@@ -110,6 +110,11 @@ class TextTokenizer:
             found += [np.array(encoding.ids, dtype=np.int64) for encoding in part]
         return found
 
+    def text_of(self, ids: Array) -> str:
+        """What token ids say, special tokens included."""
+        text: str = self._tokenizer.decode(ids.tolist(), skip_special_tokens=False)
+        return text
+
     def encode(self, texts: Sequence[str], prefix: str = "", *, most: int | None = None) -> list[Tokens]:
         """Token ids of each text after the prefix: special tokens stay, the text loses its end.
 
