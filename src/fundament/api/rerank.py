@@ -116,6 +116,7 @@ class RerankRequest(BaseModel):
     )
     instruction: str | None = Field(None, description="What relevance means, in words (jina-reranker-v3, Qwen3).")
     return_embeddings: bool | None = Field(None, description="Add each document's vector (jina-reranker-v3).")
+    rank_fields: list[str] | None = Field(None, description="Cohere's: nothing else than `text` is read.")
     return_multivector: bool | None = Field(
         None, description="Score by vectors per token, on an embedding model that gives them too (bge-m3)."
     )
@@ -280,6 +281,8 @@ def _check(state: State, spec: ModelSpec, request: RerankRequest) -> None:
             able = sorted(name for name, other in state.served().items() if field in other.takes)
             message = f"Model '{spec.id}' does not take it. Models served here that do: {', '.join(able) or 'none'}."
             faults.append(Fault(f"body -> {field}", message))
+    if request.rank_fields not in (None, [], ["text"]):
+        faults.append(Fault("body -> rank_fields", "Documents are ranked by their 'text' alone; leave it out."))
     output = _output(spec, request)
     if (request.return_multivector or request.return_sparse) and (
         spec.kind != "embedding" or output not in spec.outputs
