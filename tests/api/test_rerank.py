@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import httpx
@@ -15,10 +15,8 @@ from fundament.api.rerank import RerankRequest, rerank, write
 from fundament.api.similarity import rank_by_vectors, slices
 from fundament.api.state import State
 from fundament.catalog import CATALOG, ModelSpec
-from fundament.config import Settings
 from fundament.core import Call, Embed, Embeddings, Ranking, Rerank
 from fundament.errors import Fault, InputError, ModelNotFoundError, TooLongError
-from fundament.telemetry import Metrics
 from tests.checkpoints import resave
 from tests.checkpoints.bge_m3 import bge_m3
 from tests.checkpoints.colbert import colbert_v2
@@ -196,8 +194,8 @@ def test_usage_counts_what_is_read(api: Api) -> None:
         ("pairs", {"documents": "x"}, "documents", "list of documents"),
         ("pairs", {"documents": None}, "documents", "list of documents"),
         ("pairs", {"documents": ["a", None]}, "documents -> 1", "string or an object"),
-        ("pairs", {"documents": ["a", {}]}, "documents -> 1", "has no text"),
-        ("pairs", {"documents": ["a", {"text": None, "id": 1}]}, "documents -> 1", "has no text"),
+        ("pairs", {"documents": ["a", {}]}, "documents -> 1", "exactly one of text"),
+        ("pairs", {"documents": ["a", {"text": None, "id": 1}]}, "documents -> 1", "exactly one of text"),
         ("pairs", {"documents": [{"text": 5}]}, "documents -> 0 -> text", "string"),
         ("pairs", {"documents": ["a", {"image": "AAAA"}]}, "documents -> 1", "ranks text only"),
         (MODEL, {"documents": [{"url": "https://x/y.png"}]}, "documents -> 0", "rank image input: none"),
@@ -332,9 +330,11 @@ def test_a_fault_names_the_document_of_the_request(error: Exception, words: str)
         ranked(Late(), CATALOG[MODEL], ["a", "a", "b"])
 
 
-def state_of_models(engine: Recorder, *models: str) -> State:
+def state_of_models(api: Api, engine: Recorder, *models: str) -> State:
+    """The application's state with another engine, which answers for these models of the catalogue."""
+    parts: State = api.app.state.parts
     served = {model: CATALOG[model] for model in models}
-    return State(Settings(), engine, Metrics(), lambda: served, lambda: None)  # type: ignore[arg-type]
+    return replace(parts, engine=engine, served=lambda: served)
 
 
 def asked(state: State, **fields: Any) -> dict[str, Any]:
@@ -345,10 +345,10 @@ def asked(state: State, **fields: Any) -> dict[str, Any]:
     return asyncio.run(run())
 
 
-def test_a_listwise_reranker_is_given_every_field() -> None:
+def test_a_listwise_reranker_is_given_every_field(api: Api) -> None:
     engine = Recorder()
     body = asked(
-        state_of_models(engine, "jina-reranker-v3"),
+        state_of_models(api, engine, "jina-reranker-v3"),
         query={"text": "q"},
         documents=["a", {"text": "b", "id": 3}],
         instruction="why",
@@ -390,8 +390,8 @@ def test_a_listwise_reranker_is_given_every_field() -> None:
         (["jina-vlm"], None),
     ],
 )
-def test_what_a_request_without_a_model_means(served: list[str], meant: str | None) -> None:
-    state = state_of_models(Recorder(), *served)
+def test_what_a_request_without_a_model_means(api: Api, served: list[str], meant: str | None) -> None:
+    state = state_of_models(api, Recorder(), *served)
     if meant:
         assert asked(state, query="q", documents=["a"])["model"] == meant
         return
@@ -400,8 +400,8 @@ def test_what_a_request_without_a_model_means(served: list[str], meant: str | No
     assert caught.value.faults[0].field == "body -> model"
 
 
-def test_the_answer_is_called_what_the_caller_called_it() -> None:
-    state = state_of_models(Recorder(), "bge-reranker-v2-m3")
+def test_the_answer_is_called_what_the_caller_called_it(api: Api) -> None:
+    state = state_of_models(api, Recorder(), "bge-reranker-v2-m3")
     assert (
         asked(state, model="BAAI/bge-reranker-v2-m3", query="q", documents=["a"])["model"] == "BAAI/bge-reranker-v2-m3"
     )

@@ -74,18 +74,24 @@ def resave(directory: Path, *, config: Mapping[str, Any] | None = None, **tensor
 
 
 def load(
-    directory: Path, family: str, *, context: int = 512, dtype: torch.dtype = torch.float32, **facts: Any
-) -> Model:
-    """Load a directory as a model of that family, on the CPU; `facts` are the catalogue's that differ."""
+    directory: Path,
+    family: str,
+    *,
+    context: int = 512,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    **facts: Any,
+) -> Model[Any, Any]:
+    """Load a directory as a model of that family; `facts` are the catalogue's that differ."""
     config = json.loads((directory / "config.json").read_text())
     entry = {"id": "tiny", "name": "Tiny", "dim": config.get("d_model") or config.get("hidden_size", 0), **facts}
     spec = ModelSpec(family=family, released=date(2024, 1, 1), licence="Apache-2.0", context=context, **entry)
-    return load_model(Local(spec, directory), Placement(torch.device("cpu"), dtype))
+    return load_model(Local(spec, directory), Placement(torch.device(device), dtype))
 
 
 def embed(model: Model, inputs: list[str]) -> Tensor:
     """The vectors of some texts, `[texts, dim]`, cut to the context."""
-    call = Embed(texts=inputs, truncate=True)
+    call = Embed(inputs=inputs, truncate=True)
     items = model.prepare(call)
     return torch.from_numpy(model.finish(call, items, model.forward(items)).vectors)
 

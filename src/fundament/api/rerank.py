@@ -8,13 +8,14 @@ from fastapi import APIRouter, Request, Response
 from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, WithJsonSchema
 
 from fundament.api.body import echo, read_body
+from fundament.api.inputs import Part, read_part
 from fundament.api.presence import while_connected
 from fundament.api.schemas import request_body, responses
 from fundament.api.similarity import rank_by_vectors
 from fundament.api.state import State, state_of
 from fundament.api.wire import long_answer
 from fundament.catalog import ModelSpec
-from fundament.core import Media, Output, Ranking, Rerank
+from fundament.core import Output, Ranking, Rerank
 from fundament.errors import Fault, InputError
 
 router = APIRouter()
@@ -22,7 +23,6 @@ router = APIRouter()
 DEFAULT = "jina-reranker-v3"  # what a request means that names no model, where it is served
 _MOST_TOKENS = 8192  # of `max_doc_length`, as the public API has it
 _TEXT_DOC = {"type": "object", "properties": {"text": {"type": "string"}}, "required": ["text"], "title": "TextDoc"}
-_MEDIA = {"image": "image", "url": "image", "bytes": "image", "pdf": "pdf", "video": "video", "audio": "audio"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,10 +30,10 @@ class Document:
     """A document as it was sent, which an answer repeats, and what is read of it."""
 
     sent: Any
-    content: str | Media
+    content: Part
 
 
-def read_content(value: Any, field: str) -> str | Media:
+def read_content(value: Any, origin: str) -> Part:
     """What is to be read of a string or an object: its `text`, else its image or other medium.
 
     Raises:
@@ -43,18 +43,12 @@ def read_content(value: Any, field: str) -> str | Media:
         return value
     if not isinstance(value, dict):
         message = 'Input should be a string or an object like {"text": "…"}.'
-        raise InputError(Fault(field, message, "string_type", echo(value)))
-    # Other keys are the caller's own, `url` beside `text` among them.
-    key = next((key for key in ("text", *_MEDIA) if value.get(key) is not None), None)
-    if key is None:
-        message = 'The object has no text: it should be like {"text": "…"}.'
-        raise InputError(Fault(field, message, "value_error", echo(value)))
-    if not isinstance(content := value[key], str):
-        raise InputError(Fault(f"{field} -> {key}", "Input should be a string.", "string_type", echo(content)))
-    return content if key == "text" else Media(_MEDIA[key], content)
+        raise InputError(Fault(origin, message, "string_type", echo(value)))
+    # Beside a text all other keys are the caller's own, `url` among them.
+    return read_part({"text": value["text"]} if value.get("text") is not None else value, origin)
 
 
-def _read_query(value: Any) -> str | Media:
+def _read_query(value: Any) -> Part:
     return read_content(value, "body -> query")
 
 
@@ -79,7 +73,7 @@ class RerankRequest(BaseModel):
         examples=["all-minilm-l6-v2"],
     )
     query: Annotated[
-        str | Media,
+        Part,
         BeforeValidator(_read_query),
         WithJsonSchema({"anyOf": [{"type": "string"}, _TEXT_DOC], "description": "What is searched for."}),
     ]
@@ -245,7 +239,7 @@ def _default(state: State) -> ModelSpec:
     )
 
 
-def _text(state: State, spec: ModelSpec, content: str | Media, field: str) -> str:
+def _text(state: State, spec: ModelSpec, content: Part, field: str) -> str:
     if isinstance(content, str):
         return content
     able = sorted(name for name, other in state.served().items() if other.score and content.kind in other.modalities)

@@ -33,7 +33,7 @@ async def rank_by_vectors(engine: Engine, spec: ModelSpec, call: Rerank, output:
     query_task, document_task = (task or spec.default_task for task in spec.search_tasks)
 
     async def embed(texts: Sequence[str], task: str | None, role: Role, names: Sequence[str]) -> Embedded:
-        asked = Embed(texts=texts, task=task, truncate=call.truncate, output=output, role=role)
+        asked = Embed(inputs=texts, task=task, truncate=call.truncate, output=output, role=role)
         try:
             return await engine.run(spec.id, asked)
         except TooLongError as error:
