@@ -163,16 +163,16 @@ async def rerank(state: State, request: RerankRequest) -> RerankAnswer:
     else:
         ranking = await rank_by_vectors(state.engine, spec, call, _output(spec, request))
     scores = np.round(ranking.scores.astype(np.float64), 8) + 0.0  # the sum makes 0 of -0
-    documents: list[Any] | None = None
+    echoed: list[Any] | None = None
     if request.return_documents is not False:
-        documents = [{"text": text} for text in call.documents] if spec.wraps_documents else None
-        documents = documents or [document.sent for document in request.documents]
+        wrapped = ({"text": text} for text in call.documents)
+        echoed = list(wrapped) if spec.wraps_documents else [document.sent for document in request.documents]
     return RerankAnswer(
         model=spec.id if request.model is None else state.answering(request.model),
         ranking=ranking,
         order=np.argsort(-scores, kind="stable")[: request.top_n].tolist(),
         scores=scores.tolist(),
-        documents=documents,
+        documents=echoed,
     )
 
 
@@ -194,7 +194,8 @@ async def write(answer: RerankAnswer) -> bytes:
         "results",
         answer.order,
         result,
-        numbers_per_row=512 if embeddings is None else 512 + embeddings.shape[1],  # a document is like some numbers
+        # Writing a document takes about as long as some hundred numbers do.
+        numbers_per_row=512 if embeddings is None else 512 + embeddings.shape[1],
     )
 
 
@@ -225,18 +226,14 @@ def _default(state: State) -> ModelSpec:
         InputError: several could be meant.
     """
     served = state.served()
-    rerankers = [spec for spec in served.values() if spec.kind == "reranker"]
     if DEFAULT in served:
         return served[DEFAULT]
-    for candidates in (rerankers, list(served.values())):
-        if len(candidates) == 1:
-            return candidates[0]
-        if candidates:
-            break
+    candidates = [spec for spec in served.values() if spec.kind == "reranker"] or list(served.values())
+    if len(candidates) == 1:
+        return candidates[0]
     listed = ", ".join(sorted(model for model, spec in served.items() if spec.score))
-    raise InputError(
-        Fault("body -> model", f"Field required: several models are served that can rank: {listed}.", "missing")
-    )
+    message = f"Field required: several models are served that can rank: {listed}."
+    raise InputError(Fault("body -> model", message, "missing"))
 
 
 def _text(state: State, spec: ModelSpec, content: Part, field: str) -> str:
@@ -277,12 +274,10 @@ def _check(state: State, spec: ModelSpec, request: RerankRequest) -> None:
             faults.append(Fault(f"body -> {field}", message))
     if request.rank_fields not in (None, [], ["text"]):
         faults.append(Fault("body -> rank_fields", "Documents are ranked by their 'text' alone; leave it out."))
-    output = _output(spec, request)
-    if (request.return_multivector or request.return_sparse) and (
-        spec.kind != "embedding" or output not in spec.outputs
-    ):
-        field = "return_multivector" if request.return_multivector else "return_sparse"
-        faults.append(Fault(f"body -> {field}", f"Model '{spec.id}' does not score so; leave it out."))
+    able_to = spec.outputs if spec.kind == "embedding" else ()
+    for field, output in (("return_multivector", "multi"), ("return_sparse", "sparse")):
+        if getattr(request, field) and output not in able_to:
+            faults.append(Fault(f"body -> {field}", f"Model '{spec.id}' does not score so; leave it out."))
     if request.return_multivector and request.return_sparse:
         faults.append(Fault("body -> return_sparse", "It does not go with return_multivector: ask for one of them."))
     if faults:
