@@ -244,6 +244,25 @@ def test_other_endpoints_refuse_a_reranker(api: Api) -> None:
     assert "is a reranker, not an embedding model" in refused.json()["detail"]
 
 
+@pytest.mark.parametrize("model", ["pairs", "bge"])
+def test_a_short_request_does_not_wait_for_a_long_one(api: Api, model: str) -> None:
+    """Rows of both share the model's time, so the short one is answered while the long one still waits."""
+    long = {"model": model, "query": QUERY, "documents": [f"the search {number} " * 20 for number in range(4_000)]}
+    short = {"model": model, "query": QUERY, "documents": ["a"]}
+    loaded = api.app.state.parts.engine.memory.loaded
+
+    async def overtakes() -> bool:
+        slow = asyncio.ensure_future(api.client.post("/v1/rerank", json=long))
+        while loaded[model].batcher.n_waiting < 50:
+            await asyncio.sleep(0.001)
+        assert (await api.client.post("/v1/rerank", json=short)).status_code == 200
+        first = not slow.done()
+        assert (await slow).status_code == 200
+        return first
+
+    assert api.run(overtakes())
+
+
 @dataclass
 class Recorder:
     """An engine that notes what it is asked, and answers with vectors made of each text's length."""
