@@ -24,7 +24,7 @@ from tests.checkpoints.cross_encoder import bert_ranker
 from tests.checkpoints.splade import splade
 from tests.contract.schemas import conforms
 from tests.inprocess import Api, running
-from tests.served import MODEL
+from tests.served import MODEL, metrics_of
 
 QUERY = "what the search finds"
 DOCUMENTS: list[Any] = ["the search engine", {"text": "a", "url": "https://x/y"}, "", "naïve 東京", "a", "the the"]
@@ -247,13 +247,12 @@ def test_other_endpoints_refuse_a_reranker(api: Api) -> None:
 @pytest.mark.parametrize("model", ["pairs", "bge"])
 def test_a_short_request_does_not_wait_for_a_long_one(api: Api, model: str) -> None:
     """Rows of both share the model's time, so the short one is answered while the long one still waits."""
-    long = {"model": model, "query": QUERY, "documents": [f"the search {number} " * 20 for number in range(4_000)]}
+    long = {"model": model, "query": QUERY, "documents": [f"the search {number} " * 20 for number in range(2_000)]}
     short = {"model": model, "query": QUERY, "documents": ["a"]}
-    loaded = api.app.state.parts.engine.memory.loaded
 
     async def overtakes() -> bool:
         slow = asyncio.ensure_future(api.client.post("/v1/rerank", json=long))
-        while loaded[model].batcher.n_waiting < 50:
+        while metrics_of((await api.client.get("/metrics")).text)["fundament_rows_waiting"] < 50:
             await asyncio.sleep(0.001)
         assert (await api.client.post("/v1/rerank", json=short)).status_code == 200
         first = not slow.done()
