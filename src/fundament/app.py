@@ -10,7 +10,7 @@ from fastapi import FastAPI
 
 from fundament import __version__
 from fundament.accounts.visits import Accounts
-from fundament.api import admin, embeddings, errors, health, me, models, multi_vector
+from fundament.api import admin, embeddings, errors, health, me, models, multi_vector, rerank
 from fundament.api.auth import AccountMiddleware
 from fundament.api.billing import BilledEngine
 from fundament.api.middleware import RequestMiddleware
@@ -114,7 +114,7 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.state.parts = State(settings, BilledEngine(engine), store, accounts, metrics, served, not_ready, aliases)
     errors.install(app)
-    for module in (embeddings, multi_vector, models, me, admin, health):
+    for module in (embeddings, multi_vector, rerank, models, me, admin, health):
         app.include_router(module.router)
     app.add_middleware(AccountMiddleware, accounts=accounts)
     app.add_middleware(RequestMiddleware, state=app.state.parts)

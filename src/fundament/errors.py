@@ -11,6 +11,7 @@ FundamentError
 ├── BalanceError          403  AUTHZ_INSUFFICIENT_BALANCE
 ├── NotAllowedError       403  AUTHZ_ADMIN_REQUIRED
 ├── LimitError            429  RATE_…_LIMIT_EXCEEDED, with Retry-After
+├── FetchError            422  a URL of the caller's that cannot or may not be read
 ├── UnavailableError      503  SERVICE_UNAVAILABLE, with Retry-After
 ├── RowError              500  INTERNAL_ERROR: a row whose forward pass failed; names it
 └── CheckpointError            a checkpoint that does not load; lists what is wrong with it
@@ -56,16 +57,24 @@ class InputError(FundamentError):
 
 
 class TooLongError(FundamentError):
-    """An input longer than the model's context, without `truncate`."""
+    """An input longer than the model's context, without `truncate`.
+
+    Args:
+        name: what is too long, where it is not called an input.
+        index: its place among the inputs.
+        n_tokens: of the whole of it.
+        limit: most tokens of it that the model reads.
+    """
 
     status = 400
     code = "INPUT_TOKEN_LIMIT_EXCEEDED"
 
-    def __init__(self, *, index: int, n_tokens: int, limit: int) -> None:
+    def __init__(self, name: str | None = None, *, index: int = 0, n_tokens: int, limit: int) -> None:
         super().__init__(
-            f"Input {index} has {n_tokens} tokens and exceeds the model's maximum of {limit} tokens. "
+            f"{name or f'Input {index}'} has {n_tokens} tokens and exceeds the model's maximum of {limit} tokens. "
             "Use 'truncate: true' to cut it automatically, or split it into smaller chunks."
         )
+        self.index, self.n_tokens, self.limit = index, n_tokens, limit
 
 
 class TooLongTogetherError(FundamentError):
@@ -146,6 +155,28 @@ class LimitError(FundamentError):
     def __init__(self, code: str, detail: str, *, retry_after_seconds: int) -> None:
         super().__init__(detail)
         self.code, self.retry_after_seconds = code, retry_after_seconds
+
+
+class FetchError(FundamentError):
+    """A URL of the caller's that cannot or may not be read.
+
+    Args:
+        reason: one word: `form`, `scheme`, `address`, `unreachable`, `redirects`, `status`, `size`, `time`, `broken`.
+        detail: the sentence for the caller. It is the same for an address that is not allowed and one where nothing
+            answers, so that nobody can feel out a private network by it.
+    """
+
+    status = 422
+    code = None
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
+
+    @classmethod
+    def unreachable(cls, reason: str) -> "FetchError":
+        """An address that is not allowed, or where nothing answers."""
+        return cls(reason, "The URL cannot be reached from here: its address is not public, or nothing answers there.")
 
 
 class UnavailableError(FundamentError):
