@@ -268,9 +268,10 @@ def test_what_did_not_run_is_refunded(runner: asyncio.Runner, berts: dict[str, L
         await engine.load(["model-0"])
         loaded = engine.memory.loaded["model-0"]
         assert loaded.model is not None
-        forward, held = loaded.model.forward, threading.Event()
+        forward, entered, held = loaded.model.forward, threading.Event(), threading.Event()
 
         def slow(items: Sequence[Item]) -> list[Array]:
+            entered.set()
             held.wait(30)
             return forward(items)
 
@@ -280,9 +281,8 @@ def test_what_did_not_run_is_refunded(runner: asyncio.Runner, berts: dict[str, L
         loaded.model.forward = slow  # type: ignore[method-assign]
         task = asyncio.ensure_future(engine.run("model-0", Embed(inputs=TEXTS), bill=bill))
         async with asyncio.timeout(30):
-            while not bill.asked:
+            while not entered.is_set():
                 await asyncio.sleep(0.001)
-        await asyncio.sleep(0)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task

@@ -172,7 +172,7 @@ async def _zero_shot(state: State, request: ClassifyRequest) -> Classification:
     texts = texts_of(request.input, spec, state, most=MOST_INPUTS)
     names = list(dict.fromkeys(chain.from_iterable(request.labels.values())))
     try:  # in one call, so that it is paid for as a whole or not at all
-        read = await unit_vectors(state, spec, [*texts, *names], truncate=bool(request.truncate))
+        read = await unit_vectors(state, spec, [*texts, *names], task=task_of(spec), truncate=bool(request.truncate))
     except TooLongError as error:
         if (place := error.index - len(texts)) < 0:
             raise
@@ -231,14 +231,14 @@ def embedder(state: State, model: str) -> ModelSpec:
 
 
 async def unit_vectors(
-    state: State, spec: ModelSpec, texts: Sequence[str], *, task: str | None = None, truncate: bool = False
+    state: State, spec: ModelSpec, texts: Sequence[str], *, task: str | None, truncate: bool
 ) -> Embeddings:
-    """One vector of unit length per text, read for `task`; None reads it as `task_of` says.
+    """One vector of unit length per text, read for `task`.
 
     Raises:
         FundamentError: a text that is too long, a server that cannot take it now.
     """
-    result = await state.engine.run(spec.id, Embed(inputs=texts, task=task or task_of(spec), truncate=truncate))
+    result = await state.engine.run(spec.id, Embed(inputs=texts, task=task, truncate=truncate))
     assert isinstance(result, Embeddings)
     return replace(result, vectors=shorten(result.vectors, None, normalized=True))
 
