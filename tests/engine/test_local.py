@@ -6,13 +6,15 @@ from collections.abc import Callable, Sequence
 from datetime import date
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from fundament.backbone.device import Placement
 from fundament.catalog import CATALOG, ModelSpec
 from fundament.core import Array, Embed, Embeddings, Item
-from fundament.engine.local import EngineOptions, LocalEngine, load_model, needed_bytes, threads_of
+from fundament.engine.batcher import Ticket
+from fundament.engine.local import EngineOptions, LocalEngine, _unpaid, load_model, needed_bytes, threads_of
 from fundament.engine.weights import Local
 from fundament.errors import (
     BalanceError,
@@ -293,5 +295,18 @@ def test_what_did_not_run_is_refunded(runner: asyncio.Runner, berts: dict[str, L
             await engine.run("model-0", Embed(inputs=TEXTS), bill=bill)
         assert bill.refunded == bill.asked
         await engine.close()
+
+    runner.run(scenario())
+
+
+def test_whoever_leaves_pays_for_the_rows_that_have_run(runner: asyncio.Runner) -> None:
+    async def scenario() -> None:
+        items = [Item(features={}, n_tokens=9, n_counted=n_counted) for n_counted in (1, 10, 100)]
+        loop = asyncio.get_running_loop()
+        ticket = Ticket(loop, loop.create_future())
+        ticket.open(3)
+        ticket.arrays[1] = np.zeros(1)
+        assert _unpaid(items, ticket, asyncio.CancelledError()) == 101
+        assert _unpaid(items, ticket, RowError("broken")) == 111
 
     runner.run(scenario())

@@ -105,7 +105,7 @@ class LocalEngine:
     ) -> Result:
         """Answer a call: tokenize on a worker thread, wait for the batches, put the arrays together.
 
-        A call that fails costs nothing; one whose caller leaves costs the rows that have run.
+        A call that fails costs nothing, one that is given up the rows that have run.
 
         Args:
             model: which one.
