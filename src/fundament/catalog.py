@@ -153,6 +153,12 @@ PAIRS: dict[str, Any] = {  # reads a query and a document as one text
     "ranks_by": "probability",
     "takes": ("max_doc_length", "max_query_length"),
 }
+LISTWISE: dict[str, Any] = {  # reads documents together
+    **_RERANKER,
+    "ranks_by": "cosine",
+    "takes": ("instruction", "max_doc_length", "max_query_length", "return_embeddings"),
+    "wraps_documents": True,
+}
 
 _LATE_CHUNKERS = "use jina-embeddings-v3 or jina-embeddings-v4"
 _LAST_TOKEN = {
@@ -460,16 +466,7 @@ _NEIGHBOURS = (
 # Rerankers, by generation.
 
 _RANK_V1: dict[str, Any] = {"family": "jina_bert", "context": 8192, **PAIRS, **_APACHE}
-_RANK_V3: dict[str, Any] = {
-    "family": "qwen",
-    "context": 131072,
-    "dim": 512,
-    "ranks_by": "cosine",
-    "takes": ("instruction", "max_doc_length", "max_query_length", "return_embeddings"),
-    "wraps_documents": True,
-    **_RERANKER,
-    **_NON_COMMERCIAL,
-}
+_RANK_V3: dict[str, Any] = {"family": "listwise", "context": 131072, "dim": 512, **LISTWISE, **_NON_COMMERCIAL}
 _RANK_QWEN3: dict[str, Any] = {
     "family": "qwen",
     "context": 32768,

@@ -16,7 +16,7 @@ from pydantic import (
 
 from fundament.api.answers import COUNTS_OUTPUT, EmbeddingsAnswer, cut, write
 from fundament.api.body import echo, read_body
-from fundament.api.inputs import Inputs, Reference, Sent
+from fundament.api.inputs import Inputs, texts_of
 from fundament.api.presence import while_connected
 from fundament.api.schemas import request_body, responses
 from fundament.api.state import State, state_of
@@ -107,7 +107,7 @@ async def embed(state: State, request: EmbeddingsRequest) -> EmbeddingsAnswer:
         FundamentError: a model that is not served, a field that it does not take, a text that is too long.
     """
     spec = state.find(request.model)
-    texts = _texts(spec, request.input, state)
+    texts = texts_of(request.input, spec, state, most=state.settings.max_inputs)
     _check(state, spec, request)
     call = Embed(
         inputs=texts,
@@ -163,34 +163,6 @@ def _role(request: EmbeddingsRequest) -> Role:
     if request.input_type is not None:
         return "query" if request.input_type == "query" else "document"
     return "query" if (request.task or "").endswith(".query") else "document"
-
-
-def _texts(spec: ModelSpec, inputs: list[Sent], state: State) -> list[str]:
-    if len(inputs) > (most := state.settings.max_inputs):
-        raise InputError(
-            Fault(
-                "body -> input",
-                f"List should have at most {most} items, not {len(inputs)}. Send several requests.",
-                "too_long",
-                echo(inputs),
-            )
-        )
-    texts = []
-    for index, value in enumerate(inputs):
-        if not isinstance(value, str):
-            kinds: set[str] = {value.kind} if isinstance(value, Reference) else {"text", "image"}
-            able = sorted(name for name, other in state.served().items() if kinds <= set(other.modalities))
-            sent = f"{value.kind} input" if isinstance(value, Reference) else "groups of parts"
-            raise InputError(
-                Fault(
-                    f"body -> input -> {index}",
-                    f"Model '{spec.id}' takes text only. Models served here that take {sent}: "
-                    f"{', '.join(able) or 'none'}.",
-                    "modality",
-                )
-            )
-        texts.append(value)
-    return texts
 
 
 def _check(state: State, spec: ModelSpec, request: EmbeddingsRequest) -> None:

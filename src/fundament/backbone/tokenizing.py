@@ -110,6 +110,11 @@ class TextTokenizer:
             found += [np.array(encoding.ids, dtype=np.int64) for encoding in part]
         return found
 
+    def text_of(self, ids: Array) -> str:
+        """What token ids say, special tokens included."""
+        text: str = self._tokenizer.decode(ids.tolist(), skip_special_tokens=False)
+        return text
+
     def encode(self, texts: Sequence[str], prefix: str = "", *, most: int | None = None) -> list[Tokens]:
         """Token ids of each text after the prefix: special tokens stay, the text loses its end.
 
@@ -161,12 +166,14 @@ class TextTokenizer:
         """What the post-processor puts around two texts.
 
         Raises:
-            CheckpointError: tokens of type 0 behind those of type 1.
+            CheckpointError: it puts nothing in front of them, or tokens of type 0 behind those of type 1.
         """
         encoding = self._tokenizer.encode("a", "a")
         ids, types = np.array(encoding.ids, dtype=np.int64), np.array(encoding.type_ids)
         first, second = ([i for i, text in enumerate(encoding.sequence_ids) if text == side] for side in (0, 1))
         cuts = [first[0], first[-1] + 1, second[0], second[-1] + 1]
+        if first[0] == 0:
+            raise CheckpointError("tokenizer.json puts no special token before a pair of texts, so nothing is scored")
         if (np.diff(types) < 0).any():
             raise CheckpointError("tokenizer.json gives the tokens of a pair types in an order that is not served")
         before, _, between, _, after = np.split(ids, cuts)

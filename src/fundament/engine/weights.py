@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import orjson
 
-from fundament.catalog import CATALOG, EMBEDDED, PAIRS, ModelSpec
+from fundament.catalog import CATALOG, EMBEDDED, LISTWISE, PAIRS, ModelSpec
 from fundament.core import Output
 from fundament.errors import CheckpointError
 from fundament.models import families, family_of
@@ -242,8 +242,8 @@ def _own(name: str, directory: Path) -> ModelSpec:
             f"'{checkpoint.config.get('model_type')}', architectures {checkpoint.config.get('architectures')}. "
             f"Known are {', '.join(families())}"
         )
-    ranks = is_classifier(checkpoint)
-    outputs, dim = (("dense",), 0) if ranks else _outputs(checkpoint, family)
+    ranks = PAIRS if is_classifier(checkpoint) else LISTWISE if family == "listwise" else {}
+    outputs, dim = (("dense",), 0) if ranks is PAIRS else _outputs(checkpoint, family)
     _refuse_other_modules(directory, _SERVED_SPARSE_MODULES if outputs == ("sparse",) else _SERVED_MODULES)
     if not isinstance(dim, int):
         raise CheckpointError(
@@ -260,7 +260,7 @@ def _own(name: str, directory: Path) -> ModelSpec:
         context=read_context(checkpoint),
         dim=dim,
         outputs=outputs,
-        **(PAIRS if ranks else {}),
+        **ranks,
     )
 
 
@@ -268,9 +268,12 @@ def _outputs(checkpoint: "Checkpoint", family: str) -> tuple[tuple[Output, ...],
     """What a directory's model makes of an input, and of how many numbers: its files say it."""
     from fundament.backbone.colbert import is_colbert, read_dim
     from fundament.backbone.token_heads import has_heads
+    from fundament.models import listwise
 
     if is_colbert(checkpoint.config):
         return ("multi",), read_dim(checkpoint)
+    if family == "listwise":
+        return ("dense",), listwise.read_dim(checkpoint)
     if family == "splade":
         return ("sparse",), checkpoint.config.get("vocab_size")
     dim = checkpoint.config.get("hidden_size") or checkpoint.config.get("d_model")
