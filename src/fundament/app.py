@@ -10,7 +10,19 @@ from fastapi import FastAPI
 
 from fundament import __version__
 from fundament.accounts.visits import Accounts
-from fundament.api import admin, embeddings, errors, health, me, models, multi_vector, rerank
+from fundament.api import (
+    admin,
+    classifiers,
+    classify,
+    embeddings,
+    errors,
+    health,
+    me,
+    models,
+    multi_vector,
+    rerank,
+    train,
+)
 from fundament.api.auth import AccountMiddleware
 from fundament.api.billing import BilledEngine
 from fundament.api.middleware import RequestMiddleware
@@ -32,7 +44,10 @@ def named_models(settings: Settings) -> dict[str, Local]:
     Raises:
         CheckpointError: a model that cannot be served, with the way out.
     """
-    found = [from_argument(argument, settings.data_dir) for argument in settings.models or [EMBEDDED.id]]
+    found = [
+        from_argument(argument, settings.data_dir, allow_torchscript=settings.allow_torchscript)
+        for argument in settings.models or [EMBEDDED.id]
+    ]
     return {local.spec.id: local for local in found}
 
 
@@ -114,7 +129,7 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.state.parts = State(settings, BilledEngine(engine), store, accounts, metrics, served, not_ready, aliases)
     errors.install(app)
-    for module in (embeddings, multi_vector, rerank, models, me, admin, health):
+    for module in (embeddings, multi_vector, rerank, classify, train, classifiers, models, me, admin, health):
         app.include_router(module.router)
     app.add_middleware(AccountMiddleware, accounts=accounts)
     app.add_middleware(RequestMiddleware, state=app.state.parts)

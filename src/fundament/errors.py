@@ -6,7 +6,11 @@ FundamentError
 │   └── TooLongTogetherError   400  the same, of inputs that are read as one (late chunking)
 ├── BodyError             400/413/415/422  the body cannot be read
 ├── ModelNotFoundError    400  INPUT_MODEL_NOT_FOUND
+├── InvalidLabelsError    400  INPUT_INVALID_LABELS
+├── LabelLimitError       400  INPUT_LABEL_LIMIT_EXCEEDED
+├── ResourceLimitError    403  AUTHZ_RESOURCE_LIMIT_EXCEEDED
 ├── NotFoundError         404  RESOURCE_NOT_FOUND
+├── BusyError             409  CONFLICT_RESOURCE_BUSY
 ├── AuthError             401  AUTH_…: no key, none of ours, or not written as one
 ├── BalanceError          403  AUTHZ_INSUFFICIENT_BALANCE
 ├── NotAllowedError       403  AUTHZ_ADMIN_REQUIRED
@@ -114,6 +118,34 @@ class ModelNotFoundError(FundamentError):
 
     status = 400
     code = "INPUT_MODEL_NOT_FOUND"
+
+
+class InvalidLabelsError(FundamentError):
+    """Labels that nothing can be learned from, or that cannot be kept."""
+
+    status = 400
+    code = "INPUT_INVALID_LABELS"
+
+
+class LabelLimitError(FundamentError):
+    """More labels than one request or one classifier may have."""
+
+    status = 400
+    code = "INPUT_LABEL_LIMIT_EXCEEDED"
+
+
+class ResourceLimitError(FundamentError):
+    """A caller has as much of something as one caller may have."""
+
+    status = 403
+    code = "AUTHZ_RESOURCE_LIMIT_EXCEEDED"
+
+
+class BusyError(FundamentError):
+    """A resource that is being changed."""
+
+    status = 409
+    code = "CONFLICT_RESOURCE_BUSY"
 
 
 class NotFoundError(FundamentError):

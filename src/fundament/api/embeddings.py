@@ -16,7 +16,7 @@ from pydantic import (
 
 from fundament.api.answers import COUNTS_OUTPUT, EmbeddingsAnswer, cut, write
 from fundament.api.body import echo, read_body
-from fundament.api.inputs import Inputs, Reference, Sent
+from fundament.api.inputs import Inputs, texts_of
 from fundament.api.presence import while_connected
 from fundament.api.schemas import request_body, responses
 from fundament.api.state import State, state_of
@@ -47,6 +47,9 @@ class EmbeddingsRequest(BaseModel):
     )
     input: Inputs
     task: str | None = Field(None, description="What the vectors are for; see the model's own list.")
+    instruction: Annotated[str, StringConstraints(max_length=2_000)] | None = Field(
+        None, description="What the vectors are for in your own words, in place of the task's (Qwen3-Embedding)."
+    )
     dimensions: Annotated[int, Field(gt=0)] | None = Field(
         None, description="Keep this many numbers of each vector (Matryoshka models)."
     )
@@ -104,11 +107,12 @@ async def embed(state: State, request: EmbeddingsRequest) -> EmbeddingsAnswer:
         FundamentError: a model that is not served, a field that it does not take, a text that is too long.
     """
     spec = state.find(request.model)
-    texts = _texts(spec, request.input, state)
-    _check(spec, request)
+    texts = texts_of(request.input, spec, state, most=state.settings.max_inputs)
+    _check(state, spec, request)
     call = Embed(
         inputs=texts,
         task=request.task or spec.default_task,
+        instruction=request.instruction or None,
         truncate=bool(request.truncate),
         late_chunking=bool(request.late_chunking),
         late_chunking_window=request.late_chunking_window,
@@ -161,35 +165,7 @@ def _role(request: EmbeddingsRequest) -> Role:
     return "query" if (request.task or "").endswith(".query") else "document"
 
 
-def _texts(spec: ModelSpec, inputs: list[Sent], state: State) -> list[str]:
-    if len(inputs) > (most := state.settings.max_inputs):
-        raise InputError(
-            Fault(
-                "body -> input",
-                f"List should have at most {most} items, not {len(inputs)}. Send several requests.",
-                "too_long",
-                echo(inputs),
-            )
-        )
-    texts = []
-    for index, value in enumerate(inputs):
-        if not isinstance(value, str):
-            kinds: set[str] = {value.kind} if isinstance(value, Reference) else {"text", "image"}
-            able = sorted(name for name, other in state.served().items() if kinds <= set(other.modalities))
-            sent = f"{value.kind} input" if isinstance(value, Reference) else "groups of parts"
-            raise InputError(
-                Fault(
-                    f"body -> input -> {index}",
-                    f"Model '{spec.id}' takes text only. Models served here that take {sent}: "
-                    f"{', '.join(able) or 'none'}.",
-                    "modality",
-                )
-            )
-        texts.append(value)
-    return texts
-
-
-def _check(spec: ModelSpec, request: EmbeddingsRequest) -> None:
+def _check(state: State, spec: ModelSpec, request: EmbeddingsRequest) -> None:
     """Refuse what the catalogue says that this model cannot do.
 
     Raises:
@@ -201,6 +177,7 @@ def _check(spec: ModelSpec, request: EmbeddingsRequest) -> None:
     if spec.tasks and request.task is not None and request.task not in spec.tasks:
         listed = ", ".join(f"'{task}'" for task in spec.tasks)
         faults.append(Fault("body -> task", f"Input should be {listed}.", "enum", echo(request.task)))
+    faults += _check_instruction(state, spec, request)
     if (dimensions := request.dimensions) is not None and output_of(spec, request) == spec.outputs[0] != "sparse":
         if dimensions > spec.dim:
             message = f"Input should be less than or equal to {spec.dim}"
@@ -222,6 +199,20 @@ def _check(spec: ModelSpec, request: EmbeddingsRequest) -> None:
     faults += _check_output(spec, request)
     if faults:
         raise InputError(*faults)
+
+
+def _check_instruction(state: State, spec: ModelSpec, request: EmbeddingsRequest) -> list[Fault]:
+    if not request.instruction:
+        return []
+    if not spec.instruct:
+        able = ", ".join(sorted(name for name, other in state.served().items() if other.instruct)) or "none"
+        message = f"Model '{spec.id}' follows no instructions. Models served here that do: {able}."
+        return [Fault("body -> instruction", message)]
+    task = spec.tasks.get(request.task or "")
+    if task is not None and not task.prompt:
+        message = f"Texts of task '{request.task}' are read without an instruction: leave one of the two out."
+        return [Fault("body -> instruction", message)]
+    return []
 
 
 _GIVES: dict[Output, str] = {

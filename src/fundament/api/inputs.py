@@ -1,17 +1,20 @@
 """The `input` field in all its forms: a string, a document object, a group of parts, or a list of these."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, NoReturn, get_args
 
 from pydantic import BeforeValidator, WithJsonSchema
 
 from fundament.api.body import echo
+from fundament.api.state import State
+from fundament.catalog import ModelSpec
 from fundament.core import MediaKind
 from fundament.errors import Fault, InputError
 
 _KINDS: tuple[MediaKind, ...] = get_args(MediaKind)
-KIND_OF: dict[str, MediaKind] = {kind: kind for kind in _KINDS}
-KIND_OF |= {"url": "image", "bytes": "image"}  # {"url": …} and {"bytes": …} were images before {"image": …} was
+_KIND_OF: dict[str, MediaKind] = {kind: kind for kind in _KINDS}
+_KIND_OF |= {"url": "image", "bytes": "image"}  # {"url": …} and {"bytes": …} were images before {"image": …} was
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +48,37 @@ def read_inputs(value: Any) -> list[Sent]:
     if not value:
         raise InputError(Fault("body -> input", "List should have at least 1 item, not 0.", "too_short", "a list of 0"))
     return [item if isinstance(item, str) else _read(item, f"body -> input -> {i}") for i, item in enumerate(value)]
+
+
+def texts_of(inputs: Sequence[Sent], spec: ModelSpec, state: State, *, most: int) -> list[str]:
+    """The inputs of a model that reads text only.
+
+    Raises:
+        InputError: more than `most` of them, or one that is no text; the message names models served here that read it.
+    """
+    check_number(inputs, most)
+    return [
+        value if isinstance(value, str) else _refuse(value, index, spec, state) for index, value in enumerate(inputs)
+    ]
+
+
+def check_number(inputs: Sequence[object], most: int) -> None:
+    """Refuse a list of inputs that is too long.
+
+    Raises:
+        InputError: with the limit.
+    """
+    if len(inputs) > most:
+        message = f"List should have at most {most} items, not {len(inputs)}. Send several requests."
+        raise InputError(Fault("body -> input", message, "too_long", echo(list(inputs))))
+
+
+def _refuse(value: Reference | tuple[Part, ...], index: int, spec: ModelSpec, state: State) -> NoReturn:
+    kinds: set[str] = {value.kind} if isinstance(value, Reference) else {"text", "image"}
+    sent = f"{value.kind} input" if isinstance(value, Reference) else "groups of parts"
+    able = sorted(name for name, other in state.served().items() if kinds <= set(other.modalities))
+    message = f"Model '{spec.id}' takes text only. Models served here that take {sent}: {', '.join(able) or 'none'}."
+    raise InputError(Fault(f"body -> input -> {index}", message, "modality"))
 
 
 def _read(value: Any, origin: str) -> Sent:
@@ -91,7 +125,7 @@ def read_part(value: Any, origin: str) -> Part:
     """
     if not isinstance(value, dict):
         raise InputError(Fault(origin, 'A part should be an object like {"text": "…"}.', "dict_type", echo(value)))
-    named = [key for key in ("text", *KIND_OF) if value.get(key) is not None]
+    named = [key for key in ("text", *_KIND_OF) if value.get(key) is not None]
     if len(named) != 1:
         keys = ", ".join(("text", *_KINDS))
         raise InputError(Fault(origin, f"Give exactly one of {keys}.", "value_error", echo(value)))
@@ -100,7 +134,7 @@ def read_part(value: Any, origin: str) -> Part:
         raise InputError(Fault(f"{origin} -> {key}", "Input should be a string.", "string_type", echo(content)))
     if key == "text":
         return content
-    return Reference(KIND_OF[key], content, f"{origin} -> {key}")
+    return Reference(_KIND_OF[key], content, f"{origin} -> {key}")
 
 
 def _is_token_ids(value: Any) -> bool:

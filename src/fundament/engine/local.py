@@ -15,7 +15,7 @@ from fundament.catalog import ModelSpec
 from fundament.core import Array, Bill, Call, Embed, Embedded, Item, Model, Priority, Ranking, Rerank, Result
 from fundament.engine.batcher import Batcher, Ticket
 from fundament.engine.memory import Memory
-from fundament.engine.weights import Local, embedded, verify_embedded
+from fundament.engine.weights import PROGRAM, Local, embedded, verify_embedded
 from fundament.errors import CheckpointError, ModelNotFoundError
 from fundament.models import Family, family, family_of
 from fundament.telemetry import Metrics, say
@@ -221,6 +221,8 @@ def family_for(checkpoint: Checkpoint, spec: ModelSpec) -> Family:
         CheckpointError: the checkpoint is of another family.
     """
     its_own = family(spec.family)
+    if spec.family == PROGRAM:  # it has no config.json to be known by: the operator said what it is
+        return its_own
     if its_own.recognises(config := checkpoint.config):
         return its_own
     told = (
@@ -240,6 +242,8 @@ def needed_bytes(local: Local, placement: Placement) -> int:
     Raises:
         CheckpointError: files that cannot be read.
     """
+    if local.spec.family == PROGRAM:  # it keeps its own number format
+        return local.n_bytes
     adapters = (path.parent for path in local.directory.glob("adapters/*/*.safetensors"))
     directories = [local.directory, *dict.fromkeys(adapters)]
     return placement.dtype.itemsize * sum(Checkpoint(directory).n_elements for directory in directories)
