@@ -28,6 +28,7 @@ from fundament.engine.weights import (
     verify_embedded,
 )
 from fundament.errors import CheckpointError, FundamentError
+from fundament.limits import limits_of
 from fundament.server import is_loopback, listen, refuse_open
 from fundament.store import keys, migrate
 from fundament.store.database import connected, is_sqlite, locate
@@ -61,6 +62,7 @@ def examine(settings: Settings) -> list[Finding]:
         *findings,
         check_data_dir(settings.data_dir),
         *check_store(settings),
+        *check_redis(settings.redis_url),
         check_port(settings.host, settings.port),
     ]
 
@@ -235,6 +237,23 @@ def check_store(settings: Settings) -> list[Finding]:
     if not is_loopback(settings.host):
         return [*findings, Finding("warning", "keys", f"none are asked for, as asked: whoever reaches {settings.host}")]
     return [*findings, Finding("ok", "keys", "none are asked for: only this machine's users can call")]
+
+
+def check_redis(url: str) -> list[Finding]:
+    """Whether the Redis that counts limits answers; nothing where there is none."""
+    if not url:
+        return []
+    try:
+        limits_of(url)
+        from redis import Redis, RedisError
+
+        with Redis.from_url(url, socket_timeout=5, socket_connect_timeout=5) as client:
+            client.ping()
+    except FundamentError as error:
+        return [Finding("problem", "limits", error.detail)]
+    except RedisError as error:
+        return [Finding("problem", "limits", f"Redis does not answer, and requests with limits would be 503: {error}")]
+    return [Finding("ok", "limits", "Redis answers")]
 
 
 def _check_schema(url: URL, found: str | None) -> Finding:

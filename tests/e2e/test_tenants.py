@@ -30,6 +30,12 @@ MAKE: Mapping[str, Mapping[str, Any]] = {
 }
 """Path of an operation to a body with which Alice makes something of her own; its strings may hold `MARK`."""
 
+REACH: Mapping[str, Mapping[str, Any]] = {
+    "/v1/train": {"input": [{"text": "a cat", "label": "other"}]},
+    "/v1/classify": {"input": ["a cat"]},
+}
+"""Path of an operation to a body in which Bob can name something of Alice's, as `classifier_id`."""
+
 STRANGE_IDS = [
     "x",
     "' OR '1'='1",
@@ -153,6 +159,11 @@ def test_what_is_another_tenants_is_not_reached(guarded: Served, operations: lis
                 assert not response.is_success, (method, path, response.text)
             for secret in (*alices, MARK):
                 assert secret in path or secret not in response.text, (method, path, response.text)
+    for path, body in REACH.items():
+        for name in alices:
+            response = guarded.http.post(path, json={**body, "classifier_id": name}, headers=bearer(bob))
+            assert response.status_code == 404, (path, response.text)
+            assert MARK not in response.text
     assert of(guarded, alice, operations) | {id_of(alice)} == alices  # all of it is still there
     assert guarded.http.get("/v1/me", headers=bearer(alice)).json()["key"]["state"] == "active"
 
