@@ -85,7 +85,7 @@ def load(
 
 def embed(model: Model, inputs: list[str]) -> Tensor:
     """The vectors of some texts, `[texts, dim]`, cut to the context."""
-    call = Embed(texts=inputs, truncate=True)
+    call = Embed(inputs=inputs, truncate=True)
     items = model.prepare(call)
     return torch.from_numpy(model.finish(call, items, model.forward(items)).vectors)
 
