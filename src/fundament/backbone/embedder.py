@@ -55,12 +55,26 @@ class TextEmbedder:
         if call.output != "dense":
             message = f"This checkpoint of '{self.spec.id}' has no head for {call.output} vectors: one vector per text."
             raise InputError(Fault("body -> model", message))
+        if call.late_chunking:
+            task = self._task(call.task)
+            return self._prepare_joint(call, task.prompt, np.array(self.adapters[task.adapter]))
+        return self.rows(call, dict(enumerate(call.texts)))
+
+    def rows(self, call: Embed, texts: Mapping[int, str]) -> list[Item]:
+        """One row per text, each read alone.
+
+        Args:
+            call: what is asked of them.
+            texts: some of the call's inputs, by their places.
+
+        Raises:
+            InputError: a task that this checkpoint does not have, or a text without tokens.
+            TooLongError: a text longer than the context, without `truncate`.
+        """
         task = self._task(call.task)
         adapter = np.array(self.adapters[task.adapter])
-        if call.late_chunking:
-            return self._prepare_joint(call, task.prompt, adapter)
         items = []
-        for index, tokens in enumerate(self.tokenizer.encode(call.texts, task.prompt)):
+        for index, tokens in zip(texts, self.tokenizer.encode([*texts.values()], task.prompt), strict=True):
             if tokens.truncated and not call.truncate:
                 raise TooLongError(index=index, n_tokens=tokens.n_whole, limit=self.tokenizer.context)
             n = len(tokens.ids)

@@ -4,10 +4,9 @@ An image has one size, so its patches have one grid. The checkpoint turns neighb
 other; the transformer here turns its first half against its second. Reordering queries and keys makes them one.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -116,8 +115,9 @@ class EVA02:
         patches = self.embedding(images).view(n, -1, hidden) + self.places
         x = torch.cat((self.first.expand(n, 1, hidden), patches), dim=1).flatten(0, 1)
         packed = rows_of([self.n_tokens] * n, x.device)
-        rotation = tuple(padded(part.flatten(1).repeat(n, 1), packed)[:, None] for part in self.rotation)
-        states = self.transformer.run(padded(x, packed), [packed] * len(self.transformer.layers), rotation)
+        cosines, sines = (padded(part.repeat(n, 1, 1), packed) for part in self.rotation)
+        layers = [packed] * len(self.transformer.layers)
+        states = self.transformer.run(padded(x, packed), layers, (cosines, sines))
         return states[:: self.n_tokens].float()
 
 
@@ -141,7 +141,9 @@ def load_eva02(
     image, patch, trained = config["image_size"], config["patch_size"], config["pt_hw_seq_len"]
     grid = image // patch
     if not config["intp_freq"] and grid != trained:
-        raise CheckpointError(f"vision_config: a grid of {grid} patches needs intp_freq, since pt_hw_seq_len is {trained}")
+        raise CheckpointError(
+            f"vision_config: a grid of {grid} patches needs intp_freq, since pt_hw_seq_len is {trained}"
+        )
     read = checkpoint.read(
         stored(shape, grid * grid, patch),
         LAYOUT,

@@ -1,6 +1,7 @@
 """Images as vision towers read them: resized, cut into patches, and only then made numbers around zero.
 
-An image is uint8 `[height, width, 3]`, RGB. It stays in bytes until a batch runs: a quarter of the memory while it waits.
+An image is uint8 `[height, width, 3]`, RGB. It stays in bytes until a batch runs: a quarter of the memory while it
+waits.
 """
 
 import math

@@ -46,9 +46,9 @@ def rows_of(lengths: Sequence[int], device: torch.device) -> Packed:
 
 
 def padded(x: Tensor, packed: Packed) -> Tensor:
-    """The states and those of no row, as many as the batch has."""
+    """What tokens have, `[tokens, …]`, and zeros for those of no row."""
     more = len(packed.ids) - len(x)
-    return torch.cat((x, x.new_zeros(more, x.shape[1]))) if more else x
+    return torch.cat((x, x.new_zeros(more, *x.shape[1:]))) if more else x
 
 
 def grid_rotation(places: Tensor, head_dim: int, theta: float, dtype: torch.dtype) -> Rotation:
