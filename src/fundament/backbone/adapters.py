@@ -234,7 +234,9 @@ def read_adapter(files: Checkpoint, shape: Shape, layout: Mapping[str, Source], 
         CheckpointError: another kind of adapter, or tensors too few, too many or of other shapes, all listed.
     """
     config = files.json("adapter_config.json")
-    rank, scale = _read_config(files, config)
+    rank, scale = read_config(files, config)
+    if not isinstance(config.get("target_modules"), list):
+        raise CheckpointError(f"{files.directory}/adapter_config.json: target_modules should be a list of names")
     sizes = adaptable(shape)
     parameters: dict[str, tuple[int, ...]] = {}
     sources: dict[str, Source] = {}
@@ -281,13 +283,15 @@ def read_adapter(files: Checkpoint, shape: Shape, layout: Mapping[str, Source], 
     }
 
 
-def _read_config(files: Checkpoint, config: dict[str, Any]) -> tuple[int, float]:
-    """Rank and scale."""
+def read_config(files: Checkpoint, config: dict[str, Any]) -> tuple[int, float]:
+    """Rank and scale of an `adapter_config.json`.
+
+    Raises:
+        CheckpointError: another kind of adapter.
+    """
     where = files.directory / "adapter_config.json"
     other = {key: config[key] for key, plain in _PLAIN.items() if (config.get(key) or plain or None) != (plain or None)}
     if other:
         raise CheckpointError(f"{where}: only plain LoRA is served, not {other}")
-    if not isinstance(config.get("target_modules"), list):
-        raise CheckpointError(f"{where}: target_modules should be a list of names")
     rank = int(config["r"])
     return rank, float(config["lora_alpha"]) / rank

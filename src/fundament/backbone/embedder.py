@@ -56,8 +56,7 @@ class TextEmbedder:
             message = f"This checkpoint of '{self.spec.id}' has no head for {call.output} vectors: one vector per text."
             raise InputError(Fault("body -> model", message))
         if call.late_chunking:
-            task = self._task(call.task)
-            return self._prepare_joint(call, task.prompt, np.array(self.adapters[task.adapter]))
+            return self._prepare_joint(call, self._task(call.task).prompt, np.array(self.adapter_of(call.task)))
         return self.rows(call, dict(enumerate(call.texts)))
 
     def rows(self, call: Embed, texts: Mapping[int, str]) -> list[Item]:
@@ -71,10 +70,9 @@ class TextEmbedder:
             InputError: a task that this checkpoint does not have, or a text without tokens.
             TooLongError: a text longer than the context, without `truncate`.
         """
-        task = self._task(call.task)
-        adapter = np.array(self.adapters[task.adapter])
+        adapter, prompt = np.array(self.adapter_of(call.task)), self._task(call.task).prompt
         items = []
-        for index, tokens in zip(texts, self.tokenizer.encode([*texts.values()], task.prompt), strict=True):
+        for index, tokens in zip(texts, self.tokenizer.encode([*texts.values()], prompt), strict=True):
             if tokens.truncated and not call.truncate:
                 raise TooLongError(index=index, n_tokens=tokens.n_whole, limit=self.tokenizer.context)
             n = len(tokens.ids)
@@ -149,6 +147,14 @@ class TextEmbedder:
                     start, stop = packed.offsets[row : row + 2].tolist()
                     arrays[place] = pool_parts(hidden[start:stop], borders).cpu().numpy()
         return arrays
+
+    def adapter_of(self, task: str | None) -> int:
+        """The place of a task's adapter in the transformer, or `BASE`.
+
+        Raises:
+            InputError: a task that this checkpoint does not have.
+        """
+        return self.adapters[self._task(task).adapter]
 
     def _task(self, name: str | None) -> Task:
         if name is None or not self.spec.tasks:

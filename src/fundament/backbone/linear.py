@@ -113,6 +113,7 @@ class Linear:
         x86 = platform.machine() in ("x86_64", "AMD64")
         self.prepacked = x86 and weight.device.type == "cpu" and torch.backends.mkldnn.is_available()
         self.weight = weight
+        self.n_bytes = weight.nbytes + (0 if bias is None else bias.nbytes) + sum(t.n_bytes for t in self.terms if t)
         if self.prepacked:
             self.weight = torch.ops.mkldnn._reorder_linear_weight.default(weight.contiguous(), None)
 

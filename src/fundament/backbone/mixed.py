@@ -1,6 +1,7 @@
 """Calls whose inputs are texts and media in any order."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 from fundament.core import Embed, Item, Media
 from fundament.errors import Fault, InputError
@@ -34,3 +35,8 @@ def rows_in_order(
                 message = "This model makes a vector of each input; it cannot make one of several parts."
                 raise InputError(Fault(f"body -> input -> {place}", message))
     return [row for place in range(len(call.inputs)) for row in rows[place]]
+
+
+def count_all(rows: Sequence[Item]) -> list[Item]:
+    """Rows whose prompts count as the caller's tokens do: so the hosted API counts for models that read images."""
+    return [replace(row, n_counted=len(row.features["ids"])) for row in rows]

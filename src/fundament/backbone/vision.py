@@ -26,7 +26,7 @@ class PatchEmbedding:
     def __init__(self, levels: Tensor, weight: Tensor, bias: Tensor | None = None) -> None:
         self.linear = Linear(weight, bias)
         self.levels = levels.flatten().to(weight.device)
-        self.dtype, self.n_bytes = weight.dtype, weight.nbytes + (0 if bias is None else bias.nbytes)
+        self.dtype, self.n_bytes = weight.dtype, self.linear.n_bytes
         n_each = weight.shape[1] // 3
         self.channels = 256 * torch.arange(3, dtype=torch.int32, device=weight.device).repeat_interleave(n_each)
 

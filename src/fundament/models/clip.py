@@ -20,14 +20,14 @@ from fundament.backbone.device import Placement
 from fundament.backbone.embedder import TextEmbedder
 from fundament.backbone.eva02 import EVA02, load_eva02
 from fundament.backbone.images import Patches, check_form, check_processor, crop_square, cut, levels
-from fundament.backbone.mixed import rows_in_order
+from fundament.backbone.mixed import count_all, rows_in_order
 from fundament.backbone.tokenizing import TextTokenizer
 from fundament.backbone.transformer import Shape, Transformer, parameters
 from fundament.catalog import ModelSpec
 from fundament.core import Array, Embed, Embeddings, Item, Media, sum_media
 from fundament.errors import CheckpointError
 
-PROCESSOR = "preprocessor_config.json"
+PROCESSOR, KWARGS = "preprocessor_config.json", "hf_model_config_kwargs of config.json"
 
 TEXT, VISION = "text_model.", "vision_model."
 OUTSIDE = r"logit_scale"
@@ -88,8 +88,8 @@ def load(checkpoint: Checkpoint, spec: ModelSpec, placement: Placement) -> "Clip
         part = config[where] if where else config
         if other := {key: part[key] for key, served in keys.items() if part.get(key, served) != served}:
             raise CheckpointError(f"config.json, {where or 'at its top'}: {other} is not served, only {keys}")
-    processor = Config(checkpoint.json(PROCESSOR))
-    vision = Config(config["vision_config"])
+    processor = Config(checkpoint.json(PROCESSOR), PROCESSOR)
+    vision = Config(config["vision_config"], "vision_config of config.json")
     size = read_size(processor, vision)
     return ClipEmbedder(
         TextEmbedder(TextTokenizer(checkpoint.directory, spec.context), load_text(checkpoint, placement), "mean", spec),
@@ -129,9 +129,9 @@ def load_text(checkpoint: Checkpoint, placement: Placement) -> Transformer:
     """
     told = checkpoint.config["text_config"].get("hf_model_config_kwargs") or {}
     if checkpoint.has("roberta.emb_ln.weight"):
-        return _xlm_roberta(checkpoint, Config(XLM_ROBERTA | told), placement)
+        return _xlm_roberta(checkpoint, Config(XLM_ROBERTA | told, KWARGS), placement)
     if checkpoint.has("encoder.layers.0.mlp.gated_layers.weight"):
-        return _jina_bert(checkpoint, Config(JINA_BERT | told), placement)
+        return _jina_bert(checkpoint, Config(JINA_BERT | told, KWARGS), placement)
     raise CheckpointError(
         f"{checkpoint.directory} has neither of the known text towers: its tensors are named neither "
         f"{TEXT}transformer.roberta.emb_ln.weight nor {TEXT}transformer.encoder.layers.0.mlp.gated_layers.weight"
@@ -141,7 +141,7 @@ def load_text(checkpoint: Checkpoint, placement: Placement) -> Transformer:
 def _xlm_roberta(checkpoint: Checkpoint, config: Config, placement: Placement) -> Transformer:
     shape = replace(read_shape(config), positions="rotary", rope_theta=float(config["rotary_emb_base"]))
     if (n_adapters := len(config["lora_adaptations"])) != 1:
-        raise CheckpointError(f"hf_model_config_kwargs: one adapter is always on, not {n_adapters} of them")
+        raise CheckpointError(f"{KWARGS}: one adapter is always on, not {n_adapters} of them")
     exact = Placement(placement.device, torch.float32)
     prefixes = (f"{TEXT}transformer.roberta.",)
     (adapter,) = read_terms(checkpoint, config, shape, FLASH, exact, n_adapters=n_adapters, prefixes=prefixes)
@@ -191,7 +191,7 @@ class ClipEmbedder:
             InputError: an input that this model cannot read.
             TooLongError: a text longer than the context, without `truncate`.
         """
-        return rows_in_order(call, lambda texts: self.text.rows(call, texts), self._rows_of)
+        return rows_in_order(call, lambda texts: count_all(self.text.rows(call, texts)), self._rows_of)
 
     def _rows_of(self, file: Media) -> list[Item]:
         rows, n = [], self.vision.n_tokens
