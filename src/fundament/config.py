@@ -5,10 +5,11 @@ A flag wins over the environment (`FUNDAMENT_PORT`), which wins over the file (`
 """
 
 import os
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_settings import (
     BaseSettings,
     NoDecode,
@@ -26,6 +27,12 @@ def default_data_dir() -> Path:
 def _split(value: Any) -> Any:
     """A list as the environment writes it, with commas; the flags and the file give lists."""
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+def _networks(value: list[str]) -> list[str]:
+    for text in value:
+        ip_network(text, strict=False)
+    return value
 
 
 class Settings(BaseSettings):
@@ -69,6 +76,11 @@ class Settings(BaseSettings):
     )
     max_inputs: int = Field(default=10_000, ge=1, description="Most inputs of one request.")
     max_body_mb: float = Field(default=32, gt=0, description="Largest request body, in MB.")
+    allowed_networks: Annotated[list[str], NoDecode, BeforeValidator(_split), AfterValidator(_networks)] = Field(
+        default=[],
+        description="Networks that URLs of callers may lead to although they are not public, as in `10.0.0.0/8`. "
+        "None: only public addresses are dialled.",
+    )
     drain_seconds: float = Field(
         default=1, ge=0, description="After SIGTERM, how long `/ready` says 503 before the port closes."
     )
