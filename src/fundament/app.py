@@ -17,6 +17,7 @@ from fundament.config import Settings
 from fundament.engine.local import EngineOptions, LocalEngine
 from fundament.engine.weights import Local, from_argument, pulled
 from fundament.errors import FundamentError
+from fundament.fetching import Fetcher, read_networks
 from fundament.telemetry import Metrics, say
 
 
@@ -54,6 +55,7 @@ def create_app(settings: Settings) -> FastAPI:
     aliases = read_aliases(settings.aliases, {model: local.spec for model, local in found.items()})
     metrics = Metrics()
     engine = LocalEngine(found, engine_options(settings), metrics)
+    fetcher = Fetcher(read_networks(settings.allowed_networks))
     starting: dict[str, str] = {"reason": "Models are loading."} if settings.preload else {}
 
     def served() -> Mapping[str, ModelSpec]:
@@ -88,6 +90,7 @@ def create_app(settings: Settings) -> FastAPI:
         yield
         for task in tasks:
             task.cancel()
+        await fetcher.close()
         await engine.close()
 
     app = FastAPI(
@@ -98,7 +101,7 @@ def create_app(settings: Settings) -> FastAPI:
         # Looked up anew for every request; the metrics are our own.
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
-    app.state.parts = State(settings, engine, metrics, served, not_ready, aliases)
+    app.state.parts = State(settings, engine, metrics, served, not_ready, fetcher, aliases)
     errors.install(app)
     for module in (embeddings, multi_vector, models, health):
         app.include_router(module.router)

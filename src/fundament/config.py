@@ -5,10 +5,11 @@ A flag wins over the environment (`FUNDAMENT_PORT`), which wins over the file (`
 """
 
 import os
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_settings import (
     BaseSettings,
     NoDecode,
@@ -26,6 +27,12 @@ def default_data_dir() -> Path:
 def _split(value: Any) -> Any:
     """A list as the environment writes it, with commas; the flags and the file give lists."""
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+def _networks(value: list[str]) -> list[str]:
+    for text in value:
+        ip_network(text, strict=False)
+    return value
 
 
 class Settings(BaseSettings):
@@ -69,6 +76,22 @@ class Settings(BaseSettings):
     )
     max_inputs: int = Field(default=10_000, ge=1, description="Most inputs of one request.")
     max_body_mb: float = Field(default=32, gt=0, description="Largest request body, in MB.")
+    max_image_mb: float = Field(default=8, gt=0, description="Largest image or PDF, in MB.")
+    max_image_megapixels: float = Field(default=64, gt=0, description="Most pixels of an image, in millions.")
+    max_pdf_pages: int = Field(default=100, ge=1, description="Most pages of a PDF; each becomes a vector.")
+    max_recording_mb: float = Field(default=32, gt=0, description="Largest video or sound, in MB.")
+    max_recording_seconds: float = Field(default=300, gt=0, description="Longest video or sound.")
+    max_video_frames: int = Field(default=10_000, ge=1, description="Most frames of a video.")
+    max_media: int = Field(default=512, ge=0, description="Most images and other files of one request.")
+    max_media_mb: float = Field(default=128, gt=0, description="All files of one request together, in MB.")
+    max_all_media_mb: float = Field(
+        default=1024, gt=0, description="Files of all requests that are in memory, in MB; past it the answer is 503."
+    )
+    allowed_networks: Annotated[list[str], NoDecode, BeforeValidator(_split), AfterValidator(_networks)] = Field(
+        default=[],
+        description="Networks that URLs of callers may lead to although they are not public, as in `10.0.0.0/8`. "
+        "None: only public addresses are dialled.",
+    )
     drain_seconds: float = Field(
         default=1, ge=0, description="After SIGTERM, how long `/ready` says 503 before the port closes."
     )

@@ -42,6 +42,10 @@ class MediaLimits:
     seconds: float = 300
     video_frames: int = 10_000
 
+    def max_bytes(self, kind: MediaKind) -> int:
+        """Most bytes of a file of that kind."""
+        return self.image_bytes if kind in ("image", "pdf") else self.recording_bytes
+
 
 @dataclass(frozen=True, slots=True)
 class Media:
@@ -100,6 +104,11 @@ class Embed:
     output: Output = "dense"
     role: Role | None = None
     name_tokens: bool = False
+
+    @property
+    def has_media(self) -> bool:
+        """Whether files have to be decoded."""
+        return not all(isinstance(value, str) for value in self.inputs)
 
     @property
     def texts(self) -> Sequence[str]:

@@ -7,6 +7,7 @@ FundamentError
 ├── BodyError             400/413/415/422  the body cannot be read
 ├── ModelNotFoundError    400  INPUT_MODEL_NOT_FOUND
 ├── NotFoundError         404  RESOURCE_NOT_FOUND
+├── FetchError            422  a URL of the caller's that cannot or may not be read
 ├── UnavailableError      503  SERVICE_UNAVAILABLE, with Retry-After
 ├── RowError              500  INTERNAL_ERROR: a row whose forward pass failed; names it
 └── CheckpointError            a checkpoint that does not load; lists what is wrong with it
@@ -116,6 +117,28 @@ class NotFoundError(FundamentError):
 
     status = 404
     code = "RESOURCE_NOT_FOUND"
+
+
+class FetchError(FundamentError):
+    """A URL of the caller's that cannot or may not be read.
+
+    Args:
+        reason: one word: `form`, `scheme`, `address`, `unreachable`, `redirects`, `status`, `size`, `time`, `broken`.
+        detail: the sentence for the caller. It is the same for an address that is not allowed and one where nothing
+            answers, so that nobody can feel out a private network by it.
+    """
+
+    status = 422
+    code = None
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
+
+    @classmethod
+    def unreachable(cls, reason: str) -> "FetchError":
+        """An address that is not allowed, or where nothing answers."""
+        return cls(reason, "The URL cannot be reached from here: its address is not public, or nothing answers there.")
 
 
 class UnavailableError(FundamentError):

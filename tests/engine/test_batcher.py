@@ -71,7 +71,7 @@ def items(*numbers: int, n_tokens: int = 10) -> list[Item]:
 def submit(batcher: Batcher, rows: list[Item], priority: Priority = Priority.INTERACTIVE) -> Ticket:
     loop = asyncio.get_running_loop()
     ticket = Ticket(loop, loop.create_future())
-    ticket.open(len(rows))
+    ticket.open(rows)
     batcher.submit(ticket, rows, priority)
     return ticket
 

@@ -10,6 +10,7 @@ from fundament.catalog import CATALOG, ModelSpec, short_id
 from fundament.config import Settings
 from fundament.core import Embed, Embedded, Priority, Ranking, Rerank
 from fundament.errors import FundamentError, ModelNotFoundError
+from fundament.fetching import Fetcher
 from fundament.telemetry import Metrics
 
 
@@ -29,8 +30,10 @@ class State:
     Attributes:
         served: the models that callers may name, as they are now.
         not_ready: why the models cannot answer now, or None.
+        fetcher: reads the URLs that callers give.
         aliases: other names that callers may say, each with the id of the model that answers.
         n_running: requests that are being answered.
+        n_file_bytes: size of the images and other files that requests hold in memory.
         closing: the server is about to end.
     """
 
@@ -39,8 +42,10 @@ class State:
     metrics: Metrics
     served: Callable[[], Mapping[str, ModelSpec]]
     not_ready: Callable[[], str | None]
+    fetcher: Fetcher
     aliases: Mapping[str, str] = field(default_factory=dict)
     n_running: int = 0
+    n_file_bytes: int = 0
     closing: bool = False
 
     def find(self, model: str) -> ModelSpec:

@@ -82,6 +82,8 @@ class LocalEngine:
             load=self._load,
         )
         self._pool = ThreadPoolExecutor(max(2, self.n_cores), thread_name_prefix="prepare")
+        # Apart from the others, so that no text waits for a video; few, because what they decode is large.
+        self._decoders = ThreadPoolExecutor(max(2, self.n_cores // 2), thread_name_prefix="decode")
         metrics.gauge("fundament_rows_waiting", "Rows in the queue.", self._waiting)
         metrics.gauge("fundament_model_bytes", "Memory of each loaded model.", self._sizes)
 
@@ -92,7 +94,7 @@ class LocalEngine:
     async def run(
         self, model: str, call: Call, *, priority: Priority = Priority.INTERACTIVE, caller: str = ""
     ) -> Result:
-        """Answer a call: tokenize on a worker thread, wait for the batches, put the arrays together.
+        """Answer a call: tokenize and decode on a worker thread, wait for the batches, put the arrays together.
 
         Args:
             model: which one.
@@ -106,7 +108,8 @@ class LocalEngine:
             done: asyncio.Future[list[Array]] = loop.create_future()
             ticket = Ticket(loop, done, caller)
             try:
-                items = await loop.run_in_executor(self._pool, _enter, loaded, call, ticket, priority)
+                pool = self._decoders if isinstance(call, Embed) and call.has_media else self._pool
+                items = await loop.run_in_executor(pool, _enter, loaded, call, ticket, priority)
                 arrays = await done
             except asyncio.CancelledError:
                 loaded.batcher.drop(ticket)
@@ -138,6 +141,7 @@ class LocalEngine:
         """Finish what runs and let go of all models."""
         await self.memory.close()
         self._pool.shutdown()
+        self._decoders.shutdown()
 
     def _measure(self, model: str) -> int:
         local = self.locals.get(model)
@@ -230,7 +234,7 @@ def threads_of(n_bytes: int, n_cores: int) -> int:
 def _enter(loaded: Loaded, call: Call, ticket: Ticket, priority: Priority) -> Sequence[Item]:
     assert loaded.model is not None
     items = loaded.model.prepare(call)
-    ticket.open(len(items))
+    ticket.open(items)
     loaded.batcher.submit(ticket, items, priority)
     return items
 
