@@ -86,7 +86,7 @@ class VisionEmbedder:
         return rows
 
     def forward(self, items: Sequence[Item]) -> list[Array]:
-        """Per row: a vector `[dim]`; of a row of parts one per part; or one of unit length per token, `[tokens, dim]`."""
+        """Per row: a vector `[dim]`; of a row of parts one each; or of unit length one per token, `[tokens, dim]`."""
         with torch.inference_mode():
             hidden, packed, order = self.model(items)
             if items[0].mate == "multi":
