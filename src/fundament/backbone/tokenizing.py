@@ -71,6 +71,11 @@ class TextTokenizer:
         """The token of each id."""
         return [self.token_of(number) for number in ids.tolist()]
 
+    def text_of(self, ids: Array) -> str:
+        """What token ids say, special tokens included."""
+        text: str = self._tokenizer.decode(ids.tolist(), skip_special_tokens=False)
+        return text
+
     def pieces(self, texts: Sequence[str]) -> list[Array]:
         """Token ids of each text alone: no special tokens, and as long as the text is."""
         found = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
