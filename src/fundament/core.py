@@ -145,6 +145,11 @@ class Rerank:
     embeddings: bool = False
 
     @property
+    def has_media(self) -> bool:
+        """Whether files have to be decoded."""
+        return not all(isinstance(value, str) for value in (self.query, *self.documents))
+
+    @property
     def texts(self) -> tuple[str, Sequence[str]]:
         """The query and the documents of a model that reads nothing but texts.
 

@@ -108,7 +108,7 @@ class LocalEngine:
             done: asyncio.Future[list[Array]] = loop.create_future()
             ticket = Ticket(loop, done, caller)
             try:
-                pool = self._decoders if isinstance(call, Embed) and call.has_media else self._pool
+                pool = self._decoders if call.has_media else self._pool
                 items = await loop.run_in_executor(pool, _enter, loaded, call, ticket, priority)
                 arrays = await done
             except asyncio.CancelledError:

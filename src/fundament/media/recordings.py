@@ -48,7 +48,7 @@ def frames(media: Media, n: int) -> Iterator[RGB]:
 
 
 def sound(media: Media, rate: int) -> Samples | None:
-    """All channels as one, float32 `[samples]` at `rate` per second; None of a video without a sound track.
+    """The mean of all channels, float32 `[samples]` at `rate` per second; None of a video without a sound track.
 
     Raises:
         InputError: it cannot be decoded, has no samples, samples that are not finite, or is too long.
@@ -64,10 +64,10 @@ def sound(media: Media, rate: int) -> Samples | None:
             raise refusal(media, "This file has no sound track.")
         stream = container.streams.audio[0]
         _check_seconds(media, container, stream)
-        resampler = av.AudioResampler(format="flt", layout="mono", rate=rate)
+        resampler = av.AudioResampler(format="fltp", rate=rate)
         for frame in chain(container.decode(stream), [None]):
             for piece in resampler.resample(frame):
-                found.append(piece.to_ndarray()[0])
+                found.append(piece.to_ndarray().mean(axis=0))
                 n_samples += len(found[-1])
             if n_samples > most:
                 raise _too_long(media)

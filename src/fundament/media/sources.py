@@ -10,7 +10,7 @@ from fundament.errors import Fault, InputError
 _URL = re.compile(r"\s*(https?)://", re.IGNORECASE)
 _OTHER_SCHEME = re.compile(r"\s*([a-z][a-z0-9+.-]{0,20})://", re.IGNORECASE)
 _DATA_URI = re.compile(r"\s*data:([\w.+-]+/[\w.+-]+)?(?:;[\w.+-]+=[^;,]*)*(;base64)?,", re.IGNORECASE)
-_URL_SAFE = str.maketrans("-_", "+/")
+_LETTERS = str.maketrans("-_", "+/", "\r\n\t")
 
 
 def is_url(source: str) -> bool:
@@ -63,7 +63,7 @@ def too_large(origin: str, max_bytes: int) -> InputError:
 
 def _from_base64(text: str) -> bytes:
     """What base64 stands for; nothing where it is not base64."""
-    letters = "".join(text.split()).translate(_URL_SAFE).rstrip("=")
+    letters = text.strip().translate(_LETTERS).rstrip("=")
     try:
         return binascii.a2b_base64(letters + "=" * (-len(letters) % 4), strict_mode=True)
     except ValueError:  # binascii.Error, or letters beyond ASCII
