@@ -11,6 +11,7 @@ from fundament.config import Settings
 from fundament.core import Embed, Embedded, Priority, Ranking, Rerank
 from fundament.errors import FundamentError, ModelNotFoundError
 from fundament.fetching import Fetcher
+from fundament.store.database import Database
 from fundament.telemetry import Metrics
 
 
@@ -28,6 +29,7 @@ class State:
     """One application's parts.
 
     Attributes:
+        store: what survives a restart.
         served: the models that callers may name, as they are now.
         not_ready: why the models cannot answer now, or None.
         fetcher: reads the URLs that callers give.
@@ -39,6 +41,7 @@ class State:
 
     settings: Settings
     engine: Engine
+    store: Database
     metrics: Metrics
     served: Callable[[], Mapping[str, ModelSpec]]
     not_ready: Callable[[], str | None]
