@@ -24,7 +24,6 @@ router = APIRouter()
 DEFAULT = "jina-reranker-v3"  # what a request means that names no model, where it is served
 _MOST_TOKENS = 8192  # of `max_doc_length`, as the public API has it
 _TEXT_DOC = {"type": "object", "properties": {"text": {"type": "string"}}, "required": ["text"], "title": "TextDoc"}
-_IMAGE_DOC = {"type": "object", "properties": {"image": {"type": "string"}}, "required": ["image"], "title": "ImageDoc"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +82,7 @@ class RerankRequest(BaseModel):
     query: Annotated[
         str | Reference,
         BeforeValidator(_read_query),
-        WithJsonSchema({"anyOf": [{"type": "string"}, _TEXT_DOC, _IMAGE_DOC], "description": "What is searched for."}),
+        WithJsonSchema({"anyOf": [{"type": "string"}, _TEXT_DOC], "description": "What is searched for."}),
     ]
     documents: Annotated[
         list[Document],
@@ -92,9 +91,9 @@ class RerankRequest(BaseModel):
             {
                 "type": "array",
                 "minItems": 1,
-                "items": {"anyOf": [{"type": "string"}, _TEXT_DOC, _IMAGE_DOC]},
-                "description": 'What is ranked: strings, or objects like `{"text": …}` or `{"image": …}`, whose other '
-                "keys are kept. Images are URLs, data URIs or base64, for models that read them.",
+                "items": {"anyOf": [{"type": "string"}, _TEXT_DOC]},
+                "description": 'What is ranked: strings, or objects like `{"text": …}`, whose other keys are kept. '
+                'Models that read images also take `{"image": …}`, here and as the query.',
             }
         ),
     ]
