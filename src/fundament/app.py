@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 
 from fundament import __version__
-from fundament.api import embeddings, errors, health, models, multi_vector
+from fundament.api import embeddings, errors, health, models, multi_vector, rerank
 from fundament.api.middleware import RequestMiddleware
 from fundament.api.state import State, read_aliases
 from fundament.catalog import EMBEDDED, ModelSpec
@@ -18,6 +18,8 @@ from fundament.engine.local import EngineOptions, LocalEngine
 from fundament.engine.weights import Local, from_argument, pulled
 from fundament.errors import FundamentError
 from fundament.fetching import Fetcher, read_networks
+from fundament.store import migrate
+from fundament.store.database import Database, locate
 from fundament.telemetry import Metrics, say
 
 
@@ -48,11 +50,15 @@ def create_app(settings: Settings) -> FastAPI:
     """An ASGI application that serves `settings.models`.
 
     Raises:
-        FundamentError: a model, an alias, a device or a number format that cannot be served here.
+        FundamentError: a model, an alias, a device or a number format that cannot be served here; or a store that
+            cannot be used.
     """
     named = named_models(settings)
     found = {**pulled(settings.data_dir), **named}
     aliases = read_aliases(settings.aliases, {model: local.spec for model, local in found.items()})
+    url = locate(settings.store_url, settings.data_dir)
+    migrate.prepare(url)
+    store = Database(url)
     metrics = Metrics()
     engine = LocalEngine(found, engine_options(settings), metrics)
     fetcher = Fetcher(read_networks(settings.allowed_networks))
@@ -92,6 +98,7 @@ def create_app(settings: Settings) -> FastAPI:
             task.cancel()
         await fetcher.close()
         await engine.close()
+        await store.close()
 
     app = FastAPI(
         title="Fundament",
@@ -101,9 +108,9 @@ def create_app(settings: Settings) -> FastAPI:
         # Looked up anew for every request; the metrics are our own.
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
-    app.state.parts = State(settings, engine, metrics, served, not_ready, fetcher, aliases)
+    app.state.parts = State(settings, engine, store, metrics, served, not_ready, aliases, fetcher)
     errors.install(app)
-    for module in (embeddings, multi_vector, models, health):
+    for module in (embeddings, multi_vector, rerank, models, health):
         app.include_router(module.router)
     app.add_middleware(RequestMiddleware, state=app.state.parts)
     return app

@@ -93,6 +93,30 @@ class EmbeddingResponse(BaseModel):
     data: list[SingleEmbeddingData] | list[MultiEmbeddingData]
 
 
+class BaseUsage(BaseModel):
+    """Tokens read."""
+
+    total_tokens: int
+
+
+class RerankingResult(BaseModel):
+    """One document's score."""
+
+    index: int
+    relevance_score: float
+    document: str | dict[str, Any] | SkipJsonSchema[None] = Field(None, json_schema_extra=_without_default)
+    embedding: list[float] | SkipJsonSchema[None] = Field(None, json_schema_extra=_without_default)
+
+
+class RerankingResponse(BaseModel):
+    """Documents, the most relevant first."""
+
+    model: str
+    object: str
+    usage: BaseUsage
+    results: list[RerankingResult]
+
+
 class Status(BaseModel):
     """How the process is."""
 
@@ -135,6 +159,7 @@ class ModelInfo(BaseModel):
     supports_multimodal: bool
     tasks: list[str] | None
     licence: str
+    score: str | None
     alias_of: str | SkipJsonSchema[None] = Field(None, json_schema_extra=_without_default)
 
 
@@ -146,7 +171,7 @@ class ModelListResponse(BaseModel):
 
 
 _SHAPES: dict[str, type[BaseModel]] = {
-    shape.__name__: shape for shape in (EmbeddingResponse, ModelInfo, ModelListResponse, Status)
+    shape.__name__: shape for shape in (EmbeddingResponse, ModelInfo, ModelListResponse, RerankingResponse, Status)
 }
 _ERRORS = {
     400: "A model that is not served, or an input that is too long.",
