@@ -108,7 +108,7 @@ def create_app(settings: Settings) -> FastAPI:
         # Looked up anew for every request; the metrics are our own.
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
-    app.state.parts = State(settings, engine, store, metrics, served, not_ready, fetcher, aliases)
+    app.state.parts = State(settings, engine, store, metrics, served, not_ready, aliases, fetcher)
     errors.install(app)
     for module in (embeddings, multi_vector, rerank, models, health):
         app.include_router(module.router)

@@ -59,6 +59,24 @@ def webp(width: int, height: int) -> bytes:
     return b"RIFF" + struct.pack("<I", len(body)) + body
 
 
+def gif(width: int, height: int) -> bytes:
+    """A GIF whose one frame says that it has so many pixels."""
+    size = struct.pack("<HH", width, height)
+    return b"GIF89a" + size + b"\x80\0\0" + bytes(6) + b"," + bytes(4) + size + b"\0\x02\0;"
+
+
+def bmp(width: int, height: int) -> bytes:
+    """The header of a BMP that says it has so many pixels."""
+    return b"BM" + bytes(8) + struct.pack("<IIiiHH", 54, 40, width, height, 1, 24) + bytes(24)
+
+
+def tiff(width: int, height: int) -> bytes:
+    """A TIFF in one strip that says it has so many pixels, and holds none."""
+    tags = {256: width, 257: height, 258: 8, 259: 1, 262: 1, 273: 8, 277: 1, 278: height, 279: width * height % 2**32}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    return b"II*\0\x08\0\0\0" + struct.pack("<H", len(tags)) + entries + bytes(4)
+
+
 def stream(body: bytes, entries: bytes = b"") -> bytes:
     return b"<<" + entries + b"/Length %d>>stream\n" % len(body) + body + b"\nendstream"
 

@@ -32,8 +32,8 @@ class State:
         store: what survives a restart.
         served: the models that callers may name, as they are now.
         not_ready: why the models cannot answer now, or None.
-        fetcher: reads the URLs that callers give.
         aliases: other names that callers may say, each with the id of the model that answers.
+        fetcher: reads the URLs that callers give.
         n_running: requests that are being answered.
         n_file_bytes: size of the images and other files that requests hold in memory.
         closing: the server is about to end.
@@ -45,8 +45,8 @@ class State:
     metrics: Metrics
     served: Callable[[], Mapping[str, ModelSpec]]
     not_ready: Callable[[], str | None]
-    fetcher: Fetcher
     aliases: Mapping[str, str] = field(default_factory=dict)
+    fetcher: Fetcher = field(default_factory=Fetcher)
     n_running: int = 0
     n_file_bytes: int = 0
     closing: bool = False

@@ -217,7 +217,7 @@ def needed_bytes(local: Local, placement: Placement) -> int:
     Raises:
         CheckpointError: files that cannot be read.
     """
-    adapters = (path.parent for path in local.directory.glob("adapters/*/*.safetensors"))
+    adapters = (path.parent for path in local.directory.glob("adapters/**/*.safetensors"))
     directories = [local.directory, *dict.fromkeys(adapters)]
     return placement.dtype.itemsize * sum(Checkpoint(directory).n_elements for directory in directories)
 
