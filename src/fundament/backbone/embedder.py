@@ -156,6 +156,14 @@ class TextEmbedder:
         """
         return self.adapters[self._task(task).adapter]
 
+    def prompt_of(self, task: str | None) -> str:
+        """What a task puts before a text.
+
+        Raises:
+            InputError: a task that this checkpoint does not have.
+        """
+        return self._task(task).prompt
+
     def _task(self, name: str | None) -> Task:
         if name is None or not self.spec.tasks:
             return Task()

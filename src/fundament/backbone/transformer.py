@@ -25,7 +25,8 @@ class Shape:
 
     Attributes:
         norm: layer normalisation with a bias, or root-mean-square without.
-        pre_norm: norms before attention and MLP, and one at the end; otherwise after each residual sum.
+        pre_norm: norms before attention and MLP; otherwise after each residual sum.
+        final_norm: with `pre_norm`, one more at the end.
         positions: a learned table, rotations of queries and keys, a bias that grows with distance (ALiBi), or a learned
             bias per bucket of distances (T5).
         n_positions: rows of the table of positions or buckets.
@@ -50,6 +51,7 @@ class Shape:
     norm: Literal["layer", "rms"] = "layer"
     norm_eps: float
     pre_norm: bool = False
+    final_norm: bool = True
     positions: Literal["absolute", "rotary", "alibi", "bucketed"] = "absolute"
     n_positions: int = 0
     position_offset: int = 0
@@ -118,7 +120,7 @@ def parameters(shape: Shape) -> dict[str, tuple[int, ...]]:
         linear(f"{layer}.up", shape.intermediate, shape.hidden, shape.up_bias)
         linear(f"{layer}.down", shape.hidden, shape.intermediate, shape.down_bias)
         norm(f"{layer}.mlp_norm")
-    if shape.pre_norm:
+    if shape.pre_norm and shape.final_norm:
         norm("final_norm")
     return names
 
@@ -169,7 +171,7 @@ class Transformer:
         self.token_terms = [adapter.get("tokens") for adapter in adapters]
         self.type_terms = [_type_of(adapter) for adapter in adapters]
         self.layers = [_Layer(shape, weights, adapters, i) for i in range(shape.n_layers)]
-        self.final_norm = _Norm(shape, weights, "final_norm") if shape.pre_norm else None
+        self.final_norm = _Norm(shape, weights, "final_norm") if shape.pre_norm and shape.final_norm else None
 
     @torch.inference_mode()
     def __call__(self, packed: Packed) -> Tensor:
