@@ -17,13 +17,12 @@ from fundament.core import Array, Embed, Embeddings, Group, Item, Media, Model, 
 from fundament.engine import local
 from fundament.engine.weights import Local, embedded
 from tests.checkpoints.clip import clip
-from tests.checkpoints.qwen_vl import qwen_vl
 from tests.contract.schemas import conforms
 from tests.inprocess import Api, running
 from tests.media.files import BLUE, GREEN, RED, painted, pdf, plain, saved, video, wav
 from tests.website import Website, website
 
-CLIP, M0, EYE = "jina-clip-v2", "jina-reranker-m0", "eye"
+CLIP, EYE = "jina-clip-v2", "eye"
 
 
 class Eye:
@@ -352,68 +351,5 @@ def test_tasks_that_cannot_be_meant(
     v4 = CATALOG["jina-embeddings-v4"]
     monkeypatch.setattr(api.app.state.parts, "served", lambda: {v4.id: v4})
     found, why = fault(ask(api, v4.id, "a text", **fields))
-    assert found == where
-    assert words in why
-
-
-@pytest.fixture(scope="module")
-def rankers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
-    """A server of a tiny reranker that reads images, and of a tiny CLIP."""
-    root = tmp_path_factory.mktemp("rankers")
-    models = [f"{M0}={qwen_vl(root / 'm0', 'm0')}", f"{CLIP}={clip(root / 'clip')}"]
-    with running(root, dtype="float32", models=models, memory_gb=4) as api:
-        yield api
-
-
-def rank(api: Api, model: str, query: object, documents: list[Any], **fields: object) -> httpx.Response:
-    body = {"model": model, "query": query, "documents": documents, **fields}
-    answer = api.run(api.client.post("/v1/rerank", json=body))
-    conforms(answer)
-    assert api.app.state.parts.n_file_bytes == 0
-    return answer
-
-
-@pytest.mark.parametrize("model", [M0, CLIP])
-def test_texts_and_images_rank_together(rankers: Api, model: str) -> None:
-    red, blue = plain(RED, 64, 64), plain(BLUE, 64, 64)
-    documents = ["a text", {"image": text_of(red)}, data_uri(blue), {"image": data_uri(red), "id": 7}]
-    answer = rank(rankers, model, "the query", documents)
-    assert answer.status_code == 200, answer.text
-    results = {result["index"]: result for result in answer.json()["results"]}
-    assert [results[place]["document"] for place in range(4)] == documents
-    assert results[1]["relevance_score"] == results[3]["relevance_score"]
-    assert len({round(result["relevance_score"], 6) for result in results.values()}) == 3
-    for place, document in enumerate(documents):
-        [alone] = rank(rankers, model, "the query", [document]).json()["results"]
-        assert alone["relevance_score"] == pytest.approx(results[place]["relevance_score"], abs=1e-5)
-
-
-def test_an_image_may_be_the_query(rankers: Api) -> None:
-    red = data_uri(plain(RED, 64, 64))
-    for query in (red, {"image": red}):
-        scores = [
-            result["relevance_score"]
-            for result in rank(rankers, CLIP, query, ["a text", {"image": red}]).json()["results"]
-        ]
-        assert scores[0] == pytest.approx(1, abs=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("model", "documents", "where", "words"),
-    [
-        (M0, ["a", {"image": text_of(b"hello there")}], "documents -> 1", "not an image of a known format"),
-        (M0, ["a", {"image": "*"}], "documents -> 1", "neither a URL"),
-        (CLIP, ["a", {"image": text_of(b"hello there")}], "documents -> 1", "not an image of a known format"),
-        (CLIP, [{"pdf": text_of(pdf([b""]))}], "documents -> 0", "send its pages as images"),
-        (
-            M0,
-            [{"audio": "AAAA"}],
-            "documents -> 0",
-            "ranks text, image. Models served here that rank audio input: none",
-        ),
-    ],
-)
-def test_what_cannot_be_ranked_is_named(rankers: Api, model: str, documents: list[Any], where: str, words: str) -> None:
-    found, why = fault(rank(rankers, model, "q", documents))
     assert found == where
     assert words in why

@@ -16,7 +16,8 @@ from tests.checkpoints import random_tensors, save, unigram, word_piece
 
 Version = Literal["v1", "v2"]
 
-WIDTH, HEAD, LAYERS, PATCH, IMAGE = 64, 32, 2, 14, 56
+WIDTH, HEAD, LAYERS, PATCH = 64, 32, 2, 14
+IMAGE = 60  # no multiple of a patch, as 512 is none of 14
 MLP = int(WIDTH * 2.6667)
 RANK, ALPHA = 4, 6
 MEAN = [0.48145466, 0.4578275, 0.40821073]

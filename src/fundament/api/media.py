@@ -17,14 +17,11 @@ _AT_ONCE = 8  # fetches of one request
 
 def read_bare(spec: ModelSpec, sent: Sequence[Sent], field: str = "body -> input") -> list[Sent]:
     """The inputs, where a bare string that is a data URI is the media that it holds, if the model reads such media."""
-    return [
-        read_bare_part(spec, value, f"{field} -> {index}") if isinstance(value, str) else value
-        for index, value in enumerate(sent)
-    ]
+    return [read_bare_input(spec, value, f"{field} -> {index}") for index, value in enumerate(sent)]
 
 
-def read_bare_part(spec: ModelSpec, value: Part, origin: str) -> Part:
-    """A part, where a string that is a data URI is the media that it holds, if the model reads such media."""
+def read_bare_input(spec: ModelSpec, value: Sent, origin: str) -> Sent:
+    """The same of one input, which is at `origin` in the request."""
     if isinstance(value, str) and (kind := sources.kind_of_data_uri(value)) and kind in spec.modalities:
         return Reference(kind, value, origin)
     return value

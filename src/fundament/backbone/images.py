@@ -85,7 +85,7 @@ def fitting_size(height: int, width: int, *, factor: int, least: int, most: int)
 
 
 def cut(image: Pixels, patch: int, merge: int = 1) -> Patches:
-    """Cut an image into patches; its sides are multiples of `patch * merge`.
+    """Cut an image into patches, from the top left on; what is left over at the right and below is no patch's.
 
     Args:
         image: what is cut.
@@ -93,7 +93,8 @@ def cut(image: Pixels, patch: int, merge: int = 1) -> Patches:
         merge: patches come in squares of this many by this many, the squares line by line, and so the patches in each.
     """
     rows, columns = image.shape[0] // patch, image.shape[1] // patch
-    squares = image.reshape(rows // merge, merge, patch, columns // merge, merge, patch, 3)
+    whole = image[: rows * patch, : columns * patch]
+    squares = whole.reshape(rows // merge, merge, patch, columns // merge, merge, patch, 3)
     pixels = np.ascontiguousarray(squares.transpose(0, 3, 1, 4, 6, 2, 5)).reshape(rows * columns, -1)
     return Patches(pixels, rows, columns)
 
