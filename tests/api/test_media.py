@@ -11,8 +11,10 @@ import pytest
 
 from fundament import media
 from fundament.api.embeddings import EmbeddingsRequest, task_of
+from fundament.app import named_models
 from fundament.backbone.device import Placement
 from fundament.catalog import CATALOG, EMBEDDED
+from fundament.config import Settings
 from fundament.core import Array, Embed, Embeddings, Group, Item, Media, Model, sum_media
 from fundament.engine import local
 from fundament.engine.weights import Local, embedded
@@ -95,11 +97,15 @@ def api(tmp_path_factory: pytest.TempPathFactory, the_eye: Eye) -> Iterator[Api]
     def load_any(where: Local, placement: Placement) -> Model[Any, Any]:
         return the_eye if where.spec is spec else load(where, placement)
 
+    def with_the_eye(settings: Settings) -> dict[str, Local]:
+        return {**named_models(settings), EYE: Local(spec, there.directory)}
+
     settings = {"models": [EMBEDDED.id, f"{CLIP}={clip(root / 'clip')}"], "allowed_networks": ["127.0.0.0/8"]}
-    with pytest.MonkeyPatch.context() as patch, running(root, dtype="float32", max_media=20, **settings) as api:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(local, "load_model", load_any)
-        patch.setitem(api.app.state.parts.engine.locals, EYE, Local(spec, there.directory))
-        yield api
+        patch.setattr("fundament.app.named_models", with_the_eye)
+        with running(root, dtype="float32", max_media=20, **settings) as api:
+            yield api
 
 
 @pytest.fixture
