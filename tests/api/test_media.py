@@ -359,3 +359,42 @@ def test_tasks_that_cannot_be_meant(
     found, why = fault(ask(api, v4.id, "a text", **fields))
     assert found == where
     assert words in why
+
+
+def post(api: Api, path: str, **body: object) -> httpx.Response:
+    answer = api.run(api.client.post(path, json=body))
+    conforms(answer)
+    assert api.app.state.parts.n_file_bytes == 0
+    return answer
+
+
+def test_images_are_classified_by_labels_and_by_what_was_learned(api: Api) -> None:
+    red, blue = ({"image": text_of(plain(colour, 32, 32))} for colour in (RED, BLUE))
+    answer = post(api, "/v1/classify", model=CLIP, input=[red, "a text", blue, red], labels=["warm", "cold"])
+    assert answer.status_code == 200, answer.text
+    scores = [[each["score"] for each in item["predictions"]] for item in answer.json()["data"]]
+    assert scores[0] == scores[3]
+    assert scores[0] != scores[2]
+    given = [{**red, "label": "warm"}, {**blue, "label": "cold"}, {"text": "ice", "label": "cold"}]
+    trained = post(api, "/v1/train", model=CLIP, input=given)
+    assert trained.status_code == 200, trained.text
+    learned = post(api, "/v1/classify", classifier_id=trained.json()["classifier_id"], input=[blue, red]).json()
+    assert [item["prediction"] for item in learned["data"]] == ["cold", "warm"]
+
+
+@pytest.mark.parametrize(
+    ("model", "given", "words"),
+    [
+        (CLIP, {"pdf": text_of(pdf([b""]))}, "Send its pages as images"),
+        (CLIP, {"audio": "AAAA"}, "that take audio input: eye"),
+        (EMBEDDED.id, {"image": "AAAA"}, "takes text only. Models served here that take image input"),
+        (CLIP, {"image": text_of(b"hello there")}, "not an image of a known format"),
+    ],
+)
+def test_what_cannot_be_classified_is_named(api: Api, model: str, given: dict[str, str], words: str) -> None:
+    asked = post(api, "/v1/classify", model=model, input=["a text", given], labels=["a", "b"])
+    example = post(api, "/v1/train", model=model, input=[{"text": "a", "label": "x"}, {**given, "label": "y"}])
+    for answer in (asked, example):
+        where, why = fault(answer)
+        assert where.startswith("input -> 1")
+        assert words in why
