@@ -9,7 +9,22 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 
 from fundament import __version__
-from fundament.api import embeddings, errors, health, models, multi_vector, rerank
+from fundament.accounts.visits import Accounts
+from fundament.api import (
+    admin,
+    classifiers,
+    classify,
+    embeddings,
+    errors,
+    health,
+    me,
+    models,
+    multi_vector,
+    rerank,
+    train,
+)
+from fundament.api.auth import AccountMiddleware
+from fundament.api.billing import BilledEngine
 from fundament.api.middleware import RequestMiddleware
 from fundament.api.state import State, read_aliases
 from fundament.catalog import EMBEDDED, ModelSpec
@@ -18,6 +33,7 @@ from fundament.engine.local import EngineOptions, LocalEngine
 from fundament.engine.weights import Local, from_argument, pulled
 from fundament.errors import FundamentError
 from fundament.fetching import Fetcher, read_networks
+from fundament.limits import limits_of
 from fundament.store import migrate
 from fundament.store.database import Database, locate
 from fundament.telemetry import Metrics, say
@@ -59,6 +75,7 @@ def create_app(settings: Settings) -> FastAPI:
     url = locate(settings.store_url, settings.data_dir)
     migrate.prepare(url)
     store = Database(url)
+    accounts = Accounts(store, limits_of(settings.redis_url), settings)
     metrics = Metrics()
     engine = LocalEngine(found, engine_options(settings), metrics)
     fetcher = Fetcher(read_networks(settings.allowed_networks))
@@ -93,11 +110,13 @@ def create_app(settings: Settings) -> FastAPI:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         tasks = [asyncio.ensure_future(start()), asyncio.ensure_future(engine.memory.expire())]
+        tasks.append(asyncio.ensure_future(accounts.ledger.keep()))
         yield
         for task in tasks:
             task.cancel()
         await fetcher.close()
         await engine.close()
+        await accounts.close()
         await store.close()
 
     app = FastAPI(
@@ -108,9 +127,11 @@ def create_app(settings: Settings) -> FastAPI:
         # Looked up anew for every request; the metrics are our own.
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
-    app.state.parts = State(settings, engine, store, metrics, served, not_ready, aliases, fetcher)
+    state = State(settings, BilledEngine(engine), store, accounts, metrics, served, not_ready, aliases, fetcher)
+    app.state.parts = state
     errors.install(app)
-    for module in (embeddings, multi_vector, rerank, models, health):
+    for module in (embeddings, multi_vector, rerank, classify, train, classifiers, models, me, admin, health):
         app.include_router(module.router)
+    app.add_middleware(AccountMiddleware, accounts=accounts)
     app.add_middleware(RequestMiddleware, state=app.state.parts)
     return app

@@ -9,7 +9,7 @@ from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_settings import (
     BaseSettings,
     NoDecode,
@@ -27,6 +27,24 @@ def default_data_dir() -> Path:
 def _split(value: Any) -> Any:
     """A list as the environment writes it, with commas; the flags and the file give lists."""
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+class Tier(BaseModel):
+    """What a key may do; 0 is no limit."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    requests_per_minute: int = Field(default=0, ge=0)
+    tokens_per_minute: int = Field(default=0, ge=0)
+    concurrency: int = Field(default=0, ge=0)
+
+
+TIERS = {
+    "free": Tier(requests_per_minute=500, tokens_per_minute=1_000_000, concurrency=5),
+    "tier1": Tier(requests_per_minute=500, tokens_per_minute=10_000_000, concurrency=50),
+    "tier2": Tier(requests_per_minute=5_000, tokens_per_minute=100_000_000, concurrency=500),
+}
+"""The hosted API's tiers."""
 
 
 def _networks(value: list[str]) -> list[str]:
@@ -66,6 +84,27 @@ class Settings(BaseSettings):
         description="Where keys, usage and the like are kept: `postgresql://USER:PASSWORD@HOST/DATABASE`, or "
         "`sqlite:////FILE`. None: the file `fundament.db` in the data directory.",
     )
+    auth: bool | None = Field(
+        default=None,
+        description="Ask for keys. Without a word they are not asked for, and only loopback addresses can be served.",
+    )
+    tiers: dict[str, Tier] = Field(
+        default={},
+        description="Tiers besides `free`, `tier1` and `tier2`, or in their place: "
+        "`[tiers.NAME]` with `requests_per_minute`, `tokens_per_minute`, `concurrency`; 0 is no limit.",
+    )
+    redis_url: str = Field(
+        default="",
+        description="Where several processes count limits together: `redis://HOST:6379/0`. None: each for itself.",
+    )
+    ip_requests_per_minute: int = Field(
+        default=0, ge=0, description="Requests per minute of one address where no keys are asked for; 0 is no limit."
+    )
+    ip_refusals_per_minute: int = Field(
+        default=600,
+        ge=0,
+        description="Requests per minute of one address with a key that does not work, where keys are asked for.",
+    )
     preload: bool = Field(default=True, description="Load the named models at start, or on first use.")
     memory_gb: float = Field(
         default=0, ge=0, description="Most memory of all models together, in GB; 0 means 80 % of what is free at start."
@@ -80,6 +119,11 @@ class Settings(BaseSettings):
         default=20_000, ge=1, description="Inputs that may wait for one model; past it the answer is 503."
     )
     max_inputs: int = Field(default=10_000, ge=1, description="Most inputs of one request.")
+    max_classifiers: int = Field(default=16, ge=0, description="Most trained classifiers of one key.")
+    max_classifier_labels: int = Field(default=16, ge=2, le=1_000, description="Most labels of one classifier.")
+    max_classifier_examples: int = Field(
+        default=8_192, ge=2, description="Most examples that one classifier learns from, all its updates together."
+    )
     max_body_mb: float = Field(default=32, gt=0, description="Largest request body, in MB.")
     max_image_mb: float = Field(default=8, gt=0, description="Largest image or PDF, in MB.")
     max_image_megapixels: float = Field(default=64, gt=0, description="Most pixels of an image, in millions.")
@@ -124,3 +168,11 @@ class Settings(BaseSettings):
         """Make paths absolute."""
         del context
         self.data_dir = self.data_dir.expanduser().absolute()
+
+    def tier(self, name: str) -> Tier | None:
+        """The limits of that name; None where there are none."""
+        return self.tiers.get(name) or TIERS.get(name)
+
+    def tier_names(self) -> list[str]:
+        """Every name that a key's tier can have."""
+        return sorted({*TIERS, *self.tiers})

@@ -11,8 +11,10 @@ import pytest
 
 from fundament import media
 from fundament.api.embeddings import EmbeddingsRequest, task_of
+from fundament.app import named_models
 from fundament.backbone.device import Placement
 from fundament.catalog import CATALOG, EMBEDDED
+from fundament.config import Settings
 from fundament.core import Array, Embed, Embeddings, Group, Item, Media, Model, sum_media
 from fundament.engine import local
 from fundament.engine.weights import Local, embedded
@@ -95,11 +97,15 @@ def api(tmp_path_factory: pytest.TempPathFactory, the_eye: Eye) -> Iterator[Api]
     def load_any(where: Local, placement: Placement) -> Model[Any, Any]:
         return the_eye if where.spec is spec else load(where, placement)
 
+    def with_the_eye(settings: Settings) -> dict[str, Local]:
+        return {**named_models(settings), EYE: Local(spec, there.directory)}
+
     settings = {"models": [EMBEDDED.id, f"{CLIP}={clip(root / 'clip')}"], "allowed_networks": ["127.0.0.0/8"]}
-    with pytest.MonkeyPatch.context() as patch, running(root, dtype="float32", max_media=20, **settings) as api:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(local, "load_model", load_any)
-        patch.setitem(api.app.state.parts.engine.locals, EYE, Local(spec, there.directory))
-        yield api
+        patch.setattr("fundament.app.named_models", with_the_eye)
+        with running(root, dtype="float32", max_media=20, **settings) as api:
+            yield api
 
 
 @pytest.fixture
@@ -353,3 +359,42 @@ def test_tasks_that_cannot_be_meant(
     found, why = fault(ask(api, v4.id, "a text", **fields))
     assert found == where
     assert words in why
+
+
+def post(api: Api, path: str, **body: object) -> httpx.Response:
+    answer = api.run(api.client.post(path, json=body))
+    conforms(answer)
+    assert api.app.state.parts.n_file_bytes == 0
+    return answer
+
+
+def test_images_are_classified_by_labels_and_by_what_was_learned(api: Api) -> None:
+    red, blue = ({"image": text_of(plain(colour, 32, 32))} for colour in (RED, BLUE))
+    answer = post(api, "/v1/classify", model=CLIP, input=[red, "a text", blue, red], labels=["warm", "cold"])
+    assert answer.status_code == 200, answer.text
+    scores = [[each["score"] for each in item["predictions"]] for item in answer.json()["data"]]
+    assert scores[0] == scores[3]
+    assert scores[0] != scores[2]
+    given = [{**red, "label": "warm"}, {**blue, "label": "cold"}, {"text": "ice", "label": "cold"}]
+    trained = post(api, "/v1/train", model=CLIP, input=given)
+    assert trained.status_code == 200, trained.text
+    learned = post(api, "/v1/classify", classifier_id=trained.json()["classifier_id"], input=[blue, red]).json()
+    assert [item["prediction"] for item in learned["data"]] == ["cold", "warm"]
+
+
+@pytest.mark.parametrize(
+    ("model", "given", "words"),
+    [
+        (CLIP, {"pdf": text_of(pdf([b""]))}, "Send its pages as images"),
+        (CLIP, {"audio": "AAAA"}, "that take audio input: eye"),
+        (EMBEDDED.id, {"image": "AAAA"}, "takes text only. Models served here that take image input"),
+        (CLIP, {"image": text_of(b"hello there")}, "not an image of a known format"),
+    ],
+)
+def test_what_cannot_be_classified_is_named(api: Api, model: str, given: dict[str, str], words: str) -> None:
+    asked = post(api, "/v1/classify", model=model, input=["a text", given], labels=["a", "b"])
+    example = post(api, "/v1/train", model=model, input=[{"text": "a", "label": "x"}, {**given, "label": "y"}])
+    for answer in (asked, example):
+        where, why = fault(answer)
+        assert where.startswith("input -> 1")
+        assert words in why

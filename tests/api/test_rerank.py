@@ -334,7 +334,7 @@ def test_a_fault_names_the_document_of_the_request(error: Exception, words: str)
 
 def state_of_models(engine: Recorder, *models: str) -> State:
     served = {model: CATALOG[model] for model in models}
-    return State(Settings(), engine, None, Metrics(), lambda: served, lambda: None)  # type: ignore[arg-type]
+    return State(Settings(), engine, None, None, Metrics(), lambda: served, lambda: None)  # type: ignore[arg-type]
 
 
 def asked(state: State, **fields: Any) -> dict[str, Any]:

@@ -82,7 +82,12 @@ HTTPValidationError = _object(
         "request_id": _STRING,
         "errors": _list(
             _object(
-                {"field": {"type": "string", "pattern": "^body"}, "message": _STRING, "type": _STRING, "input": {}}
+                {
+                    "field": {"type": "string", "pattern": "^(body|query)"},
+                    "message": _STRING,
+                    "type": _STRING,
+                    "input": {},
+                }
             ),
             minItems=1,
         ),
@@ -135,6 +140,85 @@ ModelInfo = _object(
     {"licence": _STRING, "score": {"enum": [*_SCORES, None]}, "alias_of": _STRING},
 )
 ModelListResponse = _object({"object": {"const": "list"}, "data": _list(ModelInfo)})
+_SCORE = {"type": "number", "minimum": 0, "maximum": 1}
+_SCORED_LABELS = _list(_object({"label": _STRING, "score": _SCORE}), minItems=1)
+_BASE_USAGE = _object({"total_tokens": {"type": "integer", "minimum": 1}})
+
+
+def _by_group(schema: dict[str, Any]) -> dict[str, Any]:
+    return {"anyOf": [schema, {"type": "object", "additionalProperties": schema, "minProperties": 1}]}
+
+
+ClassificationResponse = _object(
+    {
+        "usage": _BASE_USAGE,
+        "data": _list(
+            _object(
+                {
+                    "object": {"const": "classification"},
+                    "index": {"type": "integer", "minimum": 0},
+                    "prediction": _by_group(_STRING),
+                    "score": _by_group(_SCORE),
+                    "predictions": _by_group(_SCORED_LABELS),
+                }
+            ),
+            minItems=1,
+        ),
+    }
+)
+_UUID = {"type": "string", "pattern": "^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$"}
+_INSTANT = {"type": "string", "pattern": r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|\+00:00)$"}
+_COUNT = {"type": "integer", "minimum": 0}
+TrainingResponse = _object(
+    {"classifier_id": _UUID, "num_samples": {"type": "integer", "minimum": 1}, "usage": _BASE_USAGE}
+)
+ClassifierSummary = _object(
+    {
+        "classifier_id": _UUID,
+        "user_id": _UUID,
+        "model": _STRING,
+        "labels": _list(_STRING, minItems=2),
+        "access": {"enum": ["public", "private"]},
+        "updated_number": _COUNT,
+        "used_number": _COUNT,
+        "created_at": _INSTANT,
+        "updated_at": _INSTANT,
+        "used_at": {"anyOf": [_INSTANT, {"type": "null"}]},
+        "is_active": _BOOLEAN,
+        "is_latest": _BOOLEAN,
+        "metadata_": {"type": "object"},
+    }
+)
+ClassifierList = _list(ClassifierSummary)
+Deleted = _object({"classifier_id": _UUID, "object": {"const": "classifier"}, "deleted": {"const": True}})
+_MOMENT = {"type": ["string", "null"], "format": "date-time"}
+_KEY = {
+    "object": {"const": "key"},
+    "id": {"type": "string", "pattern": "^[A-Za-z0-9]{12}$"},
+    "name": _STRING,
+    "tier": _STRING,
+    "balance": {"type": ["integer", "null"], "minimum": 0},
+    "admin": _BOOLEAN,
+    "state": {"enum": ["active", "revoked", "expired"]},
+    **dict.fromkeys(("created_at", "expires_at", "revoked_at", "last_used_at"), _MOMENT),
+}
+KeyInfo = _object(_KEY)
+NewKey = _object({**_KEY, "key": {"type": "string", "pattern": "^jina_[A-Za-z0-9]{60}$"}})
+KeyList = _object({"object": {"const": "list"}, "data": _list(KeyInfo)})
+_USAGE_LINE = _object(
+    {**dict.fromkeys(("key_id", "day", "model", "endpoint"), _STRING), "requests": _INTEGER, "tokens": _INTEGER}
+)
+UsageList = _object({"object": {"const": "list"}, "data": _list(_USAGE_LINE)})
+_LIMITS = dict.fromkeys(("requests_per_minute", "tokens_per_minute", "concurrency"), _INTEGER)
+Account = _object(
+    {
+        "object": {"const": "account"},
+        "key": {"anyOf": [KeyInfo, {"type": "null"}]},
+        "limits": _object(_LIMITS),
+        "usage": _list(_USAGE_LINE),
+    }
+)
+_ACCOUNTS = {"/v1/me": Account}
 
 
 def conforms(response: httpx.Response) -> None:
@@ -156,6 +240,19 @@ def conforms(response: httpx.Response) -> None:
         _check(response.json(), EmbeddingResponse)
         _check_embeddings(response.json())
         assert response.headers["x-truncated-inputs"].isdecimal()
+    elif path == "/v1/classify":
+        _check(response.json(), ClassificationResponse)
+        _check_classification(response.json())
+        assert response.headers["x-truncated-inputs"].isdecimal()
+    elif path == "/v1/train":
+        _check(response.json(), TrainingResponse)
+        assert response.headers["x-truncated-inputs"].isdecimal()
+    elif path == "/v1/classifiers":
+        _check(response.json(), ClassifierList)
+    elif path.startswith("/v1/classifiers/"):
+        _check(response.json(), Deleted)
+    elif path in _ACCOUNTS:
+        _check(response.json(), _ACCOUNTS[path])
     elif path == "/v1/rerank":
         _check(response.json(), RerankingResponse)
         _check_ranking(response.json())
@@ -175,6 +272,25 @@ def _check_embeddings(body: dict[str, Any]) -> None:
     usage = body["usage"]
     assert usage["total_tokens"] == usage.get("prompt_tokens", usage.get("input_tokens"))
     assert [item["index"] for item in body["data"]] == list(range(len(body["data"])))
+
+
+def _check_classification(body: dict[str, Any]) -> None:
+    assert list(body) == ["usage", "data"]
+    assert [item["index"] for item in body["data"]] == list(range(len(body["data"])))
+    for item in body["data"]:
+        assert list(item) == ["object", "index", "prediction", "score", "predictions"]
+        if isinstance(item["prediction"], str):
+            groups = [(item["prediction"], item["score"], item["predictions"])]
+        else:
+            assert list(item["prediction"]) == list(item["score"]) == list(item["predictions"])
+            keys = ("prediction", "score", "predictions")
+            groups = [tuple(item[key][name] for key in keys) for name in item["prediction"]]
+        for prediction, score, predictions in groups:
+            labels = [one["label"] for one in predictions]
+            assert len(set(labels)) == len(labels)
+            assert abs(sum(one["score"] for one in predictions) - 1) < 1e-4
+            assert score == max(one["score"] for one in predictions)
+            assert {"label": prediction, "score": score} in predictions
 
 
 def _check_ranking(body: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.accounts.keys import make_key
 from tests.contract import schemas
 from tests.served import MODEL, Served
 
@@ -25,6 +26,9 @@ def document(client: httpx.Client) -> dict[str, Any]:
     "name",
     [
         "EmbeddingResponse",
+        "ClassificationResponse",
+        "TrainingResponse",
+        "ClassifierSummary",
         "ErrorResponse",
         "HTTPValidationError",
         "ModelInfo",
@@ -65,6 +69,21 @@ def test_the_server_does_what_its_document_says(document: dict[str, Any], server
         "return_tokenized_input": {"enum": [False, None]},
         "return_sparse": {"enum": [False, None]},
     }
+    classify = document["paths"]["/v1/classify"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    classify["properties"] |= {"model": {"enum": [MODEL]}, "classifier_id": {"type": "null"}}
+    classify["properties"]["labels"]["anyOf"].remove({"type": "null"})
+    classify["required"] = ["model", "labels", "input"]
+    train = document["paths"]["/v1/train"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    examples = [{"text": "x", "label": "a"}, {"text": "y", "label": "b"}]  # no schema says that two labels differ
+    train["properties"] |= {
+        "model": {"enum": [MODEL]},
+        "classifier_id": {"type": "null"},
+        "num_iters": {"enum": [1, 10, None]},
+        "input": {"enum": [examples]},
+    }
+    train["required"] = ["model", "input"]
+    key_body = document["paths"]["/v1/admin/keys"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    key_body["properties"] |= {"tier": {"enum": ["free"]}, "expires_at": {"enum": [None, "2100-01-01T00:00:00Z"]}}
     body = document["paths"]["/v1/rerank"]["post"]["requestBody"]["content"]["application/json"]["schema"]
     body["properties"] |= {
         "model": {"enum": [MODEL, None]},
@@ -80,7 +99,15 @@ def test_the_server_does_what_its_document_says(document: dict[str, Any], server
         del document["paths"][path]
     file = tmp_path / "openapi.json"
     file.write_text(json.dumps(document))
-    options = ["--checks=all", "--max-examples=40", "--seed=1", "--warnings=off", "--no-color"]
+    key = make_key(server.log_file.parent, admin=True)
+    options = [
+        f"--header=Authorization: Bearer {key}",
+        "--checks=all",
+        "--max-examples=40",
+        "--seed=1",
+        "--warnings=off",
+        "--no-color",
+    ]
     ran = subprocess.run(
         [sys.executable, "-m", "schemathesis.cli", "run", str(file), f"--url={server.url}", *options],
         cwd=tmp_path,

@@ -90,6 +90,30 @@ def test_results_come_in_the_order_of_the_rows(runner: asyncio.Runner, batcher: 
     runner.run(scenario())
 
 
+def test_an_item_that_is_there_twice_runs_once(runner: asyncio.Runner, model: Doubler, batcher: Batcher) -> None:
+    async def scenario() -> None:
+        one, two, three = items(1, 2, 3)
+        equal = items(1)[0]
+        found = await submit(batcher, [two, one, two, two, three, one, equal]).done
+        assert [array[0] for array in found] == [4.0, 2.0, 4.0, 4.0, 6.0, 2.0, 2.0]
+        assert sorted(n for batch in model.batches for n in batch) == [1, 1, 2, 3]
+
+    runner.run(scenario())
+
+
+def test_a_row_is_named_by_the_first_place_of_its_item(
+    runner: asyncio.Runner, model: Doubler, batcher: Batcher
+) -> None:
+    model.fails = lambda numbers: ValueError("13") if 13 in numbers else None
+
+    async def scenario() -> None:
+        one, bad = items(1, 13)
+        with pytest.raises(RowError, match="Input 3 failed"):
+            await submit(batcher, [one, one, one, bad, bad]).done
+
+    runner.run(scenario())
+
+
 def test_rows_that_gather_while_a_batch_runs_go_together(
     runner: asyncio.Runner, model: Doubler, batcher: Batcher
 ) -> None:

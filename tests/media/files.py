@@ -183,3 +183,16 @@ def video(
             container.mux(sound.encode(heard))
             container.mux(sound.encode())
     return file.getvalue()
+
+
+def audio(form: str, codec: str, rate: int) -> bytes:
+    """A second of a tone."""
+    file = io.BytesIO()
+    with av.open(file, "w", format=form) as container:
+        stream = container.add_stream(codec, rate=rate, layout="mono")
+        wave = (8000 * np.sin(np.arange(rate) / 5)).astype(np.int16)[None]
+        frame = av.AudioFrame.from_ndarray(wave, format="s16", layout="mono")
+        frame.sample_rate = rate
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return file.getvalue()

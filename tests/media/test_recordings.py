@@ -7,7 +7,7 @@ from fundament.core import Media, MediaLimits
 from fundament.errors import InputError
 from fundament.media import frames, sound
 from fundament.media.formats import format_of
-from tests.media.files import plain, video, wav
+from tests.media.files import audio, plain, video, wav
 
 pytest.importorskip("av")
 
@@ -47,6 +47,36 @@ def test_every_container_is_known_by_its_bytes(form: str, codec: str) -> None:
     assert [frame.shape for frame in found] == [(16, 32, 3)] * 4
     for frame, shade in zip(found, (0, 60, 120, 180), strict=True):
         assert abs(float(frame.mean()) - shade) < 4
+
+
+@pytest.mark.parametrize(
+    ("form", "codec", "name"), [("webm", "libvpx", "Matroska"), ("flv", "flv1", "FLV"), ("asf", "wmv2", "ASF")]
+)
+def test_older_and_other_videos_are_read(form: str, codec: str, name: str) -> None:
+    content = video([10, 20, 30], form, codec=codec, rate=25)
+    assert format_of(content).name == name
+    assert len(shades(content, 3)) == 3
+
+
+@pytest.mark.parametrize(
+    ("form", "codec", "name"),
+    [
+        ("wav", "pcm_s16le", "WAV"),
+        ("flac", "flac", "FLAC"),
+        ("mp3", "libmp3lame", "MP3"),
+        ("ogg", "libopus", "Ogg"),
+        ("ipod", "aac", "M4A"),
+        ("adts", "aac", "AAC"),
+        ("aiff", "pcm_s16be", "AIFF"),
+        ("matroska", "aac", "Matroska"),
+    ],
+)
+def test_sounds_are_read_whatever_they_are_packed_in(form: str, codec: str, name: str) -> None:
+    content = audio(form, codec, 48_000)
+    assert format_of(content).name == name
+    samples = heard(content, 16_000)
+    assert 0.9 < len(samples) / 16_000 < 1.15  # codecs add silence at the ends
+    assert 0.2 < np.abs(samples).max() < 0.3
 
 
 def test_a_video_may_have_a_sound_track_or_none() -> None:

@@ -16,7 +16,7 @@ from pydantic import (
 
 from fundament.api.answers import COUNTS_OUTPUT, EmbeddingsAnswer, cut, write
 from fundament.api.body import echo, read_body
-from fundament.api.inputs import Inputs
+from fundament.api.inputs import Inputs, check_number
 from fundament.api.media import check_media, opened, read_bare, references
 from fundament.api.presence import while_connected
 from fundament.api.schemas import request_body, responses
@@ -109,7 +109,7 @@ async def embed(state: State, request: EmbeddingsRequest) -> EmbeddingsAnswer:
             too long.
     """
     spec = state.find(request.model)
-    _check_number(request, state)
+    check_number(request.input, state.settings.max_inputs)
     sent = read_bare(spec, request.input)
     check_media(state, spec, sent)
     _check(spec, request)
@@ -176,12 +176,6 @@ def task_of(spec: ModelSpec, request: EmbeddingsRequest) -> str | None:
     if request.task in spec.bare_tasks:
         return f"{request.task}.{request.prompt_name or 'query'}"
     return request.task
-
-
-def _check_number(request: EmbeddingsRequest, state: State) -> None:
-    if (n_inputs := len(request.input)) > (most := state.settings.max_inputs):
-        message = f"List should have at most {most} items, not {n_inputs}. Send several requests."
-        raise InputError(Fault("body -> input", message, "too_long", echo(request.input)))
 
 
 def _check(spec: ModelSpec, request: EmbeddingsRequest) -> None:

@@ -1,5 +1,6 @@
 """The `input` field in all its forms: a string, a document object, a group of parts, or a list of these."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, get_args
 
@@ -45,6 +46,17 @@ def read_inputs(value: Any) -> list[Sent]:
     if not value:
         raise InputError(Fault("body -> input", "List should have at least 1 item, not 0.", "too_short", "a list of 0"))
     return [item if isinstance(item, str) else _read(item, f"body -> input -> {i}") for i, item in enumerate(value)]
+
+
+def check_number(inputs: Sequence[object], most: int) -> None:
+    """Refuse a list of inputs that is too long.
+
+    Raises:
+        InputError: with the limit.
+    """
+    if len(inputs) > most:
+        message = f"List should have at most {most} items, not {len(inputs)}. Send several requests."
+        raise InputError(Fault("body -> input", message, "too_long", echo(list(inputs))))
 
 
 def _read(value: Any, origin: str) -> Sent:

@@ -17,21 +17,27 @@ _AT_ONCE = 8  # fetches of one request
 
 def read_bare(spec: ModelSpec, sent: Sequence[Sent], field: str = "body -> input") -> list[Sent]:
     """The inputs, where a bare string that is a data URI is the media that it holds, if the model reads such media."""
-    return [
-        read_bare_part(spec, value, f"{field} -> {index}") if isinstance(value, str) else value
-        for index, value in enumerate(sent)
-    ]
+    return [read_bare_input(spec, value, f"{field} -> {index}") for index, value in enumerate(sent)]
 
 
-def read_bare_part(spec: ModelSpec, value: Part, origin: str) -> Part:
-    """A part, where a string that is a data URI is the media that it holds, if the model reads such media."""
+def read_bare_input(spec: ModelSpec, value: Sent, origin: str) -> Sent:
+    """The same of one input, which is at `origin` in the request."""
     if isinstance(value, str) and (kind := sources.kind_of_data_uri(value)) and kind in spec.modalities:
         return Reference(kind, value, origin)
     return value
 
 
-def check_media(state: State, spec: ModelSpec, sent: Sequence[Sent], field: str = "body -> input") -> None:
+def check_media(
+    state: State, spec: ModelSpec, sent: Sequence[Sent], field: str = "body -> input", *, pages: bool = True
+) -> None:
     """Refuse what the model does not read, naming the models served here that do, and a PDF in company.
+
+    Args:
+        state: the application's parts.
+        spec: the model.
+        sent: every input.
+        field: where they are in the request.
+        pages: whether one input may become several, as a PDF does.
 
     Raises:
         InputError: naming the first input that does not fit.
@@ -44,8 +50,9 @@ def check_media(state: State, spec: ModelSpec, sent: Sequence[Sent], field: str 
         elif missing:
             able = [name for name, other in state.served().items() if missing[0] in other.modalities]
             what = f"{missing[0]} input"
-        elif len(sent) > 1 and isinstance(value, Reference) and value.kind == "pdf":
-            message = "A PDF becomes one vector per page. Send it alone, as the whole input."
+        elif isinstance(value, Reference) and value.kind == "pdf" and (len(sent) > 1 or not pages):
+            way_out = "Send it alone, as the whole input." if pages else "Send its pages as images."
+            message = f"A PDF becomes one vector per page. {way_out}"
             raise InputError(Fault(f"{field} -> {index}", message))
         else:
             continue
@@ -71,7 +78,7 @@ async def opened(state: State, sent: Sequence[Sent], field: str = "body -> input
         InputError: too many files, or too large ones, or one that cannot be fetched or is not base64.
         UnavailableError: the files of all requests take as much memory as they may.
     """
-    found, settings, limits = references(sent), state.settings, limits_of(state)
+    found, settings, limits = references(sent), state.settings, media_limits(state)
     if len(found) > (most := settings.max_media):
         message = f"A request may hold {most} images and other files, not {len(found)}. Send several requests."
         raise InputError(Fault(field, message, "too_long", echo(found)))
@@ -117,7 +124,7 @@ def references(sent: Iterable[Sent]) -> list[Reference]:
     return [part for part in parts if isinstance(part, Reference)]
 
 
-def limits_of(state: State) -> MediaLimits:
+def media_limits(state: State) -> MediaLimits:
     """What the operator lets a file be."""
     settings = state.settings
     return MediaLimits(

@@ -9,7 +9,7 @@ from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field
 
 from fundament.api.body import echo, read_body
 from fundament.api.inputs import KIND_OF, Reference
-from fundament.api.media import opened, read_bare_part
+from fundament.api.media import opened, read_bare_input
 from fundament.api.presence import while_connected
 from fundament.api.schemas import request_body, responses
 from fundament.api.similarity import rank_by_vectors
@@ -93,7 +93,7 @@ class RerankRequest(BaseModel):
                 "minItems": 1,
                 "items": {"anyOf": [{"type": "string"}, _TEXT_DOC]},
                 "description": 'What is ranked: strings, or objects like `{"text": …}`, whose other keys are kept. '
-                'Models that read images also take `{"image": …}`.',
+                'Models that read images also take `{"image": …}`, here and as the query.',
             }
         ),
     ]
@@ -153,18 +153,14 @@ async def rerank(state: State, request: RerankRequest) -> RerankAnswer:
     """
     spec = _default(state) if request.model is None else state.find(request.model)
     _check(state, spec, request)
-    sent = [
-        _ranked(state, spec, request.query, "body -> query"),
-        *(
-            _ranked(state, spec, document.content, f"body -> documents -> {place}")
-            for place, document in enumerate(request.documents)
-        ),
-    ]
-    async with opened(state, sent, "body -> documents") as inputs:
-        query, *contents = cast("list[str | Media]", inputs)
+    fields = ["body -> query", *(f"body -> documents -> {place}" for place in range(len(request.documents)))]
+    contents = (request.query, *(document.content for document in request.documents))
+    sent = [_readable(state, spec, content, field) for content, field in zip(contents, fields, strict=True)]
+    async with opened(state, sent, "body") as inputs:
+        query, *documents = cast("list[str | Media]", inputs)
         call = Rerank(
             query=query,
-            documents=contents,
+            documents=documents,
             truncate=request.truncation is not False,
             instruction=request.instruction,
             max_query_tokens=request.max_query_length,
@@ -176,16 +172,15 @@ async def rerank(state: State, request: RerankRequest) -> RerankAnswer:
         else:
             ranking = await rank_by_vectors(state.engine, spec, call, _output(spec, request))
     scores = np.round(ranking.scores.astype(np.float64), 8) + 0.0  # the sum makes 0 of -0
-    documents: list[Any] | None = None
+    repeated: list[Any] | None = None
     if request.return_documents is not False:
-        documents = [{"text": text} for text in call.documents] if spec.wraps_documents else None
-        documents = documents or [document.sent for document in request.documents]
+        repeated = [_repeated(spec, document) for document in request.documents]
     return RerankAnswer(
         model=spec.id if request.model is None else state.answering(request.model),
         ranking=ranking,
         order=np.argsort(-scores, kind="stable")[: request.top_n].tolist(),
         scores=scores.tolist(),
-        documents=documents,
+        documents=repeated,
     )
 
 
@@ -252,27 +247,31 @@ def _default(state: State) -> ModelSpec:
     )
 
 
-def _ranked(state: State, spec: ModelSpec, content: str | Reference, field: str) -> str | Reference:
-    """What is compared, which the model must be able to read.
+def _repeated(spec: ModelSpec, document: Document) -> Any:
+    """A document as an answer of this model repeats it."""
+    return {"text": document.content} if spec.wraps_documents and isinstance(document.content, str) else document.sent
+
+
+def _readable(state: State, spec: ModelSpec, content: str | Reference, field: str) -> str | Reference:
+    """A query or a document that the model reads; a data URI is the image that it holds, where it reads images.
 
     Raises:
-        InputError: with the models served here that can.
+        InputError: media that it does not read; a PDF is several images and no document.
     """
-    content = read_bare_part(spec, content, field)
-    if isinstance(content, str):
-        return content
-    if content.kind == "pdf":
-        raise InputError(Fault(field, "A PDF has no one score: send its pages as images.", "modality"))
-    if content.kind in spec.modalities:
-        return content
-    able = sorted(name for name, other in state.served().items() if other.score and content.kind in other.modalities)
-    takes = (
-        "text only" if spec.modalities == ("text",) else ", ".join(kind for kind in spec.modalities if kind != "pdf")
-    )
+    bare = content if isinstance(content, Reference) else read_bare_input(spec, content, field)
+    if isinstance(bare, str):
+        return bare
+    assert isinstance(bare, Reference)
+    kinds = [kind for kind in spec.modalities if kind != "pdf"]
+    if bare.kind in kinds:
+        return bare
+    able = sorted(name for name, other in state.served().items() if other.score and bare.kind in other.modalities)
     message = (
-        f"Model '{spec.id}' ranks {takes}. Models served here that rank {content.kind} input: "
-        f"{', '.join(able) or 'none'}."
+        f"Model '{spec.id}' ranks {' and '.join(kinds)}{' only' if len(kinds) == 1 else ''}. "
+        f"Models served here that rank {bare.kind} input: {', '.join(able) or 'none'}."
     )
+    if bare.kind == "pdf":
+        message = "A PDF is several images, and a document is one. Send its pages as images."
     raise InputError(Fault(field, message, "modality"))
 
 

@@ -1,6 +1,8 @@
 """The app's OpenAPI document: what each route takes and answers, in the shapes of the public specification."""
 
+from datetime import datetime
 from typing import Any
+from uuid import UUID
 
 from pydantic import BaseModel, Field
 from pydantic.json_schema import SkipJsonSchema
@@ -99,6 +101,64 @@ class BaseUsage(BaseModel):
     total_tokens: int
 
 
+class ClassificationPredictionLabel(BaseModel):
+    """A candidate and how likely it is."""
+
+    label: str
+    score: float
+
+
+class ClassificationPrediction(BaseModel):
+    """One input's likeliest label and every label's score, each by group where the labels came in groups."""
+
+    object: str
+    index: int
+    prediction: str | dict[str, str]
+    score: float | dict[str, float]
+    predictions: list[ClassificationPredictionLabel] | dict[str, list[ClassificationPredictionLabel]]
+
+
+class ClassificationResponse(BaseModel):
+    """One item per input, in order."""
+
+    usage: BaseUsage
+    data: list[ClassificationPrediction]
+
+
+class TrainingResponse(BaseModel):
+    """What was trained, and on how many examples."""
+
+    classifier_id: UUID
+    num_samples: int
+    usage: BaseUsage
+
+
+class ClassifierSummary(BaseModel):
+    """A trained classifier."""
+
+    classifier_id: UUID
+    user_id: UUID
+    model: str
+    labels: list[str]
+    access: str
+    updated_number: int
+    used_number: int
+    created_at: datetime
+    updated_at: datetime
+    used_at: datetime | None
+    is_active: bool
+    is_latest: bool
+    metadata_: dict[str, Any]
+
+
+class Deleted(BaseModel):
+    """What is gone."""
+
+    classifier_id: UUID
+    object: str
+    deleted: bool
+
+
 class RerankingResult(BaseModel):
     """One document's score."""
 
@@ -170,12 +230,95 @@ class ModelListResponse(BaseModel):
     data: list[ModelInfo]
 
 
-_SHAPES: dict[str, type[BaseModel]] = {
-    shape.__name__: shape for shape in (EmbeddingResponse, ModelInfo, ModelListResponse, RerankingResponse, Status)
-}
+class KeyInfo(BaseModel):
+    """A key without its secret; moments are in UTC, ISO 8601."""
+
+    object: str
+    id: str
+    name: str
+    tier: str
+    balance: int | None
+    admin: bool
+    state: str
+    created_at: str
+    expires_at: str | None
+    revoked_at: str | None
+    last_used_at: str | None
+
+
+class NewKey(KeyInfo):
+    """A key as it is made: `key` is shown this once."""
+
+    key: str
+
+
+class KeyList(BaseModel):
+    """All keys, the oldest first."""
+
+    object: str
+    data: list[KeyInfo]
+
+
+class UsageLine(BaseModel):
+    """What one key used of one model through one endpoint on one day (UTC)."""
+
+    key_id: str
+    day: str
+    model: str
+    endpoint: str
+    requests: int
+    tokens: int
+
+
+class UsageList(BaseModel):
+    """Usage, by day."""
+
+    object: str
+    data: list[UsageLine]
+
+
+class RateLimits(BaseModel):
+    """What a caller may do; 0 is no limit."""
+
+    requests_per_minute: int
+    tokens_per_minute: int
+    concurrency: int
+
+
+class Account(BaseModel):
+    """The caller's own key, limits and use; `key` is null where no keys are asked for."""
+
+    object: str
+    key: KeyInfo | None
+    limits: RateLimits
+    usage: list[UsageLine]
+
+
+_SHAPES: dict[str, Any] = {
+    shape.__name__: shape
+    for shape in (
+        EmbeddingResponse,
+        RerankingResponse,
+        ClassificationResponse,
+        TrainingResponse,
+        Deleted,
+        ModelInfo,
+        ModelListResponse,
+        Status,
+        KeyInfo,
+        NewKey,
+        KeyList,
+        UsageList,
+        Account,
+    )
+} | {"ClassifierList": list[ClassifierSummary]}
 _ERRORS = {
     400: "A model that is not served, or an input that is too long.",
+    401: "No key, or none that works.",
+    403: "The key may not do or have this, or its balance is too small.",
     404: "No such resource.",
+    409: "It is being changed by another request.",
+    429: "More than the caller may do now; `Retry-After` says when.",
     413: "The body is too large.",
     415: "The body is not JSON.",
     500: "An unexpected error.",
@@ -183,8 +326,10 @@ _ERRORS = {
 }
 
 
-def responses(name: str, *, errors: tuple[int, ...] = (400, 413, 415, 500, 503)) -> dict[int | str, dict[str, Any]]:
-    """The answers of a route, for its documentation.
+def responses(
+    name: str, *, errors: tuple[int, ...] = (400, 401, 403, 413, 415, 429, 500, 503), fields: bool = False
+) -> dict[int | str, dict[str, Any]]:
+    """The answers of a route, for its documentation; 422 where it reads a body or, with `fields`, anything else.
 
     `4XX` is there because FastAPI otherwise documents 422 by itself, under our component's name and in its own shape.
     """
@@ -193,7 +338,7 @@ def responses(name: str, *, errors: tuple[int, ...] = (400, 413, 415, 500, 503))
         "4XX": {"model": ErrorResponse, "description": "Any other refusal."},
     }
     documented |= {status: {"model": ErrorResponse, "description": _ERRORS[status]} for status in errors}
-    if 415 in errors:
+    if fields or 415 in errors:
         documented[422] = {"model": HTTPValidationError, "description": "A field that does not fit."}
     return documented
 

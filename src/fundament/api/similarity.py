@@ -26,7 +26,6 @@ from fundament.vectors import Floats, cosine, dot, maxsim
 
 # What is embedded at a time, so that the vectors of thousands of long documents are never held together.
 _SLICE_DOCUMENTS, _SLICE_CHARACTERS = 256, 256 * 1024
-_MEDIA_CHARACTERS = 4 * 1024  # what an image counts for
 
 
 async def rank_by_vectors(engine: Engine, spec: ModelSpec, call: Rerank, output: Output) -> Ranking:
@@ -57,25 +56,25 @@ async def rank_by_vectors(engine: Engine, spec: ModelSpec, call: Rerank, output:
     query = await embed([call.query], query_task, "query", ["query"])
     scores, n_tokens, n_truncated = np.empty(len(different), dtype=np.float32), query.n_tokens, 0
     for part in slices(different):
-        names = [f"documents -> {call.documents.index(each)}" for each in different[part]]
+        names = [f"documents -> {call.documents.index(value)}" for value in different[part]]
         found = await embed(different[part], document_task, "document", names)
         scores[part] = await asyncio.to_thread(compare, query, found)
         n_tokens, n_truncated = n_tokens + found.n_tokens, n_truncated + found.n_truncated
-    place_of = {document: place for place, document in enumerate(different)}
-    places = [place_of[document] for document in call.documents]
+    place_of = {value: place for place, value in enumerate(different)}
+    places = [place_of[value] for value in call.documents]
     return Ranking(scores=scores[places], n_tokens=n_tokens, n_truncated=n_truncated)
 
 
 def slices(documents: Sequence[str | Media]) -> Iterator[slice]:
-    """Divide documents, in their order, into slices of bounded number and length; a longer text is one alone."""
+    """Divide documents, in their order, into slices of bounded number and text; a longer text is one alone."""
     start = n_characters = 0
     for place, document in enumerate(documents):
-        n_own = len(document) if isinstance(document, str) else _MEDIA_CHARACTERS
-        full = place - start == _SLICE_DOCUMENTS or n_characters + n_own > _SLICE_CHARACTERS
+        length = len(document) if isinstance(document, str) else 0
+        full = place - start == _SLICE_DOCUMENTS or n_characters + length > _SLICE_CHARACTERS
         if full and place > start:
             yield slice(start, place)
             start, n_characters = place, 0
-        n_characters += n_own
+        n_characters += length
     yield slice(start, len(documents))
 
 

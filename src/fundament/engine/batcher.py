@@ -152,12 +152,12 @@ class Batcher:
             UnavailableError: the queue is full, or the model's threads have died.
         """
         now = time.monotonic()
-        distinct = {place: items[place] for place in ticket.rows}
+        different = list(dict.fromkeys(ticket.rows))
         with self._condition:
             if self.death is not None or self._closing:
                 raise UnavailableError(f"Model '{self.name}' has stopped: {self.death or 'the server is closing'}.")
             n_waiting = self.n_waiting
-            if n_waiting and n_waiting + len(distinct) > self._max_waiting_rows:
+            if n_waiting and n_waiting + len(different) > self._max_waiting_rows:
                 raise UnavailableError(
                     f"The queue of model '{self.name}' is full ({n_waiting} inputs wait). Try again shortly.",
                     retry_after_seconds=self._seconds_to_drain(),
@@ -166,18 +166,15 @@ class Batcher:
                 return
             ticket.waits = True
             self._n_calls[ticket.caller] += 1
-            places = dues(
-                self._clock[priority],
-                [item.n_tokens for item in distinct.values()],
-                self._n_calls[ticket.caller] if ticket.caller else 1,
-            )
+            costs = [items[place].n_tokens for place in different]
+            places = dues(self._clock[priority], costs, self._n_calls[ticket.caller] if ticket.caller else 1)
             lane = self._lanes[priority]
             lane += [
-                Row(ticket, place, item, priority, now, due)
-                for (place, item), due in zip(distinct.items(), places, strict=True)
+                Row(ticket, place, items[place], priority, now, due)
+                for place, due in zip(different, places, strict=True)
             ]
             lane.sort(key=attrgetter("due"))
-            n_tokens = sum(item.n_tokens for item in distinct.values())
+            n_tokens = sum(costs)
             self._n_waiting_tokens += n_tokens
             self._condition.notify(1 if n_tokens <= _LEAST_SHARE_TOKENS else len(self._threads))
 
