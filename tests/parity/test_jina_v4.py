@@ -337,6 +337,11 @@ def test_limits_in_the_newer_keys_are_read(tmp_path: Path) -> None:
     assert (other.prompt.sizes.least, other.prompt.sizes.most) == (784, 7840)
 
 
+def test_an_id_that_is_no_token_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="names token 280, and the language model has 280 tokens"):
+        loaded(resave(qwen_vl(tmp_path, "v4"), config={"image_token_id": 280}))
+
+
 @pytest.mark.parametrize(
     ("part", "change", "message"),
     [

@@ -257,6 +257,11 @@ def test_each_page_of_a_pdf_is_a_row(models: dict[str, OmniEmbedder]) -> None:
     assert len(items) == 3
 
 
+def test_an_id_that_is_no_token_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="names token 5000"):
+        loaded(resave(omni(tmp_path, "nano"), config={"audio_token_id": 5000}))
+
+
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [

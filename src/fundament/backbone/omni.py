@@ -97,6 +97,12 @@ class Marks:
     timed: bool
     special: tuple[int, ...]
 
+    @property
+    def ids(self) -> list[int]:
+        """All of them."""
+        around = (self.before_picture, self.after_picture, self.before_audio, self.after_audio)
+        return [self.image, self.video, self.audio, *self.special, *(one for one in around if one is not None)]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:

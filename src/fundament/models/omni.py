@@ -69,6 +69,8 @@ def load(checkpoint: Checkpoint, spec: ModelSpec, placement: Placement) -> OmniE
     if len(adapters) != len(adapters_of(spec)):
         raise CheckpointError(f"{checkpoint.directory} has no adapters; get the whole repository")
     marks = read_marks(config)
+    if (highest := max(marks.ids)) >= shape.vocab:
+        raise CheckpointError(f"config.json names token {highest}, and text_config has {shape.vocab} tokens")
     known = torch.from_numpy(levels(processor["image_mean"], processor["image_std"]))
     return OmniEmbedder(
         TextTokenizer(checkpoint.directory, spec.context),

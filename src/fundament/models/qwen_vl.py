@@ -22,6 +22,7 @@ from fundament.backbone.vision_language import (
 )
 from fundament.backbone.vision_ranker import Score, VisionRanker
 from fundament.catalog import ModelSpec
+from fundament.errors import CheckpointError
 
 PROJECTOR, SCORE = "multi_vector_projector", "score"
 
@@ -107,12 +108,15 @@ def read_prompt(checkpoint: Checkpoint, tokenizer: TextTokenizer, *, pixels: tup
     Raises:
         CheckpointError: an id or a limit that neither says.
     """
-    config = checkpoint.config
+    config, (shape, _) = checkpoint.config, read_language(checkpoint.config)
     processor = Config(checkpoint.json(PROCESSOR), PROCESSOR)
+    start, stop, pad = (config[f"{name}_token_id"] for name in ("vision_start", "vision_end", "image"))
+    if (highest := max(start, stop, pad)) >= shape.vocab:
+        raise CheckpointError(f"config.json names token {highest}, and the language model has {shape.vocab} tokens")
     return Prompt(
         tokenizer,
-        start=config["vision_start_token_id"],
-        stop=config["vision_end_token_id"],
-        pad=config["image_token_id"],
+        start=start,
+        stop=stop,
+        pad=pad,
         sizes=read_sizes(processor, read_tower_of(checkpoint), pixels=pixels),
     )
