@@ -15,7 +15,7 @@ test: .venv/test ## every test that takes less than minutes
 	$(BIN)/pytest -m "not slow and not weights"
 
 test-all: .venv/test ## the long ones too
-	$(BIN)/pytest -m "not weights"
+	$(BIN)/pytest -m "not weights" --hypothesis-profile=searching
 
 check: .venv/dev ## lint, format, types, layers
 	$(BIN)/ruff check

@@ -45,7 +45,10 @@ def named_models(settings: Settings) -> dict[str, Local]:
     Raises:
         CheckpointError: a model that cannot be served, with the way out.
     """
-    found = [from_argument(argument, settings.data_dir) for argument in settings.models or [EMBEDDED.id]]
+    found = [
+        from_argument(argument, settings.data_dir, allow_torchscript=settings.allow_torchscript)
+        for argument in settings.models or [EMBEDDED.id]
+    ]
     return {local.spec.id: local for local in found}
 
 

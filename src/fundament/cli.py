@@ -44,6 +44,10 @@ Aliases = Annotated[
     Optional[list[str]],  # noqa: UP045 - as above
     typer.Option("--alias", metavar="NAME=MODEL", help="Answer to NAME as MODEL; may be given several times."),
 ]
+AllowTorchscript = Annotated[
+    bool | None,
+    typer.Option("--allow-torchscript", help="Serve TorchScript files, which run code when they are loaded."),
+]
 Host = Annotated[str | None, typer.Option(help="Address to listen on.  [127.0.0.1]")]
 Port = Annotated[int | None, typer.Option(help="Port to listen on.  [8080]")]
 Auth = Annotated[bool | None, typer.Option("--auth/--no-auth", help="Ask for keys; needed beyond loopback.")]
@@ -67,6 +71,7 @@ def main(version: Annotated[bool, typer.Option("--version", help="Print the vers
 def serve(
     model: Models = None,
     alias: Aliases = None,
+    allow_torchscript: AllowTorchscript = None,
     host: Host = None,
     port: Port = None,
     auth: Auth = None,
@@ -82,6 +87,7 @@ def serve(
     settings = _settings(
         models=model,
         aliases=alias,
+        allow_torchscript=allow_torchscript,
         host=host,
         port=port,
         auth=auth,
@@ -265,6 +271,7 @@ def db_upgrade(data_dir: DataDir = None) -> None:
 def doctor(
     model: Models = None,
     alias: Aliases = None,
+    allow_torchscript: AllowTorchscript = None,
     host: Host = None,
     port: Port = None,
     auth: Auth = None,
@@ -277,6 +284,7 @@ def doctor(
     settings = _settings(
         models=model,
         aliases=alias,
+        allow_torchscript=allow_torchscript,
         host=host,
         port=port,
         auth=auth,

@@ -68,6 +68,11 @@ class Settings(BaseSettings):
         description="Other names of served models, each `NAME=MODEL`, for clients whose model name cannot be changed. "
         "An answer's `model` then says `MODEL`.",
     )
+    allow_torchscript: bool = Field(
+        default=False,
+        description="Serve directories whose weights are a TorchScript file, as ELSER's are. Loading one runs the "
+        "program in it: allow it for files whose origin you know.",
+    )
     host: str = Field(default="127.0.0.1", description="Address to listen on.")
     port: int = Field(default=8080, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
     device: str = Field(default="auto", description="`auto`, `cpu`, `cuda` or `cuda:1`.")

@@ -87,6 +87,8 @@ class Embed:
         inputs: what to read, each of a modality that the model's spec names. A PDF is the only input, and each of its
             pages counts as one.
         task: what the vectors are for; None where the model has no tasks or the caller names none.
+        instruction: what the vectors are for in the caller's own words, in place of the task's; None where the model
+            follows none or the caller gives none.
         truncate: read as much of a text as fits, in place of refusing it.
         late_chunking: read all texts as one; several give one vector each, a single one gives a vector per sentence.
         late_chunking_window: tokens of a window, special tokens included: what does not fit one is read in
@@ -98,6 +100,7 @@ class Embed:
 
     inputs: Sequence[Input]
     task: str | None = None
+    instruction: str | None = None
     truncate: bool = False
     late_chunking: bool = False
     late_chunking_window: int | None = None

@@ -17,6 +17,7 @@ from fundament.catalog import EMBEDDED
 from fundament.config import Settings
 from fundament.engine.local import family_for, needed_bytes
 from fundament.engine.weights import (
+    PROGRAM,
     WITHOUT_SAFETENSORS,
     Local,
     damage,
@@ -49,7 +50,7 @@ class Finding:
 def examine(settings: Settings) -> list[Finding]:
     """Every check, in the order in which a start would meet them."""
     findings = [check_device(settings.device, settings.dtype), check_cores(settings.threads)]
-    models, locals_ = check_models(settings.models, settings.data_dir)
+    models, locals_ = check_models(settings.models, settings.data_dir, allow_torchscript=settings.allow_torchscript)
     findings += models
     findings += check_aliases(settings.aliases, locals_, settings.data_dir)
     if findings[0].level != "problem":
@@ -99,7 +100,9 @@ def check_cores(n_threads: int) -> Finding:
     return Finding("ok", "cores", f"{n_threads or usable} of {usable}")
 
 
-def check_models(arguments: Iterable[str], data_dir: Path) -> tuple[list[Finding], list[Local]]:
+def check_models(
+    arguments: Iterable[str], data_dir: Path, *, allow_torchscript: bool = False
+) -> tuple[list[Finding], list[Local]]:
     """The models that would be served: there, whole, of a known family.
 
     Returns:
@@ -108,7 +111,7 @@ def check_models(arguments: Iterable[str], data_dir: Path) -> tuple[list[Finding
     findings, fine = [], []
     for argument in list(arguments) or [EMBEDDED.id]:
         try:
-            local = from_argument(argument, data_dir)
+            local = from_argument(argument, data_dir, allow_torchscript=allow_torchscript)
             finding = check_weights(local)
         except CheckpointError as error:
             finding = Finding("problem", f"model {argument}", error.detail)
@@ -149,6 +152,8 @@ def check_weights(local: Local) -> Finding:
     if local == embedded():
         verify_embedded(local)
         return Finding("ok", subject, f"{size}, SHA-256 as released")
+    if spec.family == PROGRAM:  # nothing of it is looked at without running it
+        return Finding("ok", subject, f"{size}, in {local.directory}")
     family_for(Checkpoint(local.directory), spec)
     receipt = read_receipt(local.directory)
     if receipt is None:

@@ -62,6 +62,7 @@ def test_the_server_does_what_its_document_says(document: dict[str, Any], server
     body = document["paths"]["/v1/embeddings"]["post"]["requestBody"]["content"]["application/json"]["schema"]
     body["properties"] |= {
         "model": {"enum": [MODEL]},
+        "instruction": {"enum": ["", None]},
         "dimensions": {"enum": [384, None]},
         "late_chunking": {"enum": [False, None]},
         "late_chunking_window": {"enum": [64, None]},
@@ -88,6 +89,7 @@ def test_the_server_does_what_its_document_says(document: dict[str, Any], server
     body["properties"] |= {
         "model": {"enum": [MODEL, None]},
         "instruction": {"enum": ["", None]},
+        "rank_fields": {"enum": [[], ["text"], None]},
         "top_n": {"enum": [1, 2, 10_000, None]},
         "max_doc_length": {"enum": [256, 8192, None]},
         "max_query_length": {"enum": [256, 8192, None]},

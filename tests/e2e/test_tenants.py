@@ -18,10 +18,16 @@ import pytest
 from fundament.api.auth import OPEN, is_open
 from tests.accounts.keys import bearer, id_of, make_key
 from tests.contract.schemas import conforms
-from tests.served import Served, serving, wait_until
+from tests.served import MODEL, Served, serving, wait_until
 
 MARK = "belongs-to-alice"
-MAKE: Mapping[str, Mapping[str, Any]] = {}
+MAKE: Mapping[str, Mapping[str, Any]] = {
+    "/v1/train": {
+        "model": MODEL,
+        "access": "private",
+        "input": [{"text": "a cat", "label": MARK}, {"text": "shares fell", "label": "other"}],
+    }
+}
 """Path of an operation to a body with which Alice makes something of her own; its strings may hold `MARK`."""
 
 STRANGE_IDS = [
@@ -93,7 +99,7 @@ def of(server: Served, key: str, operations: list[tuple[str, str]]) -> set[str]:
     lists = [path for method, path in operations if method == "GET" and "{" not in path]
     answers = [server.http.get(path, headers=bearer(key)) for path in lists]
     return set().union(
-        *(ids_in(answer.json()) for answer in answers if answer.is_success and answer.content[:1] == b"{")
+        *(ids_in(answer.json()) for answer in answers if answer.is_success and answer.content[:1] in b"{[")
     )
 
 

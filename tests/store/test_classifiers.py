@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import select
 
 from fundament.store import classifiers
-from fundament.store.classifiers import Access, Learned
+from fundament.store.classifiers import Access, Learned, Summary
 from fundament.store.database import Database
 
 LABELS = ["a", "b\u0000", "ü \U0001f642 \u2028", "'; DROP TABLE classifiers; --"]
@@ -29,9 +29,9 @@ async def made(store: Database, owner: str = "me", *, access: Access = "private"
     return classifier_id
 
 
-async def hold(store: Database, classifier_id: str, mark: str) -> bool:
+async def hold(store: Database, classifier_id: str, mark: str, owner: str = "me") -> Summary | None:
     async with store.write() as connection:
-        return await classifiers.hold(connection, classifier_id, mark)
+        return await classifiers.hold(connection, classifier_id, owner, mark)
 
 
 async def update(store: Database, classifier_id: str, mark: str) -> bool:
@@ -46,7 +46,7 @@ def test_what_is_kept_is_found(store: Database, runner: asyncio.Runner) -> None:
         async with store.read() as connection:
             found = await classifiers.find(connection, classifier_id, "me")
             [listed] = await classifiers.listed(connection, "me")
-            assert await classifiers.owned(connection, classifier_id, "me") == listed
+            assert await classifiers.owns(connection, classifier_id, "me")
             assert await classifiers.examples(connection, classifier_id) == [LEARNED.examples]
         assert found is not None
         assert found.summary == listed
@@ -68,7 +68,7 @@ def test_others_find_public_ones_only_and_own_none(store: Database, runner: asyn
             found = await classifiers.find(connection, public, "other")
             assert found is not None
             assert found.summary.owner == "me"
-            assert await classifiers.owned(connection, public, "other") is None
+            assert not await classifiers.owns(connection, public, "other")
             assert await classifiers.listed(connection, "other") == []
             assert await classifiers.find(connection, "nothing", "me") is None
             assert [one.id for one in await classifiers.listed(connection, "me")] == [private, public]
@@ -94,8 +94,10 @@ def test_one_at_a_time_holds_a_classifier(store: Database, runner: asyncio.Runne
     async def work() -> None:
         classifier_id = await made(store)
         held = await asyncio.gather(*(hold(store, classifier_id, f"{number}") for number in range(8)))
-        assert sum(held) == 1
-        holder = f"{held.index(True)}"
+        [(number, found)] = [(number, found) for number, found in enumerate(held) if found]
+        async with store.read() as connection:
+            assert await classifiers.listed(connection, "me") == [found]
+        holder = f"{number}"
         assert await hold(store, classifier_id, holder)  # renewed
         assert not await update(store, classifier_id, "somebody else")
         async with store.write() as connection:
@@ -105,6 +107,7 @@ def test_one_at_a_time_holds_a_classifier(store: Database, runner: asyncio.Runne
             await classifiers.release(connection, classifier_id, holder)
         assert await hold(store, classifier_id, "next")
         assert not await hold(store, "nothing", "next")
+        assert not await hold(store, await made(store, access="public"), "next", "other")
 
     runner.run(work())
 
@@ -127,8 +130,7 @@ def test_an_update_adds_to_what_there_is_and_lets_go(store: Database, runner: as
     async def work() -> None:
         classifier_id = await made(store)
         async with store.read() as connection:
-            before = await classifiers.owned(connection, classifier_id, "me")
-        assert before is not None
+            [before] = await classifiers.listed(connection, "me")
         for number in (1, 2):
             assert await hold(store, classifier_id, f"{number}")
             assert await update(store, classifier_id, f"{number}")
@@ -141,6 +143,21 @@ def test_an_update_adds_to_what_there_is_and_lets_go(store: Database, runner: as
         changed = after.summary.updated_at
         assert changed > before.updated_at
         assert after.summary == replace(before, labels=MORE.labels, n_examples=11, updated_number=2, updated_at=changed)
+
+    runner.run(work())
+
+
+def test_whoever_holds_a_classifier_knows_all_that_it_has_learned(store: Database, runner: asyncio.Runner) -> None:
+    async def learn(classifier_id: str, mark: str) -> int:
+        while (known := await hold(store, classifier_id, mark)) is None:
+            await asyncio.sleep(0)
+        assert await update(store, classifier_id, mark)
+        return known.n_examples
+
+    async def work() -> None:
+        classifier_id = await made(store)
+        known = await asyncio.gather(*(learn(classifier_id, f"{number}") for number in range(12)))
+        assert sorted(known) == [7 + 2 * number for number in range(12)]
 
     runner.run(work())
 

@@ -4,6 +4,7 @@ from typing import Any
 from uuid import NAMESPACE_URL, UUID, uuid4, uuid5
 
 from fastapi import APIRouter, Request, Response
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from fundament.api.schemas import responses
 from fundament.api.state import State, state_of
@@ -49,6 +50,19 @@ def busy(classifier_id: str) -> BusyError:
     return BusyError(f"Classifier '{classifier_id}' is currently being modified. Try again when that is done.")
 
 
+async def take(connection: AsyncConnection, classifier_id: str, caller: str, mark: str) -> Summary:
+    """Put a mark on a classifier, against everybody else who would change it.
+
+    Raises:
+        NotFoundError: the caller has no such classifier.
+        BusyError: somebody else's mark is on it.
+    """
+    if (known := await table.hold(connection, classifier_id, caller, mark)) is not None:
+        return known
+    there = await table.owns(connection, classifier_id, caller)
+    raise busy(classifier_id) if there else not_found(classifier_id)
+
+
 async def delete(state: State, classifier_id: str, caller: str) -> str:
     """Delete a classifier; one that is asked at the same moment still answers.
 
@@ -56,12 +70,9 @@ async def delete(state: State, classifier_id: str, caller: str) -> str:
         NotFoundError: the caller has no such classifier.
         BusyError: it is being updated.
     """
-    classifier_id, mark = known_id(classifier_id), str(uuid4())
+    classifier_id = known_id(classifier_id)
     async with state.store.write() as connection:
-        if await table.owned(connection, classifier_id, caller) is None:
-            raise not_found(classifier_id)
-        if not await table.hold(connection, classifier_id, mark):
-            raise busy(classifier_id)
+        await take(connection, classifier_id, caller, str(uuid4()))
         await table.remove(connection, classifier_id)
     return classifier_id
 

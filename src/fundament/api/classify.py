@@ -174,7 +174,9 @@ async def _zero_shot(state: State, request: ClassifyRequest) -> Classification:
     names = list(dict.fromkeys(chain.from_iterable(request.labels.values())))
     try:  # in one call, so that it is paid for as a whole or not at all
         async with opened(state, sent) as given:
-            read = await unit_vectors(state, spec, [*given, *names], truncate=bool(request.truncate))
+            read = await unit_vectors(
+                state, spec, [*given, *names], task=task_of(spec), truncate=bool(request.truncate)
+            )
     except TooLongError as error:
         if (place := error.index - len(sent)) < 0:
             raise
@@ -245,14 +247,14 @@ def readable(state: State, spec: ModelSpec, sent: Sequence[Sent]) -> list[Sent]:
 
 
 async def unit_vectors(
-    state: State, spec: ModelSpec, inputs: Sequence[Input], *, task: str | None = None, truncate: bool = False
+    state: State, spec: ModelSpec, inputs: Sequence[Input], *, task: str | None, truncate: bool
 ) -> Embeddings:
-    """One vector of unit length per input, read for `task`; None reads it as `task_of` says.
+    """One vector of unit length per input, read for `task`.
 
     Raises:
         FundamentError: a text that is too long, a server that cannot take it now.
     """
-    result = await state.engine.run(spec.id, Embed(inputs=inputs, task=task or task_of(spec), truncate=truncate))
+    result = await state.engine.run(spec.id, Embed(inputs=inputs, task=task, truncate=truncate))
     assert isinstance(result, Embeddings)
     return replace(result, vectors=shorten(result.vectors, None, normalized=True))
 

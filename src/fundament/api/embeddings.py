@@ -51,6 +51,9 @@ class EmbeddingsRequest(BaseModel):
     prompt_name: str | None = Field(
         None, description="With the older tasks `retrieval` and `code` of jina-embeddings-v4: `query` or `passage`."
     )
+    instruction: Annotated[str, StringConstraints(max_length=2_000)] | None = Field(
+        None, description="What the vectors are for in your own words, in place of the task's (Qwen3-Embedding)."
+    )
     dimensions: Annotated[int, Field(gt=0)] | None = Field(
         None, description="Keep this many numbers of each vector (Matryoshka models)."
     )
@@ -112,13 +115,14 @@ async def embed(state: State, request: EmbeddingsRequest) -> EmbeddingsAnswer:
     check_number(request.input, state.settings.max_inputs)
     sent = read_bare(spec, request.input)
     check_media(state, spec, sent)
-    _check(spec, request)
+    _check(state, spec, request)
     if request.late_chunking and (others := references(sent)):
         raise InputError(Fault("body -> late_chunking", f"It divides texts only; this is {others[0].kind} input."))
     async with opened(state, sent) as inputs:
         call = Embed(
             inputs=inputs,
             task=task_of(spec, request) or spec.default_task,
+            instruction=request.instruction or None,
             truncate=bool(request.truncate),
             late_chunking=bool(request.late_chunking),
             late_chunking_window=request.late_chunking_window,
@@ -178,7 +182,7 @@ def task_of(spec: ModelSpec, request: EmbeddingsRequest) -> str | None:
     return request.task
 
 
-def _check(spec: ModelSpec, request: EmbeddingsRequest) -> None:
+def _check(state: State, spec: ModelSpec, request: EmbeddingsRequest) -> None:
     """Refuse what the catalogue says that this model cannot do.
 
     Raises:
@@ -188,6 +192,7 @@ def _check(spec: ModelSpec, request: EmbeddingsRequest) -> None:
     if spec.kind != "embedding":
         raise InputError(Fault("body -> model", f"Model '{spec.id}' is a {spec.kind}, not an embedding model."))
     faults += _check_task(spec, request)
+    faults += _check_instruction(state, spec, request)
     if (dimensions := request.dimensions) is not None and output_of(spec, request) == spec.outputs[0] != "sparse":
         if dimensions > spec.dim:
             message = f"Input should be less than or equal to {spec.dim}"
@@ -221,6 +226,20 @@ def _check_task(spec: ModelSpec, request: EmbeddingsRequest) -> list[Fault]:
     if spec.tasks and task is not None and task not in spec.tasks:
         listed = ", ".join(f"'{task}'" for task in spec.tasks)
         return [Fault("body -> task", f"Input should be {listed}.", "enum", echo(request.task))]
+    return []
+
+
+def _check_instruction(state: State, spec: ModelSpec, request: EmbeddingsRequest) -> list[Fault]:
+    if not request.instruction:
+        return []
+    if not spec.instruct:
+        able = ", ".join(sorted(name for name, other in state.served().items() if other.instruct)) or "none"
+        message = f"Model '{spec.id}' follows no instructions. Models served here that do: {able}."
+        return [Fault("body -> instruction", message)]
+    task = spec.tasks.get(task_of(spec, request) or "")
+    if task is not None and not task.prompt:
+        message = f"Texts of task '{request.task}' are read without an instruction: leave one of the two out."
+        return [Fault("body -> instruction", message)]
     return []
 
 

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request, Response
 from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, WithJsonSchema
 
 from fundament.api.body import echo, read_body
-from fundament.api.inputs import KIND_OF, Reference
+from fundament.api.inputs import Part, Reference, read_part
 from fundament.api.media import opened, read_bare_input
 from fundament.api.presence import while_connected
 from fundament.api.schemas import request_body, responses
@@ -31,10 +31,10 @@ class Document:
     """A document as it was sent, which an answer repeats, and what is read of it."""
 
     sent: Any
-    content: str | Reference
+    content: Part
 
 
-def read_content(value: Any, field: str) -> str | Reference:
+def read_content(value: Any, origin: str) -> Part:
     """What is to be read of a string or an object: its `text`, else its image or other medium.
 
     Raises:
@@ -44,18 +44,12 @@ def read_content(value: Any, field: str) -> str | Reference:
         return value
     if not isinstance(value, dict):
         message = 'Input should be a string or an object like {"text": "…"}.'
-        raise InputError(Fault(field, message, "string_type", echo(value)))
-    # Other keys are the caller's own, `url` beside `text` among them.
-    key = next((key for key in ("text", *KIND_OF) if value.get(key) is not None), None)
-    if key is None:
-        message = 'The object has no text: it should be like {"text": "…"}.'
-        raise InputError(Fault(field, message, "value_error", echo(value)))
-    if not isinstance(content := value[key], str):
-        raise InputError(Fault(f"{field} -> {key}", "Input should be a string.", "string_type", echo(content)))
-    return content if key == "text" else Reference(KIND_OF[key], content, field)
+        raise InputError(Fault(origin, message, "string_type", echo(value)))
+    # Beside a text all other keys are the caller's own, `url` among them.
+    return read_part({"text": value["text"]} if value.get("text") is not None else value, origin)
 
 
-def _read_query(value: Any) -> str | Reference:
+def _read_query(value: Any) -> Part:
     return read_content(value, "body -> query")
 
 
@@ -80,7 +74,7 @@ class RerankRequest(BaseModel):
         examples=["all-minilm-l6-v2"],
     )
     query: Annotated[
-        str | Reference,
+        Part,
         BeforeValidator(_read_query),
         WithJsonSchema({"anyOf": [{"type": "string"}, _TEXT_DOC], "description": "What is searched for."}),
     ]
@@ -118,6 +112,7 @@ class RerankRequest(BaseModel):
     )
     instruction: str | None = Field(None, description="What relevance means, in words (jina-reranker-v3, Qwen3).")
     return_embeddings: bool | None = Field(None, description="Add each document's vector (jina-reranker-v3).")
+    rank_fields: list[str] | None = Field(None, description="Cohere's: nothing else than `text` is read.")
     return_multivector: bool | None = Field(
         None, description="Score by vectors per token, on an embedding model that gives them too (bge-m3)."
     )
@@ -202,7 +197,8 @@ async def write(answer: RerankAnswer) -> bytes:
         "results",
         answer.order,
         result,
-        numbers_per_row=512 if embeddings is None else 512 + embeddings.shape[1],  # a document is like some numbers
+        # Writing a document takes about as long as some hundred numbers do.
+        numbers_per_row=512 if embeddings is None else 512 + embeddings.shape[1],
     )
 
 
@@ -233,18 +229,14 @@ def _default(state: State) -> ModelSpec:
         InputError: several could be meant.
     """
     served = state.served()
-    rerankers = [spec for spec in served.values() if spec.kind == "reranker"]
     if DEFAULT in served:
         return served[DEFAULT]
-    for candidates in (rerankers, list(served.values())):
-        if len(candidates) == 1:
-            return candidates[0]
-        if candidates:
-            break
+    candidates = [spec for spec in served.values() if spec.kind == "reranker"] or list(served.values())
+    if len(candidates) == 1:
+        return candidates[0]
     listed = ", ".join(sorted(model for model, spec in served.items() if spec.score))
-    raise InputError(
-        Fault("body -> model", f"Field required: several models are served that can rank: {listed}.", "missing")
-    )
+    message = f"Field required: several models are served that can rank: {listed}."
+    raise InputError(Fault("body -> model", message, "missing"))
 
 
 def _repeated(spec: ModelSpec, document: Document) -> Any:
@@ -300,12 +292,12 @@ def _check(state: State, spec: ModelSpec, request: RerankRequest) -> None:
             able = sorted(name for name, other in state.served().items() if field in other.takes)
             message = f"Model '{spec.id}' does not take it. Models served here that do: {', '.join(able) or 'none'}."
             faults.append(Fault(f"body -> {field}", message))
-    output = _output(spec, request)
-    if (request.return_multivector or request.return_sparse) and (
-        spec.kind != "embedding" or output not in spec.outputs
-    ):
-        field = "return_multivector" if request.return_multivector else "return_sparse"
-        faults.append(Fault(f"body -> {field}", f"Model '{spec.id}' does not score so; leave it out."))
+    if request.rank_fields not in (None, [], ["text"]):
+        faults.append(Fault("body -> rank_fields", "Documents are ranked by their 'text' alone; leave it out."))
+    able_to = spec.outputs if spec.kind == "embedding" else ()
+    for field, output in (("return_multivector", "multi"), ("return_sparse", "sparse")):
+        if getattr(request, field) and output not in able_to:
+            faults.append(Fault(f"body -> {field}", f"Model '{spec.id}' does not score so; leave it out."))
     if request.return_multivector and request.return_sparse:
         faults.append(Fault("body -> return_sparse", "It does not go with return_multivector: ask for one of them."))
     if faults:

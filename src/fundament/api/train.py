@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Annotated, Any
 from uuid import uuid4
@@ -12,7 +12,7 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, WithJsonSchema
 
 from fundament.api.body import echo, read_body
-from fundament.api.classifiers import busy, caller_of, known_id, not_found
+from fundament.api.classifiers import busy, caller_of, known_id, take
 from fundament.api.classify import MOST_INPUTS, check_dim, embedder, readable, task_of, unit_vectors
 from fundament.api.inputs import Part, check_number, read_part
 from fundament.api.media import opened
@@ -23,13 +23,20 @@ from fundament.api.wire import answer
 from fundament.catalog import ModelSpec
 from fundament.classifiers import Examples, fit, read_examples, write_examples, write_head
 from fundament.core import Embeddings
-from fundament.errors import Fault, InputError, InvalidLabelsError, LabelLimitError, ResourceLimitError
+from fundament.errors import (
+    Fault,
+    InputError,
+    InvalidLabelsError,
+    LabelLimitError,
+    ResourceLimitError,
+    UnavailableError,
+)
 from fundament.store import classifiers as table
 from fundament.store.classifiers import HOLD_SECONDS, Access, Learned, Summary
 
 router = APIRouter(tags=["Classification"])
 
-_LEAST_EXAMPLES = 2
+_LEAST_LABELS = 2
 _LONGEST_LABEL = 256  # characters
 
 
@@ -156,7 +163,7 @@ async def train(state: State, request: TrainRequest, caller: str) -> Training:
 
 async def _create(state: State, request: TrainRequest, spec: ModelSpec, caller: str) -> Training:
     labels = _labels_of(request.input)
-    if len(request.input) < _LEAST_EXAMPLES or len(labels) < _LEAST_EXAMPLES:
+    if len(labels) < _LEAST_LABELS:
         raise InvalidLabelsError("Invalid training labels: a new classifier needs at least two different labels.")
     most = state.settings.max_classifiers
     _check_labels(labels, state)
@@ -206,16 +213,14 @@ async def _held(state: State, classifier_id: str, caller: str) -> AsyncIterator[
     """Hold a classifier of the caller's against every other process while it is updated."""
     mark = str(uuid4())
     async with state.store.write() as connection:
-        if (known := await table.owned(connection, classifier_id, caller)) is None:
-            raise not_found(classifier_id)
-        if not await table.hold(connection, classifier_id, mark):
-            raise busy(classifier_id)
+        known = await take(connection, classifier_id, caller, mark)
 
     async def renew() -> None:
         while True:
             await asyncio.sleep(HOLD_SECONDS / 4)
-            async with state.store.write() as connection:
-                await table.hold(connection, classifier_id, mark)
+            with suppress(UnavailableError):  # the mark lasts for three more attempts
+                async with state.store.write() as connection:
+                    await table.hold(connection, classifier_id, caller, mark)
 
     renewing = asyncio.ensure_future(renew())
     try:

@@ -212,7 +212,7 @@ class OmniEmbedder:
                 rows.append(_Row())
                 self._picture(rows[-1], "image", [page], value.origin)
             return rows
-        row, prompt = _Row(), self.text.prompt_of(call.task)
+        row, prompt = _Row(), self.text.prompt_of(call)
         for part in value.parts if isinstance(value, Group) else [value]:
             if isinstance(part, str):
                 row.add(self.text.tokenizer.pieces([prompt + part])[0])

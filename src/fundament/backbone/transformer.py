@@ -278,8 +278,27 @@ class _Layer:
         rotation: tuple[Tensor, Tensor] | None,
         nearness: Nearness | None,
     ) -> Tensor:
+        q, k, v = self.heads(x, rotation, packed.spans)
+        mixed = attend(
+            q,
+            k,
+            v,
+            packed,
+            causal=self.shape.causal,
+            window=self.window,
+            nearness=nearness,
+            scale=self.shape.attention_scale,
+        )
+        if self.mixed_norm is not None:
+            mixed = self.mixed_norm(mixed)
+        return self.out.add(mixed, residual, packed.spans)
+
+    def heads(
+        self, x: Tensor, rotation: tuple[Tensor, Tensor] | None, spans: Sequence[Span] = ()
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries `[tokens, heads, head_dim]`, keys and values `[tokens, kv_heads, head_dim]` of `x`."""
         shape = self.shape
-        q, k, v = self.qkv(x, spans=packed.spans).split(shape.qkv_widths, dim=-1)
+        q, k, v = self.qkv(x, spans=spans).split(shape.qkv_widths, dim=-1)
         if self.q_norm is not None and self.k_norm is not None and shape.qk_norm == "all":
             q, k = self.q_norm(q), self.k_norm(k)
         q, k, v = (part.unflatten(-1, (-1, shape.head_dim)) for part in (q, k, v))
@@ -287,19 +306,12 @@ class _Layer:
             q, k = self.q_norm(q), self.k_norm(k)
         if rotation is not None:
             q, k = rotate(q, *rotation), rotate(k, *rotation)
-        mixed = attend(
-            q,
-            k,
-            v,
-            packed,
-            causal=shape.causal,
-            window=self.window,
-            nearness=nearness,
-            scale=shape.attention_scale,
-        )
-        if self.mixed_norm is not None:
-            mixed = self.mixed_norm(mixed)
-        return self.out.add(mixed, residual, packed.spans)
+        return q, k, v
+
+    def after_attention(self, mixed: Tensor, residual: Tensor) -> Tensor:
+        """The rest of a layer whose norms come first, of any of its tokens: output projection, sums and MLP."""
+        x = self.out.add(mixed, residual)
+        return self._mlp(self.mlp_norm(x), x, ())
 
     def _mlp(self, x: Tensor, residual: Tensor, spans: Sequence[Span]) -> Tensor:
         if self.gate is None:

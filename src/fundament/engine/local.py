@@ -15,7 +15,7 @@ from fundament.catalog import ModelSpec
 from fundament.core import Array, Bill, Call, Embed, Embedded, Item, Model, Priority, Ranking, Rerank, Result
 from fundament.engine.batcher import Batcher, Ticket
 from fundament.engine.memory import Memory
-from fundament.engine.weights import Local, embedded, verify_embedded
+from fundament.engine.weights import PROGRAM, Local, embedded, verify_embedded
 from fundament.errors import CheckpointError, ModelNotFoundError
 from fundament.models import Family, family, family_of
 from fundament.telemetry import Metrics, say
@@ -107,7 +107,7 @@ class LocalEngine:
     ) -> Result:
         """Answer a call: tokenize and decode on a worker thread, wait for the batches, put the arrays together.
 
-        A call that fails costs nothing; one whose caller leaves costs the rows that have run.
+        A call that fails costs nothing, one that is given up the rows that have run.
 
         Args:
             model: which one.
@@ -225,6 +225,8 @@ def family_for(checkpoint: Checkpoint, spec: ModelSpec) -> Family:
         CheckpointError: the checkpoint is of another family.
     """
     its_own = family(spec.family)
+    if spec.family == PROGRAM:  # it has no config.json to be known by: the operator said what it is
+        return its_own
     if its_own.recognises(config := checkpoint.config):
         return its_own
     told = (
@@ -244,6 +246,8 @@ def needed_bytes(local: Local, placement: Placement) -> int:
     Raises:
         CheckpointError: files that cannot be read.
     """
+    if local.spec.family == PROGRAM:  # it keeps its own number format
+        return local.n_bytes
     adapters = (path.parent for path in local.directory.glob("adapters/**/*.safetensors"))
     directories = [local.directory, *dict.fromkeys(adapters)]
     return placement.dtype.itemsize * sum(Checkpoint(directory).n_elements for directory in directories)

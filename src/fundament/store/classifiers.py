@@ -186,20 +186,23 @@ async def find(connection: AsyncConnection, classifier_id: str, caller: str) -> 
     return Trained(Summary(**{name: row._mapping[name] for name in Summary.__dataclass_fields__}), head)
 
 
-async def owned(connection: AsyncConnection, classifier_id: str, owner: str) -> Summary | None:
-    """A classifier of `owner`."""
-    statement = select(*_SUMMARY).where(classifiers.c.id == classifier_id, classifiers.c.owner == owner)
-    row = (await connection.execute(statement)).one_or_none()
-    return None if row is None else Summary(**row._mapping)
+async def owns(connection: AsyncConnection, classifier_id: str, owner: str) -> bool:
+    """Whether there is such a classifier of `owner`."""
+    statement = select(classifiers.c.id).where(classifiers.c.id == classifier_id, classifiers.c.owner == owner)
+    return (await connection.execute(statement)).one_or_none() is not None
 
 
-async def hold(connection: AsyncConnection, classifier_id: str, mark: str) -> bool:
-    """Put a mark on a classifier, or renew it; False where somebody else's is on it, or the classifier is gone."""
+async def hold(connection: AsyncConnection, classifier_id: str, owner: str, mark: str) -> Summary | None:
+    """Put a mark on a classifier of `owner`, or renew it; the classifier as it is from then on.
+
+    None where there is no such classifier, or somebody else's mark is on it.
+    """
     now = datetime.now(UTC)
     taken = await connection.execute(
         classifiers.update()
         .where(
             classifiers.c.id == classifier_id,
+            classifiers.c.owner == owner,
             or_(
                 classifiers.c.held_by.is_(None),
                 classifiers.c.held_by == mark,
@@ -207,9 +210,10 @@ async def hold(connection: AsyncConnection, classifier_id: str, mark: str) -> bo
             ),
         )
         .values(held_by=mark, held_until=now + timedelta(seconds=HOLD_SECONDS))
-        .returning(classifiers.c.id)
+        .returning(*_SUMMARY)
     )
-    return taken.one_or_none() is not None
+    row = taken.one_or_none()
+    return None if row is None else Summary(**row._mapping)
 
 
 async def release(connection: AsyncConnection, classifier_id: str, mark: str) -> None:
