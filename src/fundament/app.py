@@ -32,6 +32,7 @@ from fundament.config import Settings
 from fundament.engine.local import EngineOptions, LocalEngine
 from fundament.engine.weights import Local, from_argument, pulled
 from fundament.errors import FundamentError
+from fundament.fetching import Fetcher, read_networks
 from fundament.limits import limits_of
 from fundament.store import migrate
 from fundament.store.database import Database, locate
@@ -80,6 +81,7 @@ def create_app(settings: Settings) -> FastAPI:
     accounts = Accounts(store, limits_of(settings.redis_url), settings)
     metrics = Metrics()
     engine = LocalEngine(found, engine_options(settings), metrics)
+    fetcher = Fetcher(read_networks(settings.allowed_networks))
     starting: dict[str, str] = {"reason": "Models are loading."} if settings.preload else {}
 
     def served() -> Mapping[str, ModelSpec]:
@@ -115,6 +117,7 @@ def create_app(settings: Settings) -> FastAPI:
         yield
         for task in tasks:
             task.cancel()
+        await fetcher.close()
         await engine.close()
         await accounts.close()
         await store.close()
@@ -127,7 +130,8 @@ def create_app(settings: Settings) -> FastAPI:
         # Looked up anew for every request; the metrics are our own.
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
-    app.state.parts = State(settings, BilledEngine(engine), store, accounts, metrics, served, not_ready, aliases)
+    state = State(settings, BilledEngine(engine), store, accounts, metrics, served, not_ready, aliases, fetcher)
+    app.state.parts = state
     errors.install(app)
     for module in (embeddings, multi_vector, rerank, classify, train, classifiers, models, me, admin, health):
         app.include_router(module.router)

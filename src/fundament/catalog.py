@@ -48,6 +48,8 @@ class ModelSpec:
         default_task: the task where the caller names none; None runs it with no prefix and no adapter.
         outputs: what an input can become; the first is what callers get who do not ask.
         modalities: what it reads: text, image, pdf, video, audio.
+        groups: whether several parts of any of these can become one vector together.
+        bare_tasks: older names of tasks, each of which `prompt_name` completes to `.query` or `.passage`.
         n_parameters: of the published checkpoint, adapters included.
         late_chunking: whether the parts of one long text can be pooled each on its own.
         refusals: fields that other models take and this one refuses, each with the reason.
@@ -77,6 +79,8 @@ class ModelSpec:
     default_task: str | None = None
     outputs: tuple[Output, ...] = ("dense",)
     modalities: tuple[str, ...] = ("text",)
+    groups: bool = False
+    bare_tasks: tuple[str, ...] = ()
     n_parameters: int = 0
     late_chunking: bool = False
     refusals: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
@@ -278,6 +282,7 @@ _EMBEDDINGS_V4 = (
         context=32768,
         dim=2048,
         tasks=_V4_TASKS,
+        bare_tasks=("retrieval", "code"),
         default_task="text-matching",
         outputs=("dense", "multi"),
         modalities=("text", "image", "pdf"),
@@ -294,7 +299,12 @@ _V5: dict[str, Any] = {
     **_MATRYOSHKA,
     **_NON_COMMERCIAL,
 }
-_OMNI: dict[str, Any] = {"family": "omni", "modalities": ("text", "image", "pdf", "video", "audio"), **_V5}
+_OMNI: dict[str, Any] = {
+    "family": "omni",
+    "modalities": ("text", "image", "pdf", "video", "audio"),
+    "groups": True,
+    **_V5,
+}
 _EMBEDDINGS_V5 = (
     _hub(
         "jinaai/jina-embeddings-v5-text-small",

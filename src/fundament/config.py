@@ -130,6 +130,17 @@ class Settings(BaseSettings):
         default=8_192, ge=2, description="Most examples that one classifier learns from, all its updates together."
     )
     max_body_mb: float = Field(default=32, gt=0, description="Largest request body, in MB.")
+    max_image_mb: float = Field(default=8, gt=0, description="Largest image or PDF, in MB.")
+    max_image_megapixels: float = Field(default=64, gt=0, description="Most pixels of an image, in millions.")
+    max_pdf_pages: int = Field(default=100, ge=1, description="Most pages of a PDF; each becomes a vector.")
+    max_recording_mb: float = Field(default=32, gt=0, description="Largest video or sound, in MB.")
+    max_recording_seconds: float = Field(default=300, gt=0, description="Longest video or sound.")
+    max_video_frames: int = Field(default=10_000, ge=1, description="Most frames of a video.")
+    max_media: int = Field(default=512, ge=0, description="Most images and other files of one request.")
+    max_media_mb: float = Field(default=128, gt=0, description="All files of one request together, in MB.")
+    max_all_media_mb: float = Field(
+        default=1024, gt=0, description="Files of all requests that are in memory, in MB; past it the answer is 503."
+    )
     allowed_networks: Annotated[list[str], NoDecode, BeforeValidator(_split), AfterValidator(_networks)] = Field(
         default=[],
         description="Networks that URLs of callers may lead to although they are not public, as in `10.0.0.0/8`. "

@@ -7,6 +7,7 @@ import httpx
 from jsonschema import Draft202012Validator
 
 _STRING, _INTEGER, _BOOLEAN = {"type": "string"}, {"type": "integer"}, {"type": "boolean"}
+_POSITIVE = {**_INTEGER, "minimum": 1}
 
 
 def _object(required: dict[str, Any], optional: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -32,7 +33,10 @@ _ENCODINGS = {
 _MATRICES = {name: _list(vector, minItems=1) for name, vector in _ENCODINGS.items()}
 _WEIGHTS = {"type": "object", "additionalProperties": {"type": "number", "exclusiveMinimum": 0}}
 _USAGES = [
-    _object({"total_tokens": _INTEGER, "prompt_tokens": _INTEGER}),
+    _object(
+        {"total_tokens": _INTEGER, "prompt_tokens": _INTEGER},
+        dict.fromkeys(("image_tokens", "audio_tokens", "video_tokens"), _POSITIVE),
+    ),
     _object({"total_tokens": _INTEGER, "input_tokens": _INTEGER, "output_tokens": _INTEGER}),
 ]
 _EMBEDDING = {

@@ -32,8 +32,8 @@ TEXTS = ["the search engine", "what people mean"]
 VOCAB, HIDDEN = 20_000, 256  # 20 MB of float32, mostly token embeddings, so that memory can be seen to come and go
 
 
-def bert(directory: Path, seed: int) -> Local:
-    """A random BERT of one layer."""
+def bert(directory: Path, seed: int, *, vocab: int = VOCAB, dtype: torch.dtype = torch.float32) -> Local:
+    """A random BERT of one layer, saved in that number format."""
     linear = {"query": (HIDDEN, HIDDEN), "key": (HIDDEN, HIDDEN), "value": (HIDDEN, HIDDEN)}
     layer = "encoder.layer.0"
     modules: dict[str, tuple[int, ...]] = {
@@ -44,7 +44,7 @@ def bert(directory: Path, seed: int) -> Local:
     }
     norms = ["embeddings.LayerNorm", f"{layer}.attention.output.LayerNorm", f"{layer}.output.LayerNorm"]
     shapes: dict[str, tuple[int, ...]] = {
-        "embeddings.word_embeddings.weight": (VOCAB, HIDDEN),
+        "embeddings.word_embeddings.weight": (vocab, HIDDEN),
         "embeddings.position_embeddings.weight": (64, HIDDEN),
         "embeddings.token_type_embeddings.weight": (2, HIDDEN),
     }
@@ -53,7 +53,7 @@ def bert(directory: Path, seed: int) -> Local:
     shapes |= {f"{name}.{kind}": (HIDDEN,) for name in norms for kind in ("weight", "bias")}
     config = {
         "model_type": "bert",
-        "vocab_size": VOCAB,
+        "vocab_size": vocab,
         "hidden_size": HIDDEN,
         "intermediate_size": 64,
         "num_hidden_layers": 1,
@@ -63,7 +63,8 @@ def bert(directory: Path, seed: int) -> Local:
         "layer_norm_eps": 1e-12,
         "hidden_act": "gelu",
     }
-    save(directory, config, random_tensors(shapes, seed), word_piece(), pooling="mean_tokens")
+    tensors = {name: tensor.to(dtype) for name, tensor in random_tensors(shapes, seed).items()}
+    save(directory, config, tensors, word_piece(), pooling="mean_tokens")
     spec = ModelSpec(
         id=directory.name,
         family="bert",

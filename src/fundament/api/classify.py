@@ -1,4 +1,4 @@
-"""`POST /v1/classify`: texts in; out comes the likeliest label of each, with the score of every label."""
+"""`POST /v1/classify`: texts and images in; out comes the likeliest label of each, with the score of every label."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,14 +11,15 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstr
 
 from fundament.api.body import echo, read_body
 from fundament.api.classifiers import caller_of, known_id, not_found
-from fundament.api.inputs import Inputs, texts_of
+from fundament.api.inputs import Inputs, Sent, check_number
+from fundament.api.media import check_media, opened, read_bare
 from fundament.api.presence import while_connected
 from fundament.api.schemas import request_body, responses
 from fundament.api.state import State, state_of
 from fundament.api.wire import long_answer
 from fundament.catalog import ModelSpec
 from fundament.classifiers import Floats, apply, likeness, read_head
-from fundament.core import Embed, Embeddings
+from fundament.core import Embed, Embeddings, Input
 from fundament.errors import Fault, InputError, LabelLimitError, TooLongError
 from fundament.store import classifiers as table
 from fundament.store.classifiers import Summary
@@ -169,16 +170,19 @@ async def _zero_shot(state: State, request: ClassifyRequest) -> Classification:
     assert request.model is not None
     assert request.labels is not None
     spec = embedder(state, request.model)
-    texts = texts_of(request.input, spec, state, most=MOST_INPUTS)
+    sent = readable(state, spec, request.input)
     names = list(dict.fromkeys(chain.from_iterable(request.labels.values())))
     try:  # in one call, so that it is paid for as a whole or not at all
-        read = await unit_vectors(state, spec, [*texts, *names], task=task_of(spec), truncate=bool(request.truncate))
+        async with opened(state, sent) as given:
+            read = await unit_vectors(
+                state, spec, [*given, *names], task=task_of(spec), truncate=bool(request.truncate)
+            )
     except TooLongError as error:
-        if (place := error.index - len(texts)) < 0:
+        if (place := error.index - len(sent)) < 0:
             raise
         message = f"This label has {error.n_tokens} tokens, more than the {error.limit} that '{spec.id}' reads."
         raise InputError(Fault("body -> labels", message, "too_long", echo(names[place]))) from error
-    inputs, labels = np.split(read.vectors, [len(texts)])
+    inputs, labels = np.split(read.vectors, [len(sent)])
     place_of = {name: place for place, name in enumerate(names)}
     return Classification(
         model=state.answering(request.model),
@@ -201,8 +205,8 @@ async def _few_shot(state: State, request: ClassifyRequest, classifier_id: str, 
     if request.model is not None and state.find(request.model).id != spec.id:
         message = f"The classifier was trained with '{spec.id}' and reads with it; leave model out."
         raise InputError(Fault("body -> model", message, "value_error", echo(request.model)))
-    texts = texts_of(request.input, spec, state, most=MOST_INPUTS)
-    inputs = await unit_vectors(state, spec, texts, task=known.task, truncate=bool(request.truncate))
+    async with opened(state, readable(state, spec, request.input)) as given:
+        inputs = await unit_vectors(state, spec, given, task=known.task, truncate=bool(request.truncate))
     check_dim(known, inputs)
     scores = apply(read_head(trained.head), inputs.vectors)
     state.accounts.ledger.ask(classifier_id)
@@ -230,15 +234,27 @@ def embedder(state: State, model: str) -> ModelSpec:
     return spec
 
 
+def readable(state: State, spec: ModelSpec, sent: Sequence[Sent]) -> list[Sent]:
+    """The inputs as the model reads them, one vector each.
+
+    Raises:
+        InputError: too many, or one that it does not read.
+    """
+    check_number(sent, MOST_INPUTS)
+    inputs = read_bare(spec, sent)
+    check_media(state, spec, inputs, pages=False)
+    return inputs
+
+
 async def unit_vectors(
-    state: State, spec: ModelSpec, texts: Sequence[str], *, task: str | None, truncate: bool
+    state: State, spec: ModelSpec, inputs: Sequence[Input], *, task: str | None, truncate: bool
 ) -> Embeddings:
-    """One vector of unit length per text, read for `task`.
+    """One vector of unit length per input, read for `task`.
 
     Raises:
         FundamentError: a text that is too long, a server that cannot take it now.
     """
-    result = await state.engine.run(spec.id, Embed(inputs=texts, task=task, truncate=truncate))
+    result = await state.engine.run(spec.id, Embed(inputs=inputs, task=task, truncate=truncate))
     assert isinstance(result, Embeddings)
     return replace(result, vectors=shorten(result.vectors, None, normalized=True))
 
@@ -269,7 +285,7 @@ def task_of(spec: ModelSpec) -> str | None:
     responses=responses("ClassificationResponse", errors=(400, 401, 403, 404, 413, 415, 429, 500, 503)),
 )
 async def classify_texts(request: Request) -> Response:
-    """Say which label fits each text, by the labels' own words or by what a classifier has learned."""
+    """Say which label fits each input, by the labels' own words or by what a classifier has learned."""
     asked = await read_body(request, ClassifyRequest)
     found = await while_connected(request, classify(state_of(request), asked, caller_of(request)))
     request.state.log = {"model": found.model, "inputs": len(asked.input), "tokens": found.n_tokens}

@@ -2,13 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, NoReturn, get_args
+from typing import Annotated, Any, get_args
 
 from pydantic import BeforeValidator, WithJsonSchema
 
 from fundament.api.body import echo
-from fundament.api.state import State
-from fundament.catalog import ModelSpec
 from fundament.core import MediaKind
 from fundament.errors import Fault, InputError
 
@@ -50,18 +48,6 @@ def read_inputs(value: Any) -> list[Sent]:
     return [item if isinstance(item, str) else _read(item, f"body -> input -> {i}") for i, item in enumerate(value)]
 
 
-def texts_of(inputs: Sequence[Sent], spec: ModelSpec, state: State, *, most: int) -> list[str]:
-    """The inputs of a model that reads text only.
-
-    Raises:
-        InputError: more than `most` of them, or one that is no text; the message names models served here that read it.
-    """
-    check_number(inputs, most)
-    return [
-        value if isinstance(value, str) else _refuse(value, index, spec, state) for index, value in enumerate(inputs)
-    ]
-
-
 def check_number(inputs: Sequence[object], most: int) -> None:
     """Refuse a list of inputs that is too long.
 
@@ -71,14 +57,6 @@ def check_number(inputs: Sequence[object], most: int) -> None:
     if len(inputs) > most:
         message = f"List should have at most {most} items, not {len(inputs)}. Send several requests."
         raise InputError(Fault("body -> input", message, "too_long", echo(list(inputs))))
-
-
-def _refuse(value: Reference | tuple[Part, ...], index: int, spec: ModelSpec, state: State) -> NoReturn:
-    kinds: set[str] = {value.kind} if isinstance(value, Reference) else {"text", "image"}
-    sent = f"{value.kind} input" if isinstance(value, Reference) else "groups of parts"
-    able = sorted(name for name, other in state.served().items() if kinds <= set(other.modalities))
-    message = f"Model '{spec.id}' takes text only. Models served here that take {sent}: {', '.join(able) or 'none'}."
-    raise InputError(Fault(f"body -> input -> {index}", message, "modality"))
 
 
 def _read(value: Any, origin: str) -> Sent:

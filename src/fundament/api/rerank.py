@@ -1,21 +1,22 @@
 """`POST /v1/rerank`: a query and documents in; out come the documents in the order of their relevance."""
 
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import numpy as np
 from fastapi import APIRouter, Request, Response
 from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, WithJsonSchema
 
 from fundament.api.body import echo, read_body
-from fundament.api.inputs import Part, read_part
+from fundament.api.inputs import Part, Reference, read_part
+from fundament.api.media import opened, read_bare_input
 from fundament.api.presence import while_connected
 from fundament.api.schemas import request_body, responses
 from fundament.api.similarity import rank_by_vectors
 from fundament.api.state import State, state_of
 from fundament.api.wire import long_answer
 from fundament.catalog import ModelSpec
-from fundament.core import Output, Ranking, Rerank
+from fundament.core import Media, Output, Ranking, Rerank
 from fundament.errors import Fault, InputError
 
 router = APIRouter()
@@ -85,7 +86,8 @@ class RerankRequest(BaseModel):
                 "type": "array",
                 "minItems": 1,
                 "items": {"anyOf": [{"type": "string"}, _TEXT_DOC]},
-                "description": 'What is ranked: strings, or objects like `{"text": …}`, whose other keys are kept.',
+                "description": 'What is ranked: strings, or objects like `{"text": …}`, whose other keys are kept. '
+                'Models that read images also take `{"image": …}`, here and as the query.',
             }
         ),
     ]
@@ -146,33 +148,34 @@ async def rerank(state: State, request: RerankRequest) -> RerankAnswer:
     """
     spec = _default(state) if request.model is None else state.find(request.model)
     _check(state, spec, request)
-    call = Rerank(
-        query=_text(state, spec, request.query, "body -> query"),
-        documents=[
-            _text(state, spec, document.content, f"body -> documents -> {place}")
-            for place, document in enumerate(request.documents)
-        ],
-        truncate=request.truncation is not False,
-        instruction=request.instruction,
-        max_query_tokens=request.max_query_length,
-        max_document_tokens=request.max_doc_length,
-        embeddings=bool(request.return_embeddings),
-    )
-    if spec.kind == "reranker":
-        ranking = await state.engine.run(spec.id, call)
-    else:
-        ranking = await rank_by_vectors(state.engine, spec, call, _output(spec, request))
+    fields = ["body -> query", *(f"body -> documents -> {place}" for place in range(len(request.documents)))]
+    contents = (request.query, *(document.content for document in request.documents))
+    sent = [_readable(state, spec, content, field) for content, field in zip(contents, fields, strict=True)]
+    async with opened(state, sent, "body") as inputs:
+        query, *documents = cast("list[str | Media]", inputs)
+        call = Rerank(
+            query=query,
+            documents=documents,
+            truncate=request.truncation is not False,
+            instruction=request.instruction,
+            max_query_tokens=request.max_query_length,
+            max_document_tokens=request.max_doc_length,
+            embeddings=bool(request.return_embeddings),
+        )
+        if spec.kind == "reranker":
+            ranking = await state.engine.run(spec.id, call)
+        else:
+            ranking = await rank_by_vectors(state.engine, spec, call, _output(spec, request))
     scores = np.round(ranking.scores.astype(np.float64), 8) + 0.0  # the sum makes 0 of -0
-    echoed: list[Any] | None = None
+    repeated: list[Any] | None = None
     if request.return_documents is not False:
-        wrapped = ({"text": text} for text in call.documents)
-        echoed = list(wrapped) if spec.wraps_documents else [document.sent for document in request.documents]
+        repeated = [_repeated(spec, document) for document in request.documents]
     return RerankAnswer(
         model=spec.id if request.model is None else state.answering(request.model),
         ranking=ranking,
         order=np.argsort(-scores, kind="stable")[: request.top_n].tolist(),
         scores=scores.tolist(),
-        documents=echoed,
+        documents=repeated,
     )
 
 
@@ -236,14 +239,31 @@ def _default(state: State) -> ModelSpec:
     raise InputError(Fault("body -> model", message, "missing"))
 
 
-def _text(state: State, spec: ModelSpec, content: Part, field: str) -> str:
-    if isinstance(content, str):
-        return content
-    able = sorted(name for name, other in state.served().items() if other.score and content.kind in other.modalities)
+def _repeated(spec: ModelSpec, document: Document) -> Any:
+    """A document as an answer of this model repeats it."""
+    return {"text": document.content} if spec.wraps_documents and isinstance(document.content, str) else document.sent
+
+
+def _readable(state: State, spec: ModelSpec, content: str | Reference, field: str) -> str | Reference:
+    """A query or a document that the model reads; a data URI is the image that it holds, where it reads images.
+
+    Raises:
+        InputError: media that it does not read; a PDF is several images and no document.
+    """
+    bare = content if isinstance(content, Reference) else read_bare_input(spec, content, field)
+    if isinstance(bare, str):
+        return bare
+    assert isinstance(bare, Reference)
+    kinds = [kind for kind in spec.modalities if kind != "pdf"]
+    if bare.kind in kinds:
+        return bare
+    able = sorted(name for name, other in state.served().items() if other.score and bare.kind in other.modalities)
     message = (
-        f"Model '{spec.id}' ranks text only. Models served here that rank {content.kind} input: "
-        f"{', '.join(able) or 'none'}."
+        f"Model '{spec.id}' ranks {' and '.join(kinds)}{' only' if len(kinds) == 1 else ''}. "
+        f"Models served here that rank {bare.kind} input: {', '.join(able) or 'none'}."
     )
+    if bare.kind == "pdf":
+        message = "A PDF is several images, and a document is one. Send its pages as images."
     raise InputError(Fault(field, message, "modality"))
 
 

@@ -49,10 +49,13 @@ class HTTPValidationError(BaseModel):
 
 
 class EmbeddingUsage(BaseModel):
-    """Tokens read; the two numbers are equal."""
+    """Tokens read; the first two numbers are equal. The others say how many of them stand for media."""
 
     total_tokens: int
     prompt_tokens: int
+    image_tokens: int | SkipJsonSchema[None] = Field(None, json_schema_extra=_without_default)
+    audio_tokens: int | SkipJsonSchema[None] = Field(None, json_schema_extra=_without_default)
+    video_tokens: int | SkipJsonSchema[None] = Field(None, json_schema_extra=_without_default)
 
 
 class ELSERV2EmbeddingUsage(BaseModel):

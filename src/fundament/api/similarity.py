@@ -9,7 +9,18 @@ import numpy as np
 
 from fundament.api.state import Engine
 from fundament.catalog import ModelSpec
-from fundament.core import Embed, Embedded, Embeddings, MultiVectors, Output, Ranking, Rerank, Role, SparseVectors
+from fundament.core import (
+    Embed,
+    Embedded,
+    Embeddings,
+    Media,
+    MultiVectors,
+    Output,
+    Ranking,
+    Rerank,
+    Role,
+    SparseVectors,
+)
 from fundament.errors import Fault, InputError, TooLongError
 from fundament.vectors import Floats, cosine, dot, maxsim
 
@@ -32,18 +43,18 @@ async def rank_by_vectors(engine: Engine, spec: ModelSpec, call: Rerank, output:
     different = list(dict.fromkeys(call.documents))
     query_task, document_task = (task or spec.default_task for task in spec.search_tasks)
 
-    async def embed(texts: Sequence[str], task: str | None, role: Role) -> Embedded:
+    async def embed(inputs: Sequence[str | Media], task: str | None, role: Role) -> Embedded:
         def origin(place: int) -> str:
-            return "query" if role == "query" else f"documents -> {call.documents.index(texts[place])}"
+            return "query" if role == "query" else f"documents -> {call.documents.index(inputs[place])}"
 
         def field_of(fault: Fault) -> str:
             return re.sub(r"input -> (\d+)", lambda found: origin(int(found[1])), fault.field, count=1)
 
-        asked = Embed(inputs=texts, task=task, truncate=call.truncate, output=output, role=role)
+        asked = Embed(inputs=inputs, task=task, truncate=call.truncate, output=output, role=role)
         try:
             return await engine.run(spec.id, asked)
         except TooLongError as error:
-            name = "The query" if role == "query" else f"Document {call.documents.index(texts[error.index])}"
+            name = "The query" if role == "query" else f"Document {call.documents.index(inputs[error.index])}"
             raise TooLongError(name, n_tokens=error.n_tokens, limit=error.limit) from None
         except InputError as error:
             raise InputError(*(replace(fault, field=field_of(fault)) for fault in error.faults)) from None
@@ -54,21 +65,22 @@ async def rank_by_vectors(engine: Engine, spec: ModelSpec, call: Rerank, output:
         found = await embed(different[part], document_task, "document")
         scores[part] = await asyncio.to_thread(compare, query, found)
         n_tokens, n_truncated = n_tokens + found.n_tokens, n_truncated + found.n_truncated
-    place_of = {text: place for place, text in enumerate(different)}
-    places = [place_of[text] for text in call.documents]
+    place_of = {value: place for place, value in enumerate(different)}
+    places = [place_of[value] for value in call.documents]
     return Ranking(scores=scores[places], n_tokens=n_tokens, n_truncated=n_truncated)
 
 
-def slices(texts: Sequence[str]) -> Iterator[slice]:
-    """Divide texts, in their order, into slices of bounded number and length; a longer text is one alone."""
+def slices(documents: Sequence[str | Media]) -> Iterator[slice]:
+    """Divide documents, in their order, into slices of bounded number and text; a longer text is one alone."""
     start = n_characters = 0
-    for place, text in enumerate(texts):
-        full = place - start == _SLICE_DOCUMENTS or n_characters + len(text) > _SLICE_CHARACTERS
+    for place, document in enumerate(documents):
+        length = len(document) if isinstance(document, str) else 0
+        full = place - start == _SLICE_DOCUMENTS or n_characters + length > _SLICE_CHARACTERS
         if full and place > start:
             yield slice(start, place)
             start, n_characters = place, 0
-        n_characters += len(text)
-    yield slice(start, len(texts))
+        n_characters += length
+    yield slice(start, len(documents))
 
 
 def compare(query: Embedded, documents: Embedded) -> Floats:

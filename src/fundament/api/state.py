@@ -11,6 +11,7 @@ from fundament.catalog import CATALOG, ModelSpec, short_id
 from fundament.config import Settings
 from fundament.core import Embed, Embedded, Priority, Ranking, Rerank
 from fundament.errors import FundamentError, ModelNotFoundError
+from fundament.fetching import Fetcher
 from fundament.store.database import Database
 from fundament.telemetry import Metrics
 
@@ -34,7 +35,9 @@ class State:
         served: the models that callers may name, as they are now.
         not_ready: why the models cannot answer now, or None.
         aliases: other names that callers may say, each with the id of the model that answers.
+        fetcher: reads the URLs that callers give.
         n_running: requests that are being answered.
+        n_file_bytes: size of the images and other files that requests hold in memory.
         closing: the server is about to end.
     """
 
@@ -46,7 +49,9 @@ class State:
     served: Callable[[], Mapping[str, ModelSpec]]
     not_ready: Callable[[], str | None]
     aliases: Mapping[str, str] = field(default_factory=dict)
+    fetcher: Fetcher = field(default_factory=Fetcher)
     n_running: int = 0
+    n_file_bytes: int = 0
     closing: bool = False
 
     def find(self, model: str) -> ModelSpec:

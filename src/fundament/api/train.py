@@ -1,4 +1,4 @@
-"""`POST /v1/train`: texts with labels in; a classifier that has learned from them, new or known, out."""
+"""`POST /v1/train`: texts and images with labels in; a classifier that has learned from them, new or known, out."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
@@ -13,8 +13,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstr
 
 from fundament.api.body import echo, read_body
 from fundament.api.classifiers import busy, caller_of, known_id, take
-from fundament.api.classify import MOST_INPUTS, check_dim, embedder, task_of, unit_vectors
-from fundament.api.inputs import Part, check_number, read_part, texts_of
+from fundament.api.classify import MOST_INPUTS, check_dim, embedder, readable, task_of, unit_vectors
+from fundament.api.inputs import Part, check_number, read_part
+from fundament.api.media import opened
 from fundament.api.presence import while_connected
 from fundament.api.schemas import request_body, responses
 from fundament.api.state import State, state_of
@@ -81,7 +82,7 @@ _TRAINING_ITEM = {
     "type": "object",
     "title": "TextTrainingItem",
     "properties": {
-        "text": {"type": "string"},
+        "text": {"type": "string", "description": 'In its place `"image"`, on models that read images.'},
         "label": {"type": "string", "minLength": 1, "maxLength": _LONGEST_LABEL, "pattern": r"\S"},
     },
     "required": ["text", "label"],
@@ -231,8 +232,9 @@ async def _held(state: State, classifier_id: str, caller: str) -> AsyncIterator[
 
 
 async def _embed(state: State, spec: ModelSpec, request: TrainRequest, task: str | None) -> Embeddings:
-    texts = texts_of([example.content for example in request.input], spec, state, most=MOST_INPUTS)
-    return await unit_vectors(state, spec, texts, task=task, truncate=bool(request.truncate))
+    sent = readable(state, spec, [example.content for example in request.input])
+    async with opened(state, sent) as inputs:
+        return await unit_vectors(state, spec, inputs, task=task, truncate=bool(request.truncate))
 
 
 def _examples(made: Embeddings, given: Sequence[Example], labels: Sequence[str]) -> Examples:

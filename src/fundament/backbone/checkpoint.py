@@ -36,10 +36,14 @@ Source = str | Part | tuple[str, ...]
 
 
 class Config(dict[str, Any]):
-    """`config.json`: a key that a family needs and the file lacks is an error of the checkpoint."""
+    """`config.json` or a part of it: a key that a family needs and the file lacks is an error of the checkpoint."""
+
+    def __init__(self, told: Mapping[str, Any], where: str = "config.json") -> None:
+        super().__init__(told)
+        self.where = where
 
     def __missing__(self, key: str) -> Any:
-        raise CheckpointError(f"config.json does not say {key}")
+        raise CheckpointError(f"{self.where} does not say {key}")
 
 
 class Weights(Mapping[str, Tensor]):

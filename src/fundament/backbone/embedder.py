@@ -56,12 +56,24 @@ class TextEmbedder:
         if call.output != "dense":
             message = f"This checkpoint of '{self.spec.id}' has no head for {call.output} vectors: one vector per text."
             raise InputError(Fault("body -> model", message))
-        task = self._task(call.task)
-        adapter = np.array(self.adapters[task.adapter])
         if call.late_chunking:
-            return self._prepare_joint(call, self.prompt_of(call), adapter)
+            return self._prepare_joint(call, self.prompt_of(call), np.array(self.adapter_of(call.task)))
+        return self.rows(call, dict(enumerate(call.texts)))
+
+    def rows(self, call: Embed, texts: Mapping[int, str]) -> list[Item]:
+        """One row per text, each read alone.
+
+        Args:
+            call: what is asked of them.
+            texts: some of the call's inputs, by their places.
+
+        Raises:
+            InputError: a task that this checkpoint does not have, or a text without tokens.
+            TooLongError: a text longer than the context, without `truncate`.
+        """
+        adapter = np.array(self.adapter_of(call.task))
         items = []
-        for index, tokens in enumerate(self.tokenizer.encode(call.texts, self.prompt_of(call))):
+        for index, tokens in zip(texts, self.tokenizer.encode([*texts.values()], self.prompt_of(call)), strict=True):
             if tokens.truncated and not call.truncate:
                 raise TooLongError(index=index, n_tokens=tokens.n_whole, limit=self.tokenizer.context)
             n = len(tokens.ids)
@@ -143,6 +155,14 @@ class TextEmbedder:
                     start, stop = packed.offsets[row : row + 2].tolist()
                     arrays[place] = pool_parts(hidden[start:stop], borders).cpu().numpy()
         return arrays
+
+    def adapter_of(self, task: str | None) -> int:
+        """The place of a task's adapter in the transformer, or `BASE`.
+
+        Raises:
+            InputError: a task that this checkpoint does not have.
+        """
+        return self.adapters[self._task(task).adapter]
 
     def prompt_of(self, call: Embed) -> str:
         """What goes before each text: the caller's instruction as the model is given one, else the task's prompt.

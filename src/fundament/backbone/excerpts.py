@@ -42,8 +42,9 @@ def excerpts(
     Raises:
         TooLongError: a text longer than the model reads, without `truncate`.
     """
-    [query] = _cut(tokenizer, [call.query], call.max_query_tokens or query_tokens)
-    documents = _cut(tokenizer, call.documents, call.max_document_tokens or document_tokens)
+    asked, texts = call.texts
+    [query] = _cut(tokenizer, [asked], call.max_query_tokens or query_tokens)
+    documents = _cut(tokenizer, texts, call.max_document_tokens or document_tokens)
     if not call.truncate:
         if query.truncated and query_tokens and call.max_query_tokens is None:
             raise TooLongError("The query", n_tokens=query.n_whole, limit=query_tokens)

@@ -96,14 +96,14 @@ class GenerativeReranker:
         """The probabilities of one call, in the order of its documents; equal documents have equal ones."""
         of_text = dict(zip(_different(call), arrays, strict=True))
         return Ranking(
-            scores=np.array([of_text[text] for text in call.documents], dtype=np.float32),
+            scores=np.array([of_text[text] for text in call.texts[1]], dtype=np.float32),
             n_tokens=sum(item.n_counted for item in items),
             n_truncated=sum(item.truncated for item in items),
         )
 
 
 def _different(call: Rerank) -> list[str]:
-    return list(dict.fromkeys(call.documents))
+    return list(dict.fromkeys(call.texts[1]))
 
 
 def load_generative(checkpoint: Checkpoint, spec: ModelSpec, placement: Placement, shape: Shape) -> GenerativeReranker:

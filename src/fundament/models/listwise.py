@@ -86,7 +86,8 @@ class ListwiseReranker:
         Raises:
             TooLongError: a query or a document longer than is read, without `truncate`.
         """
-        asked = replace(call, query=unmarked(call.query), documents=[unmarked(text) for text in call.documents])
+        text, texts = call.texts
+        asked = replace(call, query=unmarked(text), documents=[unmarked(each) for each in texts])
         query, documents = excerpts(self.tokenizer, asked, QUERY_TOKENS, DOCUMENT_TOKENS)
         longest = call.max_document_tokens or DOCUMENT_TOKENS
         blocks = list(divide(documents, self.spec.context - 2 * query.n_tokens, longest))
