@@ -28,7 +28,7 @@ def frames(media: Media, n: int) -> Iterator[RGB]:
     Raises:
         InputError: it cannot be decoded, has no frames, or is too long or too large.
     """
-    n_frames = _count_frames(media)
+    n_frames = count_frames(media)
     wanted = np.linspace(0, n_frames - 1, min(n, n_frames)).astype(int).tolist()
     with _opened(media) as container:
         stream = container.streams.video[0]
@@ -84,8 +84,12 @@ def _upright(frame: "VideoFrame") -> RGB:
     return np.ascontiguousarray(np.rot90(picture, frame.rotation // 90))
 
 
-def _count_frames(media: Media) -> int:
-    """How many frames a video has, by its packets: nothing is decoded."""
+def count_frames(media: Media) -> int:
+    """How many frames a video has, by its packets: nothing is decoded.
+
+    Raises:
+        InputError: it has none, cannot be opened, or is too long or too large.
+    """
     with _opened(media) as container:
         if not container.streams.video:
             raise refusal(media, "This file has no pictures.")
