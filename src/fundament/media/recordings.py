@@ -63,6 +63,8 @@ def sound(media: Media, rate: int) -> Samples | None:
                 return None
             raise refusal(media, "This file has no sound track.")
         stream = container.streams.audio[0]
+        if stream.codec_context is None:
+            raise refusal(media, "This sound's codec is not known here.")
         _check_seconds(media, container, stream)
         resampler = av.AudioResampler(format="fltp", rate=rate)
         for frame in chain(container.decode(stream), [None]):
