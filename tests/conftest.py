@@ -3,17 +3,22 @@
 import asyncio
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import pytest
 import torch
+from sqlalchemy.engine import make_url
 
 from fundament.backbone.device import Placement
 from fundament.core import Model
 from fundament.engine.local import load_model
 from fundament.engine.weights import Local, embedded
+from fundament.store import migrate
+from fundament.store.database import Database, locate
 from tests.contract.schemas import conforms
 from tests.served import Served, serving
+from tests.servers import database_on, postgres, redis
 
 # The reference libraries must never reach for the network.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -61,3 +66,46 @@ def client(server: Served) -> Iterator[httpx.Client]:
     with httpx.Client(base_url=server.url, timeout=server.http.timeout) as client:
         client.event_hooks["response"].append(conforms)
         yield client
+
+
+@pytest.fixture(scope="session")
+def postgres_url() -> Iterator[str]:
+    """A PostgreSQL server."""
+    with postgres() as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def redis_url() -> Iterator[str]:
+    """A Redis server."""
+    with redis() as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def postgres_template(postgres_url: str) -> Iterator[str]:
+    """The name of a database with the newest schema, on that server."""
+    with database_on(postgres_url) as url:
+        migrate.upgrade(locate(url, Path()))
+        yield str(make_url(url).database)
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """The URL of an empty store with the newest schema, on each database in turn."""
+    if request.param == "sqlite":
+        url = f"sqlite:///{tmp_path / 'fundament.db'}"
+        migrate.prepare(locate(url, tmp_path))
+        yield url
+        return
+    template = request.getfixturevalue("postgres_template")
+    with database_on(request.getfixturevalue("postgres_url"), like=template) as url:
+        yield url
+
+
+@pytest.fixture
+def store(store_url: str, runner: asyncio.Runner) -> Iterator[Database]:
+    """Such a store, to be used on the event loop of `runner`."""
+    store = Database(locate(store_url, Path()))
+    yield store
+    runner.run(store.close())

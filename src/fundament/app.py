@@ -17,6 +17,8 @@ from fundament.config import Settings
 from fundament.engine.local import EngineOptions, LocalEngine
 from fundament.engine.weights import Local, from_argument, pulled
 from fundament.errors import FundamentError
+from fundament.store import migrate
+from fundament.store.database import Database, locate
 from fundament.telemetry import Metrics, say
 
 
@@ -47,11 +49,15 @@ def create_app(settings: Settings) -> FastAPI:
     """An ASGI application that serves `settings.models`.
 
     Raises:
-        FundamentError: a model, an alias, a device or a number format that cannot be served here.
+        FundamentError: a model, an alias, a device or a number format that cannot be served here; or a store that
+            cannot be used.
     """
     named = named_models(settings)
     found = {**pulled(settings.data_dir), **named}
     aliases = read_aliases(settings.aliases, {model: local.spec for model, local in found.items()})
+    url = locate(settings.store_url, settings.data_dir)
+    migrate.prepare(url)
+    store = Database(url)
     metrics = Metrics()
     engine = LocalEngine(found, engine_options(settings), metrics)
     starting: dict[str, str] = {"reason": "Models are loading."} if settings.preload else {}
@@ -89,6 +95,7 @@ def create_app(settings: Settings) -> FastAPI:
         for task in tasks:
             task.cancel()
         await engine.close()
+        await store.close()
 
     app = FastAPI(
         title="Fundament",
@@ -98,7 +105,7 @@ def create_app(settings: Settings) -> FastAPI:
         # Looked up anew for every request; the metrics are our own.
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
-    app.state.parts = State(settings, engine, metrics, served, not_ready, aliases)
+    app.state.parts = State(settings, engine, store, metrics, served, not_ready, aliases)
     errors.install(app)
     for module in (embeddings, multi_vector, models, health):
         app.include_router(module.router)

@@ -24,6 +24,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+db = typer.Typer(help="The store: keys, usage and what else survives a restart.", no_args_is_help=True)
+app.add_typer(db, name="db")
+
 # Options that several commands take. None means that neither the environment nor the file is overruled.
 Models = Annotated[
     Optional[list[str]],  # noqa: UP045 - typer reads this form on every supported version
@@ -131,6 +134,20 @@ def models(
     lines = [["ID", "KIND", "DIM", "CONTEXT", "LICENCE", "SIZE", "HERE"], *map(_cells, rows)]
     for line in _aligned(lines, right=(2, 3, 5)):
         typer.echo(line)
+
+
+@db.command("upgrade")
+def db_upgrade(data_dir: DataDir = None) -> None:
+    """Bring the store's schema to this release: needed on PostgreSQL; SQLite is brought there at every start."""
+    settings = _settings(data_dir=data_dir)
+    from fundament.store import migrate
+    from fundament.store.database import locate
+
+    try:
+        before, now = migrate.upgrade(locate(settings.store_url, settings.data_dir))
+    except FundamentError as error:
+        _refuse(error.detail)
+    typer.echo(f"schema {now}" if before == now else f"schema {before or 'none'} -> {now}")
 
 
 @app.command()

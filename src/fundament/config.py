@@ -59,7 +59,12 @@ class Settings(BaseSettings):
     threads: int = Field(default=0, ge=0, description="CPU cores to use; 0 means all.")
     data_dir: Path = Field(
         default_factory=default_data_dir,
-        description="Where models are kept. Default: `fundament` in the user's data directory.",
+        description="Where models and the store are kept. Default: `fundament` in the user's data directory.",
+    )
+    store_url: str = Field(
+        default="",
+        description="Where keys, usage and the like are kept: `postgresql://USER:PASSWORD@HOST/DATABASE`, or "
+        "`sqlite:////FILE`. None: the file `fundament.db` in the data directory.",
     )
     preload: bool = Field(default=True, description="Load the named models at start, or on first use.")
     memory_gb: float = Field(

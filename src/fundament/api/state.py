@@ -10,6 +10,7 @@ from fundament.catalog import CATALOG, ModelSpec, short_id
 from fundament.config import Settings
 from fundament.core import Embed, Embedded, Priority, Ranking, Rerank
 from fundament.errors import FundamentError, ModelNotFoundError
+from fundament.store.database import Database
 from fundament.telemetry import Metrics
 
 
@@ -27,6 +28,7 @@ class State:
     """One application's parts.
 
     Attributes:
+        store: what survives a restart.
         served: the models that callers may name, as they are now.
         not_ready: why the models cannot answer now, or None.
         aliases: other names that callers may say, each with the id of the model that answers.
@@ -36,6 +38,7 @@ class State:
 
     settings: Settings
     engine: Engine
+    store: Database
     metrics: Metrics
     served: Callable[[], Mapping[str, ModelSpec]]
     not_ready: Callable[[], str | None]

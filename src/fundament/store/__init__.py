@@ -1,0 +1,1 @@
+"""What survives a restart: one file per table, each owning its statements."""

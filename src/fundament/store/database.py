@@ -1,0 +1,171 @@
+"""The database: SQLite in the data directory, or PostgreSQL by URL, spoken to in the same way."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Engine, create_engine, event
+from sqlalchemy.engine import URL, Connection, make_url
+from sqlalchemy.exc import ArgumentError, InterfaceError, NoSuchModuleError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
+
+from fundament.errors import FundamentError, UnavailableError
+
+_BUSY_SECONDS = 10  # how long a writer of SQLite waits for another process's transaction
+_ASYNC = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+psycopg"}
+_SYNC = {"sqlite": "sqlite+pysqlite", "postgresql": "postgresql+psycopg"}
+
+
+def locate(store_url: str, data_dir: Path) -> URL:
+    """Where the store is: what `store_url` says, or `fundament.db` in the data directory.
+
+    Raises:
+        FundamentError: a URL that is none, or of another database.
+    """
+    if not store_url:
+        return URL.create("sqlite", database=str(data_dir / "fundament.db"))
+    try:
+        url = make_url(store_url)
+    except ArgumentError as error:
+        raise FundamentError("store_url is not a URL; write postgresql://USER:PASSWORD@HOST/DATABASE.") from error
+    kind = url.get_backend_name()
+    if kind == "postgres":
+        kind = "postgresql"
+    if kind not in _ASYNC:
+        raise FundamentError(f"store_url names {kind}; write postgresql://… or sqlite:///FILE, or leave it out.")
+    if kind == "sqlite" and url.database in (None, "", ":memory:"):
+        raise FundamentError("store_url names no file: write sqlite:////absolute/path/fundament.db.")
+    return url.set(drivername=kind)
+
+
+def is_sqlite(url: URL) -> bool:
+    """Whether the store is a file of our own."""
+    return url.get_backend_name() == "sqlite"
+
+
+class Database:
+    """Transactions on the store.
+
+    Args:
+        url: of `locate`.
+    """
+
+    def __init__(self, url: URL) -> None:
+        self.url = url
+        with _driver_there():
+            self._engine = create_async_engine(url.set(drivername=_ASYNC[url.drivername]), **_options(url))
+        self._turn: asyncio.Lock | None = None
+        if is_sqlite(url):
+            _tame(self._engine.sync_engine)
+            # Writers of this process take turns here; in SQLite they would poll for the lock.
+            self._turn = asyncio.Lock()
+
+    @asynccontextmanager
+    async def read(self) -> AsyncIterator[AsyncConnection]:
+        """A transaction that changes nothing.
+
+        Raises:
+            UnavailableError: the database does not answer.
+        """
+        with _answering():
+            async with self._engine.connect() as connection:
+                yield await connection.execution_options(reads=True)
+
+    @asynccontextmanager
+    async def write(self) -> AsyncIterator[AsyncConnection]:
+        """A transaction that is kept at the end of the block, or undone where it raises.
+
+        Raises:
+            UnavailableError: the database does not answer, or another process holds it for too long.
+        """
+        with _answering():
+            async with self._turn or nullcontext(), self._engine.begin() as connection:
+                yield connection
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._engine.dispose()
+
+
+@contextmanager
+def connected(url: URL) -> Iterator[Connection]:
+    """A transaction without an event loop: for migrations and the command line's start.
+
+    Raises:
+        FundamentError: the database cannot be reached, or its driver is not installed.
+    """
+    if is_sqlite(url):
+        _make_room(Path(str(url.database)))
+    with _driver_there():
+        engine = create_engine(url.set(drivername=_SYNC[url.drivername]), **_options(url))
+    if is_sqlite(url):
+        _tame(engine)
+    try:
+        with engine.begin() as connection:
+            yield connection
+    except (OperationalError, InterfaceError) as error:
+        raise FundamentError(f"The store {url.render_as_string()} cannot be used: {_first_line(error)}") from error
+    finally:
+        engine.dispose()
+
+
+def _options(url: URL) -> dict[str, Any]:
+    if is_sqlite(url):
+        return {"connect_args": {"timeout": _BUSY_SECONDS}}
+    return {"pool_pre_ping": True, "pool_size": 8, "max_overflow": 8, "pool_timeout": _BUSY_SECONDS}
+
+
+def _tame(engine: Engine) -> None:
+    """Make SQLite's transactions begin where we say, and readers and a writer work side by side."""
+
+    @event.listens_for(engine, "connect")
+    def prepare(connection: Any, record: object) -> None:
+        del record
+        connection.isolation_level = None  # the driver begins nothing by itself
+        cursor = connection.cursor()
+        cursor.execute("PRAGMA journal_mode = WAL")
+        # A commit survives the end of the process; the last ones before a loss of power may not.
+        cursor.execute("PRAGMA synchronous = NORMAL")
+        cursor.execute("PRAGMA foreign_keys = ON")
+        cursor.close()
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: Connection) -> None:
+        # A transaction that reads first and writes later could find that another one wrote in between, and fail.
+        reads = connection.get_execution_options().get("reads")
+        connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
+
+
+def _make_room(file: Path) -> None:
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if not file.exists():
+            file.touch(mode=0o600)  # it holds the keys' digests
+    except OSError as error:
+        raise FundamentError(
+            f"The store {file} cannot be made: {error.strerror}. Choose another directory with --data-dir, "
+            "or a database with FUNDAMENT_STORE_URL."
+        ) from error
+
+
+@contextmanager
+def _driver_there() -> Iterator[None]:
+    try:
+        yield
+    except (ModuleNotFoundError, NoSuchModuleError) as error:
+        raise FundamentError("PostgreSQL needs its driver: pip install 'fundament[postgres]'.") from error
+
+
+@contextmanager
+def _answering() -> Iterator[None]:
+    try:
+        yield
+    except (OperationalError, InterfaceError, PoolTimeoutError) as error:
+        raise UnavailableError("The store does not answer. Try again shortly.") from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(getattr(error, "orig", None) or error).strip().splitlines()[0]

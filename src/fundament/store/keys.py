@@ -1,0 +1,184 @@
+"""The table `keys`: who may call.
+
+A key is `jina_`, 12 characters that name it and 48 that prove it. Of the latter only the SHA-256 is stored: they are
+random, so a slow hash would protect them no better.
+"""
+
+import hmac
+import secrets
+import string
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from hashlib import sha256
+from typing import Any
+
+from sqlalchemy import BigInteger, Boolean, CheckConstraint, Column, LargeBinary, String, Table, bindparam, select
+from sqlalchemy import Row as SqlRow
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from fundament.store.schema import Instant, metadata
+
+PREFIX = "jina_"
+ID_LENGTH, SECRET_LENGTH = 12, 48
+_LENGTH = len(PREFIX) + ID_LENGTH + SECRET_LENGTH
+_CHARACTERS = string.ascii_letters + string.digits
+_ALLOWED = frozenset(_CHARACTERS)
+
+keys = Table(
+    "keys",
+    metadata,
+    Column("id", String(ID_LENGTH), primary_key=True),
+    Column("name", String(200), nullable=False),
+    Column("digest", LargeBinary, nullable=False),
+    Column("tier", String(40), nullable=False),
+    Column("balance", BigInteger),
+    Column("admin", Boolean, nullable=False),
+    Column("created_at", Instant, nullable=False),
+    Column("expires_at", Instant),
+    Column("revoked_at", Instant),
+    Column("last_used_at", Instant),
+    CheckConstraint("balance >= 0", name="balance"),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Key:
+    """A key as the store knows it.
+
+    Attributes:
+        id: names it, in lists and in usage; no secret.
+        name: what its owner calls it.
+        digest: SHA-256 of its secret.
+        tier: the name of its limits.
+        balance: tokens that it may still spend; None where nobody counts.
+        admin: may manage keys and see everybody's usage.
+    """
+
+    id: str
+    name: str
+    digest: bytes
+    tier: str
+    balance: int | None
+    admin: bool
+    created_at: datetime
+    expires_at: datetime | None
+    revoked_at: datetime | None
+    last_used_at: datetime | None
+
+    def proves(self, secret: str) -> bool:
+        """Whether `secret` is this key's, compared in constant time."""
+        return hmac.compare_digest(self.digest, _digest(secret))
+
+    def works(self, now: datetime) -> bool:
+        """Whether it is neither revoked nor expired."""
+        return self.revoked_at is None and (self.expires_at is None or now < self.expires_at)
+
+
+def split(key: str) -> tuple[str, str] | None:
+    """The id and the secret of a key; None where it has not the form of one."""
+    if len(key) != _LENGTH or not key.startswith(PREFIX) or not _ALLOWED.issuperset(key[len(PREFIX) :]):
+        return None
+    return key[len(PREFIX) : len(PREFIX) + ID_LENGTH], key[len(PREFIX) + ID_LENGTH :]
+
+
+async def create(
+    connection: AsyncConnection,
+    name: str,
+    *,
+    tier: str,
+    balance: int | None = None,
+    admin: bool = False,
+    expires_at: datetime | None = None,
+) -> tuple[Key, str]:
+    """Make a key; the second value is the key itself, which nobody sees again."""
+    key_id, secret = _random(ID_LENGTH), _random(SECRET_LENGTH)
+    row = await connection.execute(
+        keys.insert()
+        .values(
+            id=key_id,
+            name=name,
+            digest=_digest(secret),
+            tier=tier,
+            balance=balance,
+            admin=admin,
+            created_at=datetime.now(UTC),
+            expires_at=expires_at,
+        )
+        .returning(*keys.c)
+    )
+    return _key(row.one()), f"{PREFIX}{key_id}{secret}"
+
+
+async def get(connection: AsyncConnection, key_id: str) -> Key | None:
+    """One key by its id."""
+    row = (await connection.execute(select(keys).where(keys.c.id == key_id))).one_or_none()
+    return None if row is None else _key(row)
+
+
+async def everyone(connection: AsyncConnection) -> Sequence[Key]:
+    """All keys, the oldest first."""
+    return [_key(row) for row in await connection.execute(select(keys).order_by(keys.c.created_at, keys.c.id))]
+
+
+async def revoke(connection: AsyncConnection, key_id: str) -> Key | None:
+    """Stop a key for good; one that is revoked already stays as it is. None where there is no such key."""
+    now = datetime.now(UTC)
+    await connection.execute(
+        keys.update().where(keys.c.id == key_id, keys.c.revoked_at.is_(None)).values(revoked_at=now)
+    )
+    return await get(connection, key_id)
+
+
+async def rotate(connection: AsyncConnection, key_id: str) -> tuple[Key, str] | None:
+    """Give a key a new secret; the old one stops. None where there is no such key, or it is revoked."""
+    secret = _random(SECRET_LENGTH)
+    row = await connection.execute(
+        keys.update()
+        .where(keys.c.id == key_id, keys.c.revoked_at.is_(None))
+        .values(digest=_digest(secret))
+        .returning(*keys.c)
+    )
+    found = row.one_or_none()
+    return None if found is None else (_key(found), f"{PREFIX}{key_id}{secret}")
+
+
+async def spend(connection: AsyncConnection, key_id: str, n_tokens: int) -> bool:
+    """Take tokens from a balance; False, and nothing taken, where it holds fewer."""
+    taken = await connection.execute(
+        keys.update()
+        .where(keys.c.id == key_id, keys.c.balance >= n_tokens)
+        .values(balance=keys.c.balance - n_tokens)
+        .returning(keys.c.id)
+    )
+    return taken.one_or_none() is not None
+
+
+async def credit(connection: AsyncConnection, key_id: str, n_tokens: int) -> Key | None:
+    """Put tokens on a balance that is counted. None where there is no such key or nobody counts its tokens."""
+    row = await connection.execute(
+        keys.update()
+        .where(keys.c.id == key_id, keys.c.balance.is_not(None))
+        .values(balance=keys.c.balance + n_tokens)
+        .returning(*keys.c)
+    )
+    found = row.one_or_none()
+    return None if found is None else _key(found)
+
+
+async def touch(connection: AsyncConnection, used: Mapping[str, datetime]) -> None:
+    """Note when keys were last used."""
+    statement = keys.update().where(keys.c.id == bindparam("key_id")).values(last_used_at=bindparam("at"))
+    await connection.execute(statement, [{"key_id": key_id, "at": at} for key_id, at in sorted(used.items())])
+
+
+def _key(row: SqlRow[Any]) -> Key:
+    return Key(**row._mapping)
+
+
+def _digest(secret: str) -> bytes:
+    return sha256(secret.encode()).digest()
+
+
+def _random(length: int) -> str:
+    return "".join(secrets.choice(_CHARACTERS) for _ in range(length))
