@@ -9,17 +9,20 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 
 from fundament import __version__
-from fundament.api import embeddings, errors, health, models, multi_vector
+from fundament.api import batch, batches, bulk, embeddings, errors, files, health, models, multi_vector
 from fundament.api.middleware import RequestMiddleware
 from fundament.api.state import State, read_aliases
 from fundament.catalog import EMBEDDED, ModelSpec
 from fundament.config import Settings
+from fundament.depot import Depot
 from fundament.engine.local import EngineOptions, LocalEngine
 from fundament.engine.weights import Local, from_argument, pulled
 from fundament.errors import FundamentError
+from fundament.fetching import Fetcher, read_networks
 from fundament.store import migrate
 from fundament.store.database import Database, locate
 from fundament.telemetry import Metrics, say
+from fundament.worker import Worker
 
 
 def named_models(settings: Settings) -> dict[str, Local]:
@@ -88,13 +91,31 @@ def create_app(settings: Settings) -> FastAPI:
             starting["reason"] = f"A model did not load: {error!r}."
             say("model did not load", level=logging.ERROR, error=error)
 
+    state = State(
+        settings,
+        engine,
+        store,
+        metrics,
+        served,
+        not_ready,
+        Fetcher(read_networks(settings.allowed_networks)),
+        Depot(settings.data_dir),
+        aliases=aliases,
+    )
+
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         tasks = [asyncio.ensure_future(start()), asyncio.ensure_future(engine.memory.expire())]
+        if settings.worker:
+            worker = Worker(state)
+            state.wake = worker.wake
+            tasks.append(asyncio.ensure_future(worker.run()))
         yield
         for task in tasks:
             task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         await engine.close()
+        await state.fetcher.close()
         await store.close()
 
     app = FastAPI(
@@ -105,9 +126,9 @@ def create_app(settings: Settings) -> FastAPI:
         # Looked up anew for every request; the metrics are our own.
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
-    app.state.parts = State(settings, engine, store, metrics, served, not_ready, aliases)
+    app.state.parts = state
     errors.install(app)
-    for module in (embeddings, multi_vector, models, health):
+    for module in (embeddings, multi_vector, models, batch, batches, files, bulk, health):
         app.include_router(module.router)
     app.add_middleware(RequestMiddleware, state=app.state.parts)
     return app

@@ -120,11 +120,13 @@ class Embeddings:
         vectors: float32 `[inputs, dim]`, not normalised.
         n_tokens: tokens read, summed over the inputs.
         n_truncated: how many inputs were longer than the model's context.
+        n_tokens_each: tokens of each input; empty where inputs and vectors are not one to one.
     """
 
     vectors: NDArray[np.float32]
     n_tokens: int
     n_truncated: int = 0
+    n_tokens_each: Sequence[int] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,12 +138,14 @@ class MultiVectors:
         tokens: of each input, the token that each vector stands for; None where nobody asked.
         n_tokens: tokens read, summed over the inputs.
         n_truncated: how many inputs were longer than what the model reads.
+        n_tokens_each: tokens of each input.
     """
 
     vectors: Sequence[NDArray[np.float32]]
     tokens: Sequence[Sequence[str]] | None = None
     n_tokens: int
     n_truncated: int = 0
+    n_tokens_each: Sequence[int] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,11 +156,13 @@ class SparseVectors:
         weights: of each input, token → weight above zero, the heaviest first.
         n_tokens: tokens read, summed over the inputs.
         n_truncated: how many inputs were longer than what the model reads.
+        n_tokens_each: tokens of each input.
     """
 
     weights: Sequence[Mapping[str, float]]
     n_tokens: int
     n_truncated: int = 0
+    n_tokens_each: Sequence[int] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,6 +7,8 @@ FundamentError
 ├── BodyError             400/413/415/422  the body cannot be read
 ├── ModelNotFoundError    400  INPUT_MODEL_NOT_FOUND
 ├── NotFoundError         404  RESOURCE_NOT_FOUND
+├── ConflictError         409  CONFLICT_RESOURCE_BUSY
+├── LimitError            429  RATE_…_LIMIT_EXCEEDED, with Retry-After
 ├── FetchError            422  a URL of the caller's that cannot or may not be read
 ├── UnavailableError      503  SERVICE_UNAVAILABLE, with Retry-After
 ├── RowError              500  INTERNAL_ERROR: a row whose forward pass failed; names it
@@ -109,6 +111,23 @@ class NotFoundError(FundamentError):
 
     status = 404
     code = "RESOURCE_NOT_FOUND"
+
+
+class ConflictError(FundamentError):
+    """A resource that is not in the state which the request needs."""
+
+    status = 409
+    code = "CONFLICT_RESOURCE_BUSY"
+
+
+class LimitError(FundamentError):
+    """More than a caller may do now; it says when to try again."""
+
+    status = 429
+
+    def __init__(self, code: str, detail: str, *, retry_after_seconds: int) -> None:
+        super().__init__(detail)
+        self.code, self.retry_after_seconds = code, retry_after_seconds
 
 
 class FetchError(FundamentError):

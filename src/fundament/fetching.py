@@ -173,7 +173,7 @@ class Fetcher:
 
     @asynccontextmanager
     async def _ask(self, method: str, url: str, seconds: float, **how: Any) -> AsyncIterator[aiohttp.ClientResponse]:
-        _check_form(url)
+        check_form(url)
         timeout = aiohttp.ClientTimeout(total=seconds, sock_connect=_CONNECT_SECONDS, sock_read=_SILENCE_SECONDS)
         try:
             async with self._open().request(method, url, timeout=timeout, **how) as response:
@@ -233,7 +233,12 @@ async def _pieces(response: aiohttp.ClientResponse, max_bytes: int) -> AsyncIter
         yield piece
 
 
-def _check_form(url: str) -> None:
+def check_form(url: str) -> None:
+    """Refuse what is no http or https URL; whether it may be dialled is seen when it is.
+
+    Raises:
+        FetchError: with its reason.
+    """
     try:
         parts = urlsplit(url)
         scheme, host, user = parts.scheme, parts.hostname, parts.username

@@ -78,7 +78,12 @@ HTTPValidationError = _object(
         "request_id": _STRING,
         "errors": _list(
             _object(
-                {"field": {"type": "string", "pattern": "^body"}, "message": _STRING, "type": _STRING, "input": {}}
+                {
+                    "field": {"type": "string", "pattern": "^(body|query)"},
+                    "message": _STRING,
+                    "type": _STRING,
+                    "input": {},
+                }
             ),
             minItems=1,
         ),

@@ -21,7 +21,7 @@ from fundament.api.presence import while_connected
 from fundament.api.schemas import request_body, responses
 from fundament.api.state import State, state_of
 from fundament.catalog import ModelSpec
-from fundament.core import Embed, Input, Media, Output, Role
+from fundament.core import Embed, Input, Media, Output, Priority, Role
 from fundament.errors import Fault, InputError
 from fundament.vectors import Encoding
 
@@ -97,7 +97,9 @@ class EmbeddingsRequest(BaseModel):
     )
 
 
-async def embed(state: State, request: EmbeddingsRequest) -> EmbeddingsAnswer:
+async def embed(
+    state: State, request: EmbeddingsRequest, *, priority: Priority = Priority.INTERACTIVE, caller: str = ""
+) -> EmbeddingsAnswer:
     """Check what the model takes, run it, cut and scale its vectors.
 
     Raises:
@@ -105,7 +107,7 @@ async def embed(state: State, request: EmbeddingsRequest) -> EmbeddingsAnswer:
     """
     spec = state.find(request.model)
     texts = _texts(spec, request.input, state)
-    _check(spec, request)
+    check(spec, request)
     call = Embed(
         texts=texts,
         task=request.task or spec.default_task,
@@ -116,7 +118,7 @@ async def embed(state: State, request: EmbeddingsRequest) -> EmbeddingsAnswer:
         role=_role(request),
         name_tokens=bool(request.return_tokenized_input),
     )
-    result = await state.engine.run(spec.id, call)
+    result = await state.engine.run(spec.id, call, priority=priority, caller=caller)
     return EmbeddingsAnswer(
         model=state.answering(request.model),
         made=cut(result, request.dimensions, normalized=request.normalized is not False),
@@ -189,7 +191,7 @@ def _texts(spec: ModelSpec, inputs: list[Input], state: State) -> list[str]:
     return texts
 
 
-def _check(spec: ModelSpec, request: EmbeddingsRequest) -> None:
+def check(spec: ModelSpec, request: EmbeddingsRequest) -> None:
     """Refuse what the catalogue says that this model cannot do.
 
     Raises:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 
 from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from fundament.api.wire import answer
@@ -51,7 +52,13 @@ def install(app: FastAPI) -> None:
             detail = f"{path} does not answer {request.method}; use {allowed}."
         return _write(status, detail, code, request.state.request_id, headers=headers)
 
+    async def query(request: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)
+        faults = (Fault(" -> ".join(map(str, each["loc"])), each["msg"], each["type"]) for each in error.errors())
+        return render(InputError(*faults), request.state.request_id)
+
     app.add_exception_handler(FundamentError, ours)
+    app.add_exception_handler(RequestValidationError, query)
     app.add_exception_handler(HTTPException, framework)
 
 

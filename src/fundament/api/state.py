@@ -9,7 +9,9 @@ from fastapi import Request
 from fundament.catalog import CATALOG, ModelSpec, short_id
 from fundament.config import Settings
 from fundament.core import Embed, Embedded, Priority, Ranking, Rerank
+from fundament.depot import Depot
 from fundament.errors import FundamentError, ModelNotFoundError
+from fundament.fetching import Fetcher
 from fundament.store.database import Database
 from fundament.telemetry import Metrics
 
@@ -31,6 +33,9 @@ class State:
         store: what survives a restart.
         served: the models that callers may name, as they are now.
         not_ready: why the models cannot answer now, or None.
+        fetcher: reads the URLs that callers give.
+        depot: where the bytes of jobs and uploads lie.
+        wake: tells this process's worker that there is work.
         aliases: other names that callers may say, each with the id of the model that answers.
         n_running: requests that are being answered.
         closing: the server is about to end.
@@ -42,6 +47,9 @@ class State:
     metrics: Metrics
     served: Callable[[], Mapping[str, ModelSpec]]
     not_ready: Callable[[], str | None]
+    fetcher: Fetcher
+    depot: Depot
+    wake: Callable[[], None] = lambda: None
     aliases: Mapping[str, str] = field(default_factory=dict)
     n_running: int = 0
     closing: bool = False

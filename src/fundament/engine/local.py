@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, overload
 
@@ -111,7 +111,7 @@ class LocalEngine:
             except asyncio.CancelledError:
                 loaded.batcher.drop(ticket)
                 raise
-            finish: Callable[[], Result] = partial(loaded.model.finish, call, items, arrays)
+            finish: Callable[[], Result] = partial(_finish, loaded.model, call, items, arrays)
             if isinstance(call, Embed) and call.output == "dense":  # one copy: less than a change of threads costs
                 return finish()
             return await loop.run_in_executor(self._pool, finish)
@@ -233,6 +233,14 @@ def _enter(loaded: Loaded, call: Call, ticket: Ticket, priority: Priority) -> Se
     ticket.open(len(items))
     loaded.batcher.submit(ticket, items, priority)
     return items
+
+
+def _finish(model: Model[Any, Any], call: Call, items: Sequence[Item], arrays: Sequence[Array]) -> Result:
+    result: Result = model.finish(call, items, arrays)
+    one_to_one = isinstance(call, Embed) and not call.late_chunking and len(items) == len(call.texts)
+    if one_to_one and not isinstance(result, Ranking):
+        return replace(result, n_tokens_each=[item.n_counted for item in items])
+    return result
 
 
 def _in_float32(local: Local, item: Item) -> Array:
