@@ -89,6 +89,34 @@ def serve(
 
 
 @app.command()
+def worker(
+    model: Models = None,
+    alias: Aliases = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    data_dir: DataDir = None,
+    memory_gb: MemoryGb = None,
+    log_format: Annotated[str | None, typer.Option(help="text or json.  [text]")] = None,
+) -> None:
+    """Run batch jobs of the servers that share the store and the data directory; any number of workers may."""
+    settings = _settings(
+        models=model,
+        aliases=alias,
+        device=device,
+        dtype=dtype,
+        data_dir=data_dir,
+        memory_gb=memory_gb,
+        log_format=log_format,
+    )
+    from fundament.server import work
+
+    try:
+        work(settings)
+    except FundamentError as error:
+        _refuse(error.detail)
+
+
+@app.command()
 def pull(
     ids: Annotated[list[str], typer.Argument(metavar="ID...", help="Models of the catalogue: `fundament models`.")],
     accept_licence: Annotated[

@@ -374,27 +374,10 @@ async def finish(connection: AsyncConnection, chunk: Chunk, worker: str, written
     Returns:
         False where the chunk is no longer this worker's or its job no longer runs; nothing is then changed.
     """
-    counted = await connection.execute(
-        jobs.update()
-        .where(
-            jobs.c.id == chunk.job_id,
-            jobs.c.state == "running",
-            select(chunks.c.id)
-            .where(chunks.c.id == chunk.id, chunks.c.worker == worker, chunks.c.done_at.is_(None))
-            .exists(),
-        )
-        .values(
-            n_completed=jobs.c.n_completed + written.n_completed,
-            n_failed=jobs.c.n_failed + written.n_failed,
-            n_tokens=jobs.c.n_tokens + written.n_tokens,
-        )
-        .returning(jobs.c.id)
-    )
-    if counted.one_or_none() is None:
-        return False
-    await connection.execute(
+    mine = (chunks.c.id == chunk.id) & (chunks.c.worker == worker) & chunks.c.done_at.is_(None)
+    named = await connection.execute(
         chunks.update()
-        .where(chunks.c.id == chunk.id)
+        .where(mine)
         .values(
             done_at=now,
             lease_until=None,
@@ -403,8 +386,25 @@ async def finish(connection: AsyncConnection, chunk: Chunk, worker: str, written
             errors=written.errors,
             n_error_bytes=written.n_error_bytes,
         )
+        .returning(chunks.c.id)
     )
-    # The update of the job above makes workers that finish its last chunks wait for each other.
+    if named.one_or_none() is None:
+        return False
+    counted = await connection.execute(
+        jobs.update()
+        .where(jobs.c.id == chunk.job_id, jobs.c.state == "running")
+        .values(
+            n_completed=jobs.c.n_completed + written.n_completed,
+            n_failed=jobs.c.n_failed + written.n_failed,
+            n_tokens=jobs.c.n_tokens + written.n_tokens,
+        )
+        .returning(jobs.c.id)
+    )
+    if counted.one_or_none() is None:
+        unnamed = {"done_at": None, "output": None, "errors": None, "n_output_bytes": 0, "n_error_bytes": 0}
+        await connection.execute(chunks.update().where(chunks.c.id == chunk.id).values(unnamed))
+        return False
+    # The update of the job makes workers that finish its last chunks wait for each other.
     left = select(chunks.c.id).where(chunks.c.job_id == chunk.job_id, chunks.c.done_at.is_(None)).limit(1)
     if (await connection.execute(left)).one_or_none() is None:
         await end(connection, chunk.job_id, "completed", now=now)
