@@ -2,6 +2,7 @@
 
 import json
 import random
+import resource
 import signal
 import subprocess
 from collections.abc import Callable
@@ -10,8 +11,11 @@ from typing import Any
 
 import httpx
 import pytest
+from sqlalchemy import text
 
+from fundament.store.database import connected, locate
 from tests.served import MODEL, Served, serving, wait_until, working
+from tests.servers import database_on
 
 WORDS = ["the", "cat", "sits", "on", "a", "mat", "while", "dogs", "run", "over", "hills", "and", "rivers"]
 # Every row alone in its batch: then its bits do not depend on what else waits when it runs.
@@ -119,3 +123,38 @@ def test_a_large_job_outlives_twenty_kills_at_random_moments(tmp_path: Path) -> 
         assert ended(server.http, job)["status"] == "completed"
         assert _done(status(server.http, job)) == 20_000
         assert results(server.http, job) == expected
+
+
+def test_a_full_disk_fails_the_job_and_keeps_what_was_written(tmp_path: Path) -> None:
+    texts = ["the cat", "a dog", "some hills", "the sea"]
+    body = b"\n".join(json.dumps({"input": texts}).encode() for _ in range(8000))
+    with serving(tmp_path) as server:
+        job = submit(server, body)
+        watch(server.http, job, lambda now: _done(now) > 0)
+        # From now on no file of this process may be larger: less than a chunk's output, more than all other files.
+        resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, (3_000_000, 3_000_000))
+        found = ended(server.http, job)
+        assert found["status"] == "failed"
+        assert "File too large" in found["error"]
+        output, _ = results(server.http, job)
+        rows = [json.loads(line)["custom_id"] for line in output.splitlines()]
+        assert 0 < len(rows) == found["request_counts"]["completed"] < 8000
+        assert rows == sorted(rows, key=int)
+        assert server.embed("still here").is_success
+
+
+def test_two_workers_on_postgresql_share_a_job(postgres_url: str, postgres_template: str, tmp_path: Path) -> None:
+    body = lines(6000)
+    with database_on(postgres_url, like=postgres_template) as url:
+        shared = {"STORE_URL": url, "WORKER": False}
+        with serving(tmp_path, **shared) as server, working(tmp_path, "one", STORE_URL=url):
+            with working(tmp_path, "two", STORE_URL=url):
+                for name in ("one", "two"):
+                    wait_until(lambda: '"working"' in (tmp_path / f"{name}.log").read_text(), name)  # noqa: B023
+                job = submit(server, body)
+                assert ended(server.http, job)["status"] == "completed"
+            whole(*results(server.http, job), 6000)
+            with connected(locate(url, tmp_path)) as connection:
+                shares = connection.execute(text("SELECT worker, count(*) FROM job_chunks GROUP BY worker")).all()
+    assert len(shares) == 2, shares
+    assert sum(count for _, count in shares) == 24
