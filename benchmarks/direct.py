@@ -51,7 +51,7 @@ class DirectEngine:
 
     async def run(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Vectors as the model gives them, `[texts, dim]`."""
-        return (await self.engine.run(self.model, Embed(texts=texts))).vectors
+        return (await self.engine.run(self.model, Embed(inputs=texts))).vectors
 
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """The same, from ordinary code."""

@@ -196,7 +196,7 @@ def random_bert(scratch: Path, shape: str) -> Local:
 
 
 def _items(model: Model, texts: list[str]) -> list[Item]:
-    items = model.prepare(Embed(texts=texts))
+    items = model.prepare(Embed(inputs=texts))
     Random(3).shuffle(items)
     return items
 

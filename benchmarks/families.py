@@ -102,7 +102,7 @@ def compare(name: str, scratch: Path, texts: list[str], n_rounds: int, device: s
     reference = SentenceTransformer(str(directory), device=device, model_kwargs={"dtype": torch.bfloat16})
 
     def ours(runner: asyncio.Runner) -> None:
-        runner.run(engine.run(name, Embed(texts=texts)))
+        runner.run(engine.run(name, Embed(inputs=texts)))
 
     def theirs() -> None:
         torch.set_num_threads(n_cores())

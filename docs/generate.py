@@ -41,15 +41,16 @@ HEADINGS: dict[Kind, tuple[str, str]] = {
     ),
     "reranker": (
         "Rerankers",
-        "They score documents against a query. *Dimensions* is the length of the vectors that `return_embeddings` "
-        "adds, where a model has them. The ColBERT models above rank too.",
+        "They score documents against a query; [api.md](api.md#post-v1rerank) says what each *score* is. *Dimensions* "
+        "is the length of the vectors that `return_embeddings` adds, where a model has them. The embedding models "
+        "above rank too.",
     ),
     "chat": ("Chat models", "They answer in words."),
 }
 
 SINGULARS = {"models": "model", "aliases": "alias"}
 
-COLUMNS = ("Model", "Parameters", "Dimensions", "Context", "Reads", "Tasks", "Licence", "Served now")
+COLUMNS = ("Model", "Parameters", "Dimensions", "Context", "Reads", "Tasks", "Score", "Licence", "Served now")
 
 SETTINGS = f"""\
 {MADE}
@@ -95,6 +96,7 @@ def _model_row(spec: ModelSpec) -> list[str]:
         f"{spec.context:,}",
         ", ".join(spec.modalities),
         ", ".join(tasks) or "-",
+        spec.ranks_by or "-",
         spec.licence,
         "yes" if spec.family in families() else "no",
     ]

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from fundament.vectors import Encoding, Floats, encode, encode_each, shorten, shorten_each
+from fundament.vectors import Encoding, Floats, cosine, dot, encode, encode_each, maxsim, shorten, shorten_each
 
 LARGEST = float(np.finfo(np.float32).max)
 
@@ -87,3 +87,33 @@ def test_each_of_several_vectors_is_cut_scaled_and_written_alone() -> None:
             for written, vector in zip(encode_each(short, encoding), short, strict=True):
                 alone = encode(vector, encoding)
                 assert written == alone if isinstance(alone, str) else (written == alone).all()
+
+
+def naive_cosine(one: Floats, other: Floats) -> float:
+    product = math.fsum(float(a) * float(b) for a, b in zip(one, other, strict=True))
+    return product / (length(one) * length(other) or 1)
+
+
+def documents_of(dim: int, n_tokens: int) -> st.SearchStrategy[Floats]:
+    return arrays.arrays(np.float32, (n_tokens, dim), elements=st.floats(-100, 100, width=32))
+
+
+@given(data=st.data(), dim=st.integers(1, 20))
+def test_cosine_compares_one_vector_with_each(data: st.DataObject, dim: int) -> None:
+    query, documents = data.draw(documents_of(dim, 1))[0], data.draw(documents_of(dim, 4))
+    expected = [naive_cosine(query, document) for document in documents]
+    np.testing.assert_allclose(cosine(query, documents), expected, atol=1e-5)
+
+
+@given(data=st.data(), dim=st.integers(1, 20))
+def test_maxsim_sums_each_query_tokens_best(data: st.DataObject, dim: int) -> None:
+    query = data.draw(documents_of(dim, data.draw(st.integers(1, 5))))
+    documents = [data.draw(documents_of(dim, n)) for n in data.draw(st.lists(st.integers(1, 5), max_size=4))]
+    expected = [sum(max(naive_cosine(q, d) for d in document) for q in query) for document in documents]
+    np.testing.assert_allclose(maxsim(query, documents), expected, atol=1e-4)
+
+
+def test_dot_multiplies_the_weights_of_shared_tokens() -> None:
+    query = {"a": 2.0, "b": 0.5}
+    assert dot(query, [{"a": 3.0, "c": 9.0}, {}, {"b": 1.0, "a": 1.0}]).tolist() == [6.0, 0.0, 2.5]
+    assert dot({}, [{"a": 1.0}]).tolist() == [0.0]

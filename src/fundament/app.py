@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 
 from fundament import __version__
-from fundament.api import batch, batches, bulk, embeddings, errors, files, health, models, multi_vector
+from fundament.api import batch, batches, bulk, embeddings, errors, files, health, models, multi_vector, rerank
 from fundament.api.middleware import RequestMiddleware
 from fundament.api.state import State, read_aliases
 from fundament.catalog import EMBEDDED, ModelSpec
@@ -128,7 +128,7 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.state.parts = state
     errors.install(app)
-    for module in (embeddings, multi_vector, models, batch, batches, files, bulk, health):
+    for module in (embeddings, multi_vector, rerank, models, batch, batches, files, bulk, health):
         app.include_router(module.router)
     app.add_middleware(RequestMiddleware, state=app.state.parts)
     return app

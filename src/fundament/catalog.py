@@ -9,6 +9,12 @@ from typing import Any, Literal
 from fundament.core import Output
 
 Kind = Literal["embedding", "reranker", "chat"]
+Score = Literal["probability", "cosine", "maxsim", "dot"]
+"""What a relevance score is: 0 to 1; -1 to 1; the best cosine of each query token, summed; a product of weights."""
+RerankField = Literal["instruction", "max_doc_length", "max_query_length", "return_embeddings"]
+
+
+_VECTOR_SCORES: Mapping[Output, Score] = {"dense": "cosine", "multi": "maxsim", "sparse": "dot"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +49,11 @@ class ModelSpec:
         n_parameters: of the published checkpoint, adapters included.
         late_chunking: whether the parts of one long text can be pooled each on its own.
         refusals: fields that other models take and this one refuses, each with the reason.
+        ranks_by: what a reranker's scores are; None where they come from vectors, see `score`.
+        takes: fields of a rerank request that not every model takes.
+        window_overlap: tokens that the windows share in which a reranker reads a document longer than its context;
+            None cuts such a document.
+        wraps_documents: whether a ranking names each document as `{"text": …}`, whatever form the caller sent.
     """
 
     id: str
@@ -66,6 +77,22 @@ class ModelSpec:
     n_parameters: int = 0
     late_chunking: bool = False
     refusals: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    ranks_by: Score | None = None
+    takes: tuple[RerankField, ...] = ()
+    window_overlap: int | None = None
+    wraps_documents: bool = False
+
+    @property
+    def score(self) -> Score | None:
+        """What `/v1/rerank` answers in `relevance_score`; None where the model cannot rank."""
+        return self.ranks_by or (_VECTOR_SCORES[self.outputs[0]] if self.kind == "embedding" else None)
+
+    @property
+    def search_tasks(self) -> tuple[str | None, str | None]:
+        """The tasks of a search's query and of its documents; None where the model has no such task."""
+        stem = "retrieval" if "retrieval.query" in self.tasks else (self.default_task or "").partition(".")[0]
+        query, document = (name if name in self.tasks else None for name in (f"{stem}.query", f"{stem}.passage"))
+        return query, document
 
     @property
     def owner(self) -> str:
@@ -118,6 +145,11 @@ _APACHE = {"licence": "Apache-2.0"}
 _NON_COMMERCIAL = {"licence": "CC-BY-NC-4.0"}
 _MATRYOSHKA = {"shortest_dim": 1}  # the API takes any length up to `dim`, not only the lengths trained for
 _RERANKER = {"kind": "reranker"}
+PAIRS: dict[str, Any] = {  # reads a query and a document as one text
+    **_RERANKER,
+    "ranks_by": "probability",
+    "takes": ("max_doc_length", "max_query_length"),
+}
 
 _LATE_CHUNKERS = "use jina-embeddings-v3 or jina-embeddings-v4"
 _LAST_TOKEN = {
@@ -421,9 +453,25 @@ _NEIGHBOURS = (
 
 # Rerankers, by generation.
 
-_RANK_V1: dict[str, Any] = {"family": "jina_bert", "context": 8192, **_RERANKER, **_APACHE}
-_RANK_V3: dict[str, Any] = {"family": "qwen", "context": 131072, "dim": 512, **_RERANKER, **_NON_COMMERCIAL}
-_RANK_QWEN3: dict[str, Any] = {"family": "qwen", "context": 32768, **_RERANKER, **_APACHE}
+_RANK_V1: dict[str, Any] = {"family": "jina_bert", "context": 8192, **PAIRS, **_APACHE}
+_RANK_V3: dict[str, Any] = {
+    "family": "qwen",
+    "context": 131072,
+    "dim": 512,
+    "ranks_by": "cosine",
+    "takes": ("instruction", "max_doc_length", "max_query_length", "return_embeddings"),
+    "wraps_documents": True,
+    **_RERANKER,
+    **_NON_COMMERCIAL,
+}
+_RANK_QWEN3: dict[str, Any] = {
+    "family": "qwen",
+    "context": 32768,
+    "ranks_by": "probability",
+    "takes": ("instruction", "max_doc_length", "max_query_length"),
+    **_RERANKER,
+    **_APACHE,
+}
 _RERANKERS = (
     _hub("jinaai/jina-reranker-v1-tiny-en", "2024-04-18", 33_000_000, "English, the fastest.", **_RANK_V1),
     _hub("jinaai/jina-reranker-v1-turbo-en", "2024-04-18", 37_800_000, "English, fast.", **_RANK_V1),
@@ -435,7 +483,8 @@ _RERANKERS = (
         "Multilingual.",
         family="xlm_roberta",
         context=1024,
-        **_RERANKER,
+        window_overlap=80,
+        **PAIRS,
         **_NON_COMMERCIAL,
     ),
     _hub("jinaai/jina-reranker-v3", "2025-10-03", 596_836_352, "Multilingual, reads documents together.", **_RANK_V3),
@@ -449,6 +498,7 @@ _RERANKERS = (
         family="qwen_vl",
         context=10240,
         modalities=("text", "image"),
+        ranks_by="probability",
         **_RERANKER,
         **_NON_COMMERCIAL,
     ),
@@ -459,7 +509,7 @@ _RERANKERS = (
         "Multilingual.",
         family="xlm_roberta",
         context=8192,
-        **_RERANKER,
+        **PAIRS,
         **_APACHE,
     ),
     _hub("Qwen/Qwen3-Reranker-0.6B", "2025-06-05", 600_000_000, "Answers yes or no.", **_RANK_QWEN3),

@@ -1,9 +1,10 @@
 """The nouns that every layer shares: calls, items, results. Plain data; no torch, no HTTP."""
 
+from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,19 +19,52 @@ class Priority(IntEnum):
     BACKGROUND = 1
 
 
+MediaKind = Literal["image", "pdf", "video", "audio"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MediaLimits:
+    """The most that a file may be. The sizes are checked before it is decoded.
+
+    Attributes:
+        image_bytes: of an image or a PDF.
+        recording_bytes: of a video or a sound.
+        image_pixels: of an image, or of a frame.
+        pdf_pages: of a PDF.
+        seconds: of a video or a sound.
+        video_frames: of a video.
+    """
+
+    image_bytes: int = 8_000_000
+    recording_bytes: int = 32_000_000
+    image_pixels: int = 64_000_000
+    pdf_pages: int = 100
+    seconds: float = 300
+    video_frames: int = 10_000
+
+
 @dataclass(frozen=True, slots=True)
 class Media:
-    """Something other than text that a caller sent: its kind (`image`, `pdf`, `video`, `audio`) and where it is."""
+    """A file that a caller sent, not decoded yet. Two are equal where their kinds and bytes are.
 
-    kind: str
-    source: str
+    Attributes:
+        kind: what the caller says it is; what its bytes say is found out when it is decoded.
+        content: the file's bytes.
+        origin: its place in the request (`body -> input -> 3 -> image`), for errors.
+        limits: what is refused when it is decoded.
+    """
+
+    kind: MediaKind
+    content: bytes = field(repr=False)
+    origin: str = field(default="body -> input", compare=False)
+    limits: MediaLimits = field(default=MediaLimits(), compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
     """Several parts, in order, that become one vector."""
 
-    parts: Sequence["str | Media"]
+    parts: Sequence[str | Media]
 
 
 Input = str | Media | Group
@@ -43,10 +77,11 @@ Role = Literal["query", "document"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Embed:
-    """Turn each text into one vector, one per token, or weights.
+    """Turn each input into one vector, one per token, or weights.
 
     Attributes:
-        texts: what to read.
+        inputs: what to read, each of a modality that the model's spec names. A PDF is the only input, and each of its
+            pages counts as one.
         task: what the vectors are for; None where the model has no tasks or the caller names none.
         truncate: read as much of a text as fits, in place of refusing it.
         late_chunking: read all texts as one; several give one vector each, a single one gives a vector per sentence.
@@ -57,7 +92,7 @@ class Embed:
         name_tokens: name the token of each vector (`multi` only).
     """
 
-    texts: Sequence[str]
+    inputs: Sequence[Input]
     task: str | None = None
     truncate: bool = False
     late_chunking: bool = False
@@ -65,6 +100,17 @@ class Embed:
     output: Output = "dense"
     role: Role | None = None
     name_tokens: bool = False
+
+    @property
+    def texts(self) -> Sequence[str]:
+        """The inputs of a model that reads nothing but texts.
+
+        Raises:
+            TypeError: something else is among them, which `ModelSpec.modalities` should have kept out.
+        """
+        if others := {type(value).__name__ for value in self.inputs if not isinstance(value, str)}:
+            raise TypeError(f"a text model was given {', '.join(sorted(others))}")
+        return cast("Sequence[str]", self.inputs)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,7 +141,7 @@ Call = Embed | Rerank
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Item:
-    """One row of a forward pass.
+    """One row of a forward pass. The same object twice in a call's list runs once and counts twice.
 
     Attributes:
         features: NumPy inputs of the row, by name, as its model's `forward` reads them.
@@ -103,6 +149,7 @@ class Item:
         mate: rows share a batch only where this is equal.
         n_counted: tokens that `usage` counts: what was read of the caller's own input, special tokens included.
         truncated: whether the input was longer than what was read.
+        n_media: how many of `n_counted` stand for media, by their kind; pages of a PDF are images.
     """
 
     features: dict[str, Array]
@@ -110,6 +157,7 @@ class Item:
     mate: Hashable = None
     n_counted: int = 0
     truncated: bool = False
+    n_media: Mapping[MediaKind, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,12 +168,14 @@ class Embeddings:
         vectors: float32 `[inputs, dim]`, not normalised.
         n_tokens: tokens read, summed over the inputs.
         n_truncated: how many inputs were longer than the model's context.
+        n_media: how many of `n_tokens` stand for media, by their kind.
         n_tokens_each: tokens of each input; empty where inputs and vectors are not one to one.
     """
 
     vectors: NDArray[np.float32]
     n_tokens: int
     n_truncated: int = 0
+    n_media: Mapping[MediaKind, int] = field(default_factory=dict)
     n_tokens_each: Sequence[int] = ()
 
 
@@ -138,6 +188,7 @@ class MultiVectors:
         tokens: of each input, the token that each vector stands for; None where nobody asked.
         n_tokens: tokens read, summed over the inputs.
         n_truncated: how many inputs were longer than what the model reads.
+        n_media: how many of `n_tokens` stand for media, by their kind.
         n_tokens_each: tokens of each input.
     """
 
@@ -145,6 +196,7 @@ class MultiVectors:
     tokens: Sequence[Sequence[str]] | None = None
     n_tokens: int
     n_truncated: int = 0
+    n_media: Mapping[MediaKind, int] = field(default_factory=dict)
     n_tokens_each: Sequence[int] = ()
 
 
@@ -180,6 +232,14 @@ class Ranking:
     embeddings: NDArray[np.float32] | None = None
     n_tokens: int
     n_truncated: int = 0
+
+
+def sum_media(items: Sequence[Item]) -> dict[MediaKind, int]:
+    """Tokens of each kind of media over a call's items."""
+    sums: Counter[MediaKind] = Counter()
+    for item in items:
+        sums.update(item.n_media)
+    return dict(sums)
 
 
 Embedded = Embeddings | MultiVectors | SparseVectors

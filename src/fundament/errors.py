@@ -55,16 +55,24 @@ class InputError(FundamentError):
 
 
 class TooLongError(FundamentError):
-    """An input longer than the model's context, without `truncate`."""
+    """An input longer than the model's context, without `truncate`.
+
+    Args:
+        name: what is too long, where it is not called an input.
+        index: its place among the inputs.
+        n_tokens: of the whole of it.
+        limit: most tokens of it that the model reads.
+    """
 
     status = 400
     code = "INPUT_TOKEN_LIMIT_EXCEEDED"
 
-    def __init__(self, *, index: int, n_tokens: int, limit: int) -> None:
+    def __init__(self, name: str | None = None, *, index: int = 0, n_tokens: int, limit: int) -> None:
         super().__init__(
-            f"Input {index} has {n_tokens} tokens and exceeds the model's maximum of {limit} tokens. "
+            f"{name or f'Input {index}'} has {n_tokens} tokens and exceeds the model's maximum of {limit} tokens. "
             "Use 'truncate: true' to cut it automatically, or split it into smaller chunks."
         )
+        self.index, self.n_tokens, self.limit = index, n_tokens, limit
 
 
 class TooLongTogetherError(FundamentError):

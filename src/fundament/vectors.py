@@ -1,7 +1,7 @@
-"""What a caller may ask of vectors once they are computed: cut, normalise, quantise. Plain NumPy."""
+"""What a caller may ask of vectors once they are computed: cut, normalise, quantise, compare. Plain NumPy."""
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -60,3 +60,38 @@ def shorten_each(rows: Sequence[Floats], dimensions: int | None, *, normalized: 
     """As `shorten`, of rows that have several vectors each, `[vectors, dim]`."""
     bounds = np.cumsum([len(row) for row in rows])[:-1]
     return np.split(shorten(np.concatenate(rows), dimensions, normalized=normalized), bounds)
+
+
+def cosine(query: Floats, documents: Floats) -> Floats:
+    """The cosine of one vector with each of others; 0 where one is all zeros.
+
+    Args:
+        query: `[dim]`.
+        documents: `[documents, dim]`.
+
+    Returns:
+        `[documents]`, -1 to 1.
+    """
+    scores: Floats = shorten(documents, None, normalized=True) @ shorten(query[None], None, normalized=True)[0]
+    return scores
+
+
+def maxsim(query: Floats, documents: Sequence[Floats]) -> Floats:
+    """Late interaction (Khattab and Zaharia, 2020, equation 3): for each query vector the best cosine, summed.
+
+    Args:
+        query: `[query tokens, dim]`.
+        documents: each `[tokens, dim]`, with at least one token.
+
+    Returns:
+        `[documents]`, at most the number of query tokens.
+    """
+    scaled = shorten(query, None, normalized=True)
+    best = (np.max(scaled @ shorten(one, None, normalized=True).T, axis=1).sum() for one in documents)
+    return np.fromiter(best, dtype=np.float32, count=len(documents))
+
+
+def dot(query: Mapping[str, float], documents: Sequence[Mapping[str, float]]) -> Floats:
+    """The product of one text's weights with each of others', token by token, `[documents]`."""
+    products = (sum(weight * one.get(token, 0.0) for token, weight in query.items()) for one in documents)
+    return np.fromiter(products, dtype=np.float32, count=len(documents))

@@ -56,6 +56,47 @@ def test_any_body_is_answered_or_refused(api: Api, content: bytes) -> None:
     conforms(response)
 
 
+RERANK_FIELDS = [
+    "query",
+    "documents",
+    "model",
+    "top_n",
+    "top_k",
+    "return_documents",
+    "truncation",
+    "max_doc_length",
+    "max_tokens_per_doc",
+    "max_query_length",
+    "instruction",
+    "return_embeddings",
+    "return_multivector",
+    "return_sparse",
+]
+rankings = st.fixed_dictionaries(
+    {"query": words, "documents": st.lists(words | values, max_size=4)},
+    optional=dict.fromkeys(RERANK_FIELDS[2:], values),
+)
+
+
+@settings(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.too_slow])
+@given(content=rankings | st.dictionaries(st.sampled_from(RERANK_FIELDS) | words, values, max_size=5) | values)
+@example(content={"query": {"text": {"text": "x"}}, "documents": [{"text": ["x"]}]})
+@example(content={"query": "x", "documents": [{"text": "x", "url": 5, "": [{}]}], "top_n": 2**63})
+def test_any_ranking_is_answered_or_refused(api: Api, content: object) -> None:
+    response = api.run(api.client.post("/v1/rerank", content=orjson.dumps(content)))
+    assert response.status_code < 500
+    conforms(response)
+
+
+@settings(deadline=None, max_examples=50)
+@given(query=st.text(max_size=60), documents=st.lists(st.text(max_size=60), min_size=1, max_size=5))
+def test_any_documents_have_scores(api: Api, query: str, documents: list[str]) -> None:
+    response = api.run(api.client.post("/v1/rerank", json={"query": query, "documents": documents}))
+    assert response.status_code == 200
+    conforms(response)
+    assert sorted(result["index"] for result in response.json()["results"]) == list(range(len(documents)))
+
+
 @settings(deadline=None, max_examples=50)
 @given(
     texts=st.lists(st.text(max_size=60) | st.fixed_dictionaries({"text": st.text(max_size=60)}), min_size=1, max_size=5)

@@ -112,7 +112,7 @@ def test_merged_weights_serve_the_one_task_that_they_name(tmp_path: Path) -> Non
     expected = llama.reference(eurobert.network(CONFIG, weights), llama.rows(model, asked))
     torch.testing.assert_close(llama.vectors(model, asked), expected, atol=1e-5, rtol=1e-5)
     with pytest.raises(InputError, match=r"takes 'retrieval\.query', 'retrieval\.passage' here, .* lacks its"):
-        model.prepare(Embed(texts=["a"], task="clustering"))
+        model.prepare(Embed(inputs=["a"], task="clustering"))
 
 
 @pytest.mark.parametrize("told", [list(llama.ADAPTERS), ["separation"], [], None])

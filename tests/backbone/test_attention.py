@@ -1,5 +1,6 @@
 """Packed attention against a plain loop over rows."""
 
+import inspect
 import math
 
 import numpy as np
@@ -8,7 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.nn.attention import varlen
 
+from fundament.backbone import attention
 from fundament.backbone.attention import attend
 from fundament.backbone.packed import BUNDLE_TOKENS, group, hide, pack, rounded
 from fundament.backbone.positions import Nearness, alibi, alibi_slopes, bucket, bucketed
@@ -88,6 +91,48 @@ def test_attention_equals_the_plain_loop(
     expected = plain(q, k, v, lengths, causal=causal, window=window, nearness=nearness, scale=scale)
     assert found.shape == expected.shape
     torch.testing.assert_close(found[: packed.n_tokens], expected[: packed.n_tokens], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("window", [None, 5])
+@pytest.mark.parametrize("causal", [False, True])
+def test_the_gpu_kernel_is_asked_for_the_same(
+    monkeypatch: pytest.MonkeyPatch, causal: bool, window: int | None
+) -> None:
+    """What the variable-length kernel is given, read as its documentation says; the kernel itself needs a GPU."""
+
+    def kernel(  # the signature is the kernel's: a name that it does not have fails here
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        cu_seq_q: Tensor,
+        cu_seq_k: Tensor,
+        max_q: int,
+        max_k: int,
+        *,
+        scale: float | None = None,
+        window_size: tuple[int, int] = (-1, -1),
+        enable_gqa: bool = False,
+    ) -> Tensor:
+        assert cu_seq_q.dtype == cu_seq_k.dtype == torch.int32
+        assert (max_q, max_k) == (20, 20)
+        assert enable_gqa == (k.shape[1] != q.shape[1])
+        assert window_size[1] == (0 if causal else -1)
+        lengths = cu_seq_q.diff().tolist()
+        sees = window_size[0] + 1 or None
+        out = plain(q, k, v, lengths, causal=causal, window=sees, nearness=None, scale=scale)
+        return out.unflatten(1, (q.shape[1], -1))
+
+    offered = inspect.signature(varlen.varlen_attn).parameters
+    assert {name: each.kind for name, each in inspect.signature(kernel).parameters.items() if name not in "qkv"} == {
+        name: offered[name].kind for name in inspect.signature(kernel).parameters if name not in "qkv"
+    }
+    monkeypatch.setattr(varlen, "varlen_attn", kernel)
+    window = window if causal else None
+    packed = pack([torch.zeros(length, dtype=torch.int64).numpy() for length in (3, 20, 9)], CPU)
+    q, k, v = (torch.randn(packed.n_tokens, heads, 4) for heads in (4, 2, 2))
+    found = attention._attend_varlen(q, k, v, packed, causal=causal, window=window, scale=0.3)
+    expected = plain(q, k, v, [3, 20, 9], causal=causal, window=window, nearness=None, scale=0.3)
+    torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.parametrize("causal", [False, True])

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fundament.backbone.device import Placement
 from fundament.catalog import ModelSpec
-from fundament.core import Embed, Model
+from fundament.core import Embed, Model, Ranking, Rerank
 from fundament.engine.local import load_model
 from fundament.engine.weights import Local
 
@@ -74,20 +74,35 @@ def resave(directory: Path, *, config: Mapping[str, Any] | None = None, **tensor
 
 
 def load(
-    directory: Path, family: str, *, context: int = 512, dtype: torch.dtype = torch.float32, **facts: Any
-) -> Model:
-    """Load a directory as a model of that family, on the CPU; `facts` are the catalogue's that differ."""
+    directory: Path,
+    family: str,
+    *,
+    context: int = 512,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    **facts: Any,
+) -> Model[Any, Any]:
+    """Load a directory as a model of that family; `facts` are the catalogue's that differ."""
     config = json.loads((directory / "config.json").read_text())
     entry = {"id": "tiny", "name": "Tiny", "dim": config.get("d_model") or config.get("hidden_size", 0), **facts}
     spec = ModelSpec(family=family, released=date(2024, 1, 1), licence="Apache-2.0", context=context, **entry)
-    return load_model(Local(spec, directory), Placement(torch.device("cpu"), dtype))
+    return load_model(Local(spec, directory), Placement(torch.device(device), dtype))
 
 
 def embed(model: Model, inputs: list[str]) -> Tensor:
     """The vectors of some texts, `[texts, dim]`, cut to the context."""
-    call = Embed(texts=inputs, truncate=True)
+    call = Embed(inputs=inputs, truncate=True)
     items = model.prepare(call)
     return torch.from_numpy(model.finish(call, items, model.forward(items)).vectors)
+
+
+def rank(model: Model, query: str, documents: Sequence[str], **fields: Any) -> Ranking:
+    """What a reranker makes of a query and documents, every row in one batch."""
+    call = Rerank(query=query, documents=documents, **fields)
+    items = model.prepare(call)
+    made = model.finish(call, items, model.forward(items))
+    assert isinstance(made, Ranking)
+    return made
 
 
 def word_piece() -> Tokenizer:
@@ -116,7 +131,11 @@ def byte_bpe() -> Tokenizer:
     return tokenizer
 
 
-def unigram(special: Sequence[str] = ("<s>", "<pad>", "</s>", "<unk>"), single: str = "<s> $A </s>") -> Tokenizer:
+def unigram(
+    special: Sequence[str] = ("<s>", "<pad>", "</s>", "<unk>"),
+    single: str = "<s> $A </s>",
+    pair: str = "<s> $A </s> </s> $B </s>",
+) -> Tokenizer:
     """XLM-RoBERTa's kind and T5's: SentencePiece's pieces with their scores, special tokens around or behind."""
     pieces = ["▁", *string.ascii_lowercase, "▁the", "▁what", "search", "ing", "東", "京"]
     scores = [*((token, 0.0) for token in special), *((piece, -1.0 - 0.1 * i) for i, piece in enumerate(pieces))]
@@ -126,7 +145,7 @@ def unigram(special: Sequence[str] = ("<s>", "<pad>", "</s>", "<unk>"), single: 
     tokenizer.add_special_tokens([AddedToken(token, special=True) for token in [*special, "<mask>"]])
     tokenizer.post_processor = processors.TemplateProcessing(
         single=single,
-        pair=f"{single} {single.replace('A', 'B')}",
+        pair=pair,
         special_tokens=[(token, special.index(token)) for token in single.split() if token in special],
     )
     return tokenizer

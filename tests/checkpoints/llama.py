@@ -183,7 +183,7 @@ def load(directory: Path, its_spec: ModelSpec, placement: Any = FLOAT32) -> Text
 
 def rows(model: TextEmbedder, asked: list[tuple[str, str | None]]) -> list[Item]:
     """The rows of texts with their tasks, as so many callers would make them."""
-    return [model.prepare(Embed(texts=[text], task=task, truncate=True))[0] for text, task in asked]
+    return [model.prepare(Embed(inputs=[text], task=task, truncate=True))[0] for text, task in asked]
 
 
 def vectors(model: TextEmbedder, asked: list[tuple[str, str | None]]) -> Tensor:

@@ -10,7 +10,7 @@ from tests.checkpoints import random_tensors, save, unigram
 
 def sentence_piece() -> Tokenizer:
     """T5's tokenizer: `… </s>`, nothing before the text."""
-    return unigram(("<pad>", "</s>", "<unk>"), "$A </s>")
+    return unigram(("<pad>", "</s>", "<unk>"), "$A </s>", "$A </s> $B </s>")
 
 
 def t5(

@@ -90,6 +90,21 @@ HTTPValidationError = _object(
         "error": _OPENAI_ERROR,
     }
 )
+RerankingResponse = _object(
+    {
+        "model": _STRING,
+        "object": {"const": "list"},
+        "usage": _object({"total_tokens": _INTEGER}),
+        "results": _list(
+            _object(
+                {"index": {"type": "integer", "minimum": 0}, "relevance_score": {"type": "number"}},
+                {"document": {"type": ["string", "object"]}, "embedding": _list({"type": "number"}, minItems=1)},
+            ),
+            minItems=1,
+        ),
+    }
+)
+_SCORES = ("probability", "cosine", "maxsim", "dot")
 _PRICES = ("prompt", "completion", "image", "request", "input_cache_read", "input_cache_write")
 ModelInfo = _object(
     {
@@ -118,7 +133,7 @@ ModelInfo = _object(
         "supports_multimodal": _BOOLEAN,
         "tasks": {"anyOf": [_list(_STRING), {"type": "null"}]},
     },
-    {"licence": _STRING, "alias_of": _STRING},
+    {"licence": _STRING, "score": {"enum": [*_SCORES, None]}, "alias_of": _STRING},
 )
 ModelListResponse = _object({"object": {"const": "list"}, "data": _list(ModelInfo)})
 
@@ -142,6 +157,10 @@ def conforms(response: httpx.Response) -> None:
         _check(response.json(), EmbeddingResponse)
         _check_embeddings(response.json())
         assert response.headers["x-truncated-inputs"].isdecimal()
+    elif path == "/v1/rerank":
+        _check(response.json(), RerankingResponse)
+        _check_ranking(response.json())
+        assert response.headers["x-truncated-inputs"].isdecimal()
     elif path == "/v1/models":
         _check(response.json(), ModelListResponse)
     elif path.startswith("/v1/models/"):
@@ -157,3 +176,15 @@ def _check_embeddings(body: dict[str, Any]) -> None:
     usage = body["usage"]
     assert usage["total_tokens"] == usage.get("prompt_tokens", usage.get("input_tokens"))
     assert [item["index"] for item in body["data"]] == list(range(len(body["data"])))
+
+
+def _check_ranking(body: dict[str, Any]) -> None:
+    assert list(body) == ["model", "object", "usage", "results"]
+    results = body["results"]
+    order = [(-result["relevance_score"], result["index"]) for result in results]
+    assert order == sorted(order), "the best first, equals in the caller's order"
+    assert len({result["index"] for result in results}) == len(results)
+    for result in results:
+        known = ["index", "relevance_score", "document", "embedding"]
+        assert list(result) == [key for key in known if key in result]
+        assert result["relevance_score"] == round(result["relevance_score"], 8)

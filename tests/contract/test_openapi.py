@@ -22,7 +22,15 @@ def document(client: httpx.Client) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    "name", ["EmbeddingResponse", "ErrorResponse", "HTTPValidationError", "ModelInfo", "ModelListResponse"]
+    "name",
+    [
+        "EmbeddingResponse",
+        "ErrorResponse",
+        "HTTPValidationError",
+        "ModelInfo",
+        "ModelListResponse",
+        "RerankingResponse",
+    ],
 )
 def test_components_have_the_names_and_keys_of_the_answers(document: dict[str, Any], name: str) -> None:
     component, expected = document["components"]["schemas"][name], getattr(schemas, name)
@@ -55,6 +63,17 @@ def test_the_server_does_what_its_document_says(document: dict[str, Any], server
         "late_chunking_window": {"enum": [64, None]},
         "return_multivector": {"enum": [False, None]},
         "return_tokenized_input": {"enum": [False, None]},
+        "return_sparse": {"enum": [False, None]},
+    }
+    body = document["paths"]["/v1/rerank"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    body["properties"] |= {
+        "model": {"enum": [MODEL, None]},
+        "instruction": {"enum": ["", None]},
+        "top_n": {"enum": [1, 2, 10_000, None]},
+        "max_doc_length": {"enum": [256, 8192, None]},
+        "max_query_length": {"enum": [256, 8192, None]},
+        "return_embeddings": {"enum": [False, None]},
+        "return_multivector": {"enum": [False, None]},
         "return_sparse": {"enum": [False, None]},
     }
     for path in ("/v1/multi-vector", "/v1/multi-embeddings"):  # this model gives no vectors per token

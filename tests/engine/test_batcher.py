@@ -68,9 +68,9 @@ def items(*numbers: int, n_tokens: int = 10) -> list[Item]:
     return [Item(features={"n": np.array(number)}, n_tokens=n_tokens) for number in numbers]
 
 
-def submit(batcher: Batcher, rows: list[Item], priority: Priority = Priority.INTERACTIVE) -> Ticket:
+def submit(batcher: Batcher, rows: list[Item], priority: Priority = Priority.INTERACTIVE, caller: str = "") -> Ticket:
     loop = asyncio.get_running_loop()
-    ticket = Ticket(loop, loop.create_future())
+    ticket = Ticket(loop, loop.create_future(), caller)
     ticket.open(len(rows))
     batcher.submit(ticket, rows, priority)
     return ticket
@@ -117,6 +117,61 @@ def test_interactive_rows_go_before_background_rows(runner: asyncio.Runner, mode
         assert model.batches == [[0], [2], [1]]
 
     runner.run(scenario())
+
+
+@pytest.mark.parametrize("caller", ["another", "the same"])
+def test_a_single_row_waits_for_one_batch_of_a_long_call(runner: asyncio.Runner, model: Doubler, caller: str) -> None:
+    batcher = started(model, max_waiting_rows=10_000)
+
+    async def scenario() -> None:
+        model.gate.clear()
+        long = submit(batcher, items(*range(5_000), n_tokens=100), caller="the same")
+        await until(lambda: model.batches)
+        single = submit(batcher, items(-1), caller=caller)
+        model.gate.set()
+        await asyncio.gather(long.done, single.done)
+        assert -1 in model.batches[1]
+        assert not batcher._n_calls
+
+    runner.run(scenario())
+    batcher.close()
+
+
+def test_long_calls_of_two_callers_go_side_by_side(runner: asyncio.Runner, model: Doubler) -> None:
+    batcher = started(model, max_waiting_rows=10_000)
+
+    async def scenario() -> None:
+        model.gate.clear()
+        tickets = [submit(batcher, items(-1))]
+        await until(lambda: model.batches)
+        tickets.append(submit(batcher, items(*range(1_000), n_tokens=100), caller="first"))
+        tickets.append(submit(batcher, items(*range(1_000, 2_000), n_tokens=100), caller="second"))
+        model.gate.set()
+        await asyncio.gather(*(ticket.done for ticket in tickets))
+        half = [number for batch in model.batches[1:101] for number in batch]
+        of_first = sum(number < 1_000 for number in half)
+        assert 0.4 < of_first / len(half) < 0.6
+
+    runner.run(scenario())
+    batcher.close()
+
+
+def test_rows_of_a_failed_call_do_not_hold_up_the_next(runner: asyncio.Runner, model: Doubler) -> None:
+    batcher = started(model, max_waiting_rows=10_000)
+    model.fails = lambda numbers: ValueError("bad") if -1 in numbers else None
+
+    async def scenario() -> None:
+        model.gate.clear()
+        failing = submit(batcher, items(-1, *range(3_000), n_tokens=1_000))
+        await until(lambda: model.batches)
+        other = submit(batcher, items(7, n_tokens=1_000), Priority.BACKGROUND)
+        model.gate.set()
+        assert (await other.done)[0][0] == 14.0
+        with pytest.raises(RowError):
+            await failing.done
+
+    runner.run(scenario())
+    batcher.close()
 
 
 def test_a_bad_row_fails_its_own_call_only(runner: asyncio.Runner, model: Doubler, batcher: Batcher) -> None:

@@ -58,7 +58,7 @@ def embed(data_dir: Path, texts: list[str]) -> np.ndarray:
     async def ask() -> np.ndarray:
         engine = LocalEngine(pulled(data_dir), EngineOptions(dtype="float32"), Metrics())
         try:
-            return (await engine.run(SPEC.id, Embed(texts=texts))).vectors
+            return (await engine.run(SPEC.id, Embed(inputs=texts))).vectors
         finally:
             await engine.close()
 

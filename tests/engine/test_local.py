@@ -76,7 +76,7 @@ def engine_of(berts: dict[str, Local], n_fit: float) -> LocalEngine:
 
 
 async def vectors(engine: LocalEngine, model: str) -> torch.Tensor:
-    result = await engine.run(model, Embed(texts=TEXTS))
+    result = await engine.run(model, Embed(inputs=TEXTS))
     assert isinstance(result, Embeddings)
     return torch.from_numpy(result.vectors)
 
@@ -151,7 +151,7 @@ def test_a_text_that_is_too_long_is_named_by_its_place(runner: asyncio.Runner, b
     async def scenario() -> None:
         engine = engine_of(berts, 5)
         with pytest.raises(TooLongError, match="Input 1 has"):
-            await engine.run("model-0", Embed(texts=["short", "a " * 100]))
+            await engine.run("model-0", Embed(inputs=["short", "a " * 100]))
         await engine.close()
 
     runner.run(scenario())

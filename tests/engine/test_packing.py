@@ -1,18 +1,18 @@
 """The batching policy, as a pure function."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fundament.core import Priority
-from fundament.engine.packing import AGEING_SECONDS, rank, take_batch
+from fundament.engine.packing import AGEING_SECONDS, dues, take_batch, turn
 
 
 @dataclass(frozen=True)
 class Waiting:
     n_tokens: int
-    arrived: float = 0.0
     priority: Priority = Priority.INTERACTIVE
     mate: str = ""
 
@@ -21,7 +21,6 @@ rows = st.lists(
     st.builds(
         Waiting,
         n_tokens=st.integers(1, 3000),
-        arrived=st.floats(0, 100),
         priority=st.sampled_from(Priority),
         mate=st.sampled_from(["", "other"]),
     ),
@@ -30,7 +29,7 @@ rows = st.lists(
 
 
 @given(rows, st.integers(1, 4096))
-def test_a_batch_has_the_most_urgent_row_its_mates_only_and_stays_within_the_budget(
+def test_a_batch_has_the_first_row_its_mates_only_and_stays_within_the_budget(
     waiting: list[Waiting], budget: int
 ) -> None:
     batch = take_batch(waiting, budget)
@@ -38,8 +37,9 @@ def test_a_batch_has_the_most_urgent_row_its_mates_only_and_stays_within_the_bud
     assert len(set(batch)) == len(batch)
     if batch:
         lead = waiting[batch[0]]
-        assert rank(lead) == min(map(rank, waiting))
+        assert batch[0] == 0
         assert {waiting[place].mate for place in batch} == {lead.mate}
+        assert max(waiting[place].priority for place in batch) == lead.priority
         assert len(batch) == 1 or sum(waiting[place].n_tokens for place in batch) <= budget
 
 
@@ -48,7 +48,7 @@ def test_nobody_is_left_out_who_would_still_fit(waiting: list[Waiting], budget: 
     batch = take_batch(waiting, budget)
     taken = sum(waiting[place].n_tokens for place in batch)
     for place, row in enumerate(waiting):
-        if place not in batch and row.mate == waiting[batch[0]].mate:
+        if place not in batch and row.mate == waiting[0].mate and row.priority <= waiting[0].priority:
             assert taken + row.n_tokens > budget
 
 
@@ -62,19 +62,54 @@ def test_taking_batches_ends_with_everybody_served_once(waiting: list[Waiting], 
     assert sorted(served, key=repr) == sorted(waiting, key=repr)
 
 
-def test_interactive_goes_before_background_that_came_first() -> None:
-    waiting = [Waiting(10, 0.0, Priority.BACKGROUND), Waiting(10, 1.0)]
-    assert take_batch(waiting, 10) == [1]
+def test_background_rows_do_not_make_an_interactive_batch_longer() -> None:
+    waiting = [Waiting(10), Waiting(10, Priority.BACKGROUND), Waiting(30)]
+    assert take_batch(waiting, 100) == [0, 2]
 
 
-def test_background_that_has_waited_long_enough_leads() -> None:
-    waiting = [Waiting(10, 0.0, Priority.BACKGROUND), Waiting(10, AGEING_SECONDS + 0.1)]
-    assert take_batch(waiting, 10) == [0]
-
-
-def test_interactive_rows_fill_a_batch_before_background_rows_do() -> None:
-    waiting = [Waiting(10), Waiting(10, priority=Priority.BACKGROUND), Waiting(30)]
+def test_interactive_rows_fill_a_background_batch_first() -> None:
+    waiting = [Waiting(10, Priority.BACKGROUND), Waiting(10, Priority.BACKGROUND), Waiting(30)]
     assert take_batch(waiting, 40) == [0, 2]
+
+
+def test_interactive_goes_before_background_that_came_first() -> None:
+    assert turn(Priority.INTERACTIVE, 1.0, 0.0) < turn(Priority.BACKGROUND, 0.0, 0.0)
+
+
+def test_a_background_row_has_its_turn_however_much_else_waits() -> None:
+    now = 1.0 + AGEING_SECONDS
+    assert turn(Priority.BACKGROUND, 0.5, 0.9) < turn(Priority.INTERACTIVE, now, now)
+    assert turn(Priority.BACKGROUND, 0.5, now) > turn(Priority.INTERACTIVE, now, now)
+
+
+@given(st.floats(0, 1e9), st.lists(st.integers(1, 3000), min_size=1, max_size=50), st.integers(1, 9))
+def test_rows_of_a_call_keep_their_order(clock: float, n_tokens: list[int], n_calls: int) -> None:
+    places = dues(clock, n_tokens, n_calls)
+    assert len(places) == len(n_tokens)
+    assert places[0] >= clock
+    assert all(before < after for before, after in pairwise(places))
+
+
+def test_a_single_row_goes_between_the_rows_of_a_long_call() -> None:
+    long = dues(0.0, [100] * 1000, n_calls=1)
+    assert long[0] <= dues(long[0], [100], n_calls=1)[0] < long[1]
+    assert long[500] <= dues(long[500], [3000], n_calls=1)[0] < long[501]
+
+
+def test_ones_own_single_row_goes_between_the_rows_of_ones_own_long_call() -> None:
+    long = dues(0.0, [100] * 1000, n_calls=1)
+    assert dues(0.0, [100], n_calls=2)[0] <= long[1]
+
+
+def test_two_long_calls_go_side_by_side() -> None:
+    first, second = dues(0.0, [100] * 10, n_calls=1), dues(0.0, [100] * 10, n_calls=1)
+    order = sorted([*((due, "first") for due in first), *((due, "second") for due in second)])
+    assert [sum(name == "first" for _, name in order[: 2 * n]) for n in range(1, 11)] == list(range(1, 11))
+
+
+def test_many_calls_of_one_caller_leave_room_for_anothers() -> None:
+    many = [dues(0.0, [100], n_calls=n)[0] for n in range(1, 101)]
+    assert sum(due <= dues(0.0, [100], n_calls=1)[0] for due in many) == 1
 
 
 def test_rows_of_like_length_join_first() -> None:

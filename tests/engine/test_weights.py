@@ -77,7 +77,7 @@ def test_a_directory_of_ones_own_is_served_by_what_its_config_says(own: Path, tm
     assert (local.spec.id, local.spec.family, local.spec.dim, local.spec.context) == ("mine", "bert", WIDTH, 512)
     assert local.n_bytes == (own / "model.safetensors").stat().st_size
     model = load_model(local, Placement(torch.device("cpu"), torch.float32))
-    items = model.prepare(call := Embed(texts=["a cat"]))
+    items = model.prepare(call := Embed(inputs=["a cat"]))
     assert model.finish(call, items, model.forward(items)).vectors.shape == (1, WIDTH)
 
 

@@ -38,7 +38,7 @@ def backbone(directory: Path) -> nn.Module:
 
 
 def run(model: Model, inputs: list[str], output: Output, **fields: Any) -> Any:
-    call = Embed(texts=inputs, output=output, truncate=True, **fields)
+    call = Embed(inputs=inputs, output=output, truncate=True, **fields)
     items = model.prepare(call)
     return model.finish(call, items, model.forward(items))
 
@@ -98,7 +98,7 @@ def test_a_row_alone_equals_the_row_in_any_company(model: Model, text: str, comp
 
 
 def test_rows_of_two_outputs_share_no_batch(model: Model) -> None:
-    mates = {model.prepare(Embed(texts=["a"], output=output))[0].mate for output in ("dense", "sparse", "multi")}
+    mates = {model.prepare(Embed(inputs=["a"], output=output))[0].mate for output in ("dense", "sparse", "multi")}
     assert len(mates) == 3
 
 
@@ -107,7 +107,7 @@ def test_a_directory_of_ones_own_gives_what_its_files_can(directory: Path, tmp_p
     plain = xlm_roberta(tmp_path / "plain")
     assert from_argument(f"mine={plain}", tmp_path).spec.outputs == ("dense",)
     with pytest.raises(InputError, match="no head for sparse vectors"):
-        load(plain, "xlm_roberta", context=CONTEXT).prepare(Embed(texts=["a"], output="sparse"))
+        load(plain, "xlm_roberta", context=CONTEXT).prepare(Embed(inputs=["a"], output="sparse"))
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,7 @@ def open_model(name: str, directory: Path, **facts: Any) -> Model:
 
 
 def vectors(model: Model, inputs: list[str], role: Role | None, **fields: Any) -> MultiVectors:
-    call = Embed(texts=inputs, output="multi", role=role, **fields)
+    call = Embed(inputs=inputs, output="multi", role=role, **fields)
     items = model.prepare(call)
     made = model.finish(call, items, model.forward(items))
     assert isinstance(made, MultiVectors)
@@ -159,7 +159,7 @@ def test_a_row_alone_equals_the_row_in_any_company(
     together = [*company[:place], (text, role), *company[place:]]
     for name in ("v1", "v2"):
         model = models[name]
-        rows = [model.prepare(Embed(texts=[t], output="multi", role=r, truncate=True))[0] for t, r in together]
+        rows = [model.prepare(Embed(inputs=[t], output="multi", role=r, truncate=True))[0] for t, r in together]
         alone, among = vectors(model, [text], role).vectors[0], model.forward(rows)[place]
         torch.testing.assert_close(torch.from_numpy(alone), torch.from_numpy(among), atol=1e-5, rtol=1e-5)
 
@@ -205,7 +205,7 @@ def test_a_missing_projection_or_marker_is_refused(tmp_path: Path) -> None:
 
 def test_another_output_is_refused(models: dict[str, Model]) -> None:
     with pytest.raises(InputError, match="one vector per token"):
-        models["v1"].prepare(Embed(texts=["a"]))
+        models["v1"].prepare(Embed(inputs=["a"]))
 
 
 @pytest.mark.parametrize("name", ["v1", "v2"])

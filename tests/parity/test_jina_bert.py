@@ -108,7 +108,7 @@ def slow_forward(directory: Path, options: dict[str, Any], ids: Tensor, visible:
 
 
 def compare(model: Model, directory: Path, options: dict[str, Any], inputs: list[str]) -> None:
-    items = model.prepare(Embed(texts=inputs))
+    items = model.prepare(Embed(inputs=inputs))
     rows = [item.features["ids"] for item in items]
     expected = [slow_forward(directory, options, torch.from_numpy(row)).float() for row in rows]
     hidden = model.transformer(pack(rows, torch.device("cpu")))
@@ -128,7 +128,7 @@ def test_a_row_longer_than_a_block_of_queries_equals_the_plain_forward(
     name: str, text: str, directories: dict[str, Path]
 ) -> None:
     model = load(directories[name], "jina_bert", context=8192)
-    assert 1024 < model.prepare(Embed(texts=[text]))[0].n_tokens < 2048
+    assert 1024 < model.prepare(Embed(inputs=[text]))[0].n_tokens < 2048
     compare(model, directories[name], LAYOUTS[name], [text, "ab"])
 
 

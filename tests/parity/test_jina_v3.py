@@ -50,7 +50,7 @@ def networks(directories: dict[str, Path]) -> dict[str | None, nn.Module]:
 
 
 def rows(model: TextEmbedder, asked: list[Asked]) -> list[Item]:
-    return [model.prepare(Embed(texts=[text], task=task, truncate=True))[0] for text, task in asked]
+    return [model.prepare(Embed(inputs=[text], task=task, truncate=True))[0] for text, task in asked]
 
 
 def vectors(model: TextEmbedder, asked: list[Asked]) -> Tensor:
@@ -202,7 +202,7 @@ def test_adapters_that_no_task_chooses_are_refused(directories: dict[str, Path])
 
 
 def late(model: TextEmbedder, inputs: list[str], **fields: object) -> tuple[Tensor, list[Item]]:
-    call = Embed(texts=inputs, late_chunking=True, **fields)  # type: ignore[arg-type]
+    call = Embed(inputs=inputs, late_chunking=True, **fields)  # type: ignore[arg-type]
     items = model.prepare(call)
     return torch.from_numpy(model.finish(call, items, model.forward(items)).vectors), items
 
@@ -246,7 +246,7 @@ def test_a_single_text_is_pooled_by_sentences(
     model, text = models["woven"], "the search. What people mean? 東京。naïve the\nend"
     prompt = model.spec.tasks[task].prompt if task else ""
     found, items = late(model, [text], task=task)
-    plain = model.prepare(Embed(texts=[text], task=task))[0]
+    plain = model.prepare(Embed(inputs=[text], task=task))[0]
     assert np.array_equal(items[0].features["ids"], plain.features["ids"]), "it is read as it stands"
     assert items[0].n_counted == plain.n_counted
     whole = ids_of(prompt + text)
@@ -343,7 +343,7 @@ def test_a_joint_row_alone_equals_the_row_in_any_company(
     models: dict[str, TextEmbedder], inputs: list[str], company: list[Asked]
 ) -> None:
     model = models["woven"]
-    call = Embed(texts=inputs, task="separation", late_chunking=True, late_chunking_window=40)
+    call = Embed(inputs=inputs, task="separation", late_chunking=True, late_chunking_window=40)
     try:
         items = model.prepare(call)
     except InputError:

@@ -26,7 +26,7 @@ def texts_of_many_lengths() -> list[str]:
 
 
 def vectors(model: Model, texts: list[str]) -> np.ndarray:
-    call = Embed(texts=texts, truncate=True)
+    call = Embed(inputs=texts, truncate=True)
     items = model.prepare(call)
     found = model.finish(call, items, model.forward(items)).vectors.astype(np.float64)
     return found / np.linalg.norm(found, axis=1, keepdims=True)

@@ -139,16 +139,16 @@ def test_bfloat16_is_close_with_every_task(small: Path, v5: TextEmbedder) -> Non
 
 
 def test_a_prompt_comes_before_the_text_and_usage_counts_the_text(v5: TextEmbedder) -> None:
-    (plain,), (prompted,) = (v5.prepare(Embed(texts=["the other"], task=task)) for task in (None, "retrieval.query"))
+    (plain,), (prompted,) = (v5.prepare(Embed(inputs=["the other"], task=task)) for task in (None, "retrieval.query"))
     assert plain.n_counted == plain.n_tokens == prompted.n_counted
-    joined = v5.prepare(Embed(texts=["Query: the other"]))[0]
+    joined = v5.prepare(Embed(inputs=["Query: the other"]))[0]
     assert prompted.n_tokens == joined.n_tokens > plain.n_tokens
     assert np.array_equal(prompted.features["ids"], joined.features["ids"])
 
 
 def test_a_task_of_another_model_is_refused(v5: TextEmbedder) -> None:
     with pytest.raises(InputError, match=r"takes 'retrieval\.query', .* here, not 'separation'\.") as caught:
-        v5.prepare(Embed(texts=["a"], task="separation"))
+        v5.prepare(Embed(inputs=["a"], task="separation"))
     assert caught.value.faults[0].field == "body -> task"
 
 

@@ -49,7 +49,7 @@ def open_model(directory: Path, **facts: Any) -> Model:
 
 
 def weights(model: Model, inputs: list[str], **fields: Any) -> SparseVectors:
-    call = Embed(texts=inputs, output="sparse", truncate=True, **fields)
+    call = Embed(inputs=inputs, output="sparse", truncate=True, **fields)
     items = model.prepare(call)
     made = model.finish(call, items, model.forward(items))
     assert isinstance(made, SparseVectors)
@@ -79,7 +79,7 @@ def expected(reference: PreTrainedModel, rows: list[Any], activation: str = "rel
 
 
 def rows_of(model: Model, inputs: list[str]) -> list[Any]:
-    return [item.features["ids"] for item in model.prepare(Embed(texts=inputs, output="sparse", truncate=True))]
+    return [item.features["ids"] for item in model.prepare(Embed(inputs=inputs, output="sparse", truncate=True))]
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -196,9 +196,9 @@ def test_unknown_and_missing_tensors_are_refused(tmp_path: Path) -> None:
 
 def test_long_texts_and_other_outputs_are_refused(models: dict[str, Model]) -> None:
     with pytest.raises(TooLongError, match=f"maximum of {CONTEXT}"):
-        models["bert"].prepare(Embed(texts=["a " * 200], output="sparse"))
+        models["bert"].prepare(Embed(inputs=["a " * 200], output="sparse"))
     with pytest.raises(InputError, match="a weight per word piece"):
-        models["bert"].prepare(Embed(texts=["a"]))
+        models["bert"].prepare(Embed(inputs=["a"]))
 
 
 @pytest.mark.parametrize("name", ["bert", "distilbert", "roberta"])
@@ -220,7 +220,7 @@ def test_torchscript_is_refused_in_words(tmp_path: Path) -> None:
 
 
 def test_ids_stay_exact_as_float32(models: dict[str, Model]) -> None:
-    items = models["bert"].prepare(Embed(texts=["the"], output="sparse"))
+    items = models["bert"].prepare(Embed(inputs=["the"], output="sparse"))
     array = models["bert"].forward(items)[0]
     assert array.dtype == np.float32
     assert (array[0] == array[0].astype(int)).all()

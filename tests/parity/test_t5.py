@@ -61,7 +61,7 @@ def reference(directory: Path, rows: list[Tensor]) -> Tensor:
 
 
 def compare(model: Model, directory: Path, inputs: list[str]) -> None:
-    rows = [torch.from_numpy(item.features["ids"]) for item in model.prepare(Embed(texts=inputs))]
+    rows = [torch.from_numpy(item.features["ids"]) for item in model.prepare(Embed(inputs=inputs))]
     torch.testing.assert_close(embed(model, inputs), reference(directory, rows), atol=1e-5, rtol=1e-5)
 
 
@@ -73,12 +73,12 @@ def test_float32_equals_the_reference(name: str, directories: dict[str, Path]) -
 @pytest.mark.parametrize("name", ["relu", "gated"])
 def test_a_row_longer_than_a_block_of_queries_equals_the_reference(name: str, directories: dict[str, Path]) -> None:
     model, text = load(directories[name], "t5", context=8192), "a b " * 300
-    assert 1024 < model.prepare(Embed(texts=[text]))[0].n_tokens < 2048
+    assert 1024 < model.prepare(Embed(inputs=[text]))[0].n_tokens < 2048
     compare(model, directories[name], [text, "ab"])
 
 
 def test_the_tokenizer_puts_one_token_behind_a_text(relu: Model) -> None:
-    [empty] = relu.prepare(Embed(texts=[""]))
+    [empty] = relu.prepare(Embed(inputs=[""]))
     assert empty.features["ids"].tolist() == [1]
 
 

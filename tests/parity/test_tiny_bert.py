@@ -33,7 +33,7 @@ def test_float32_equals_the_reference(tmp_path: Path) -> None:
     reference = tiny_bert(tmp_path, word_piece())
     model = load_model(from_argument(f"{SPEC.id}={tmp_path}", tmp_path), PLACEMENT)
     inputs = texts([1, 2, 3, 5, 20, 300])
-    rows = [torch.from_numpy(item.features["ids"]) for item in model.prepare(Embed(texts=inputs, truncate=True))]
+    rows = [torch.from_numpy(item.features["ids"]) for item in model.prepare(Embed(inputs=inputs, truncate=True))]
     assert max(map(len, rows)) == 512
     with torch.inference_mode():
         expected = torch.stack([reference(input_ids=row[None]).last_hidden_state[0].mean(0) for row in rows])

@@ -49,7 +49,7 @@ def test_vectors_are_those_of_the_publishers_code(model: str) -> None:
         pytest.skip(f"{path.name} is not made yet: python tests/golden/make.py {model}")
     loaded = load(model)
     for case in json.loads(path.read_text())["cases"]:
-        call = Embed(texts=case["texts"], task=case["task"])
+        call = Embed(inputs=case["texts"], task=case["task"])
         items = loaded.prepare(call)
         found = loaded.finish(call, items, loaded.forward(items)).vectors
         found /= np.linalg.norm(found, axis=1, keepdims=True)

@@ -70,7 +70,7 @@ def hidden_states(model: nn.Module, ids: Any) -> Tensor:
 def test_float32_equals_transformers(name: str, directories: dict[str, Path], models: dict[str, Model]) -> None:
     model, options = models[name], LAYOUTS[name]
     inputs = ["", "a", *texts([1, 2, 3, 3, 5, 9, 12]), "a" * 400]
-    items = model.prepare(Embed(texts=inputs, truncate=True))
+    items = model.prepare(Embed(inputs=inputs, truncate=True))
     rows = [item.features["ids"] for item in items]
     assert len(rows[-1]) == CONTEXT, "the last position of the table is in use"
     other = reference(directories[name], options)
@@ -91,7 +91,7 @@ def test_transformers_reads_the_flash_names_as_we_do(directories: dict[str, Path
         directories[name], config=JinaEmbeddingsV3Config(**keys), output_loading_info=True
     )
     assert not loaded["missing_keys"]
-    row = models[name].prepare(Embed(texts=texts([9])))[0].features["ids"]
+    row = models[name].prepare(Embed(inputs=texts([9])))[0].features["ids"]
     vector = hidden_states(other.eval(), row).mean(0)
     torch.testing.assert_close(embed(models[name], texts([9]))[0], vector, atol=1e-5, rtol=1e-5)
 

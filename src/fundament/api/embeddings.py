@@ -16,12 +16,12 @@ from pydantic import (
 
 from fundament.api.answers import COUNTS_OUTPUT, EmbeddingsAnswer, cut, write
 from fundament.api.body import echo, read_body
-from fundament.api.inputs import Inputs
+from fundament.api.inputs import Inputs, Reference, Sent
 from fundament.api.presence import while_connected
 from fundament.api.schemas import request_body, responses
 from fundament.api.state import State, state_of
 from fundament.catalog import ModelSpec
-from fundament.core import Embed, Input, Media, Output, Priority, Role
+from fundament.core import Embed, Output, Priority, Role
 from fundament.errors import Fault, InputError
 from fundament.vectors import Encoding
 
@@ -109,7 +109,7 @@ async def embed(
     texts = _texts(spec, request.input, state)
     check(spec, request)
     call = Embed(
-        texts=texts,
+        inputs=texts,
         task=request.task or spec.default_task,
         truncate=bool(request.truncate),
         late_chunking=bool(request.late_chunking),
@@ -163,7 +163,7 @@ def _role(request: EmbeddingsRequest) -> Role:
     return "query" if (request.task or "").endswith(".query") else "document"
 
 
-def _texts(spec: ModelSpec, inputs: list[Input], state: State) -> list[str]:
+def _texts(spec: ModelSpec, inputs: list[Sent], state: State) -> list[str]:
     if len(inputs) > (most := state.settings.max_inputs):
         raise InputError(
             Fault(
@@ -176,9 +176,9 @@ def _texts(spec: ModelSpec, inputs: list[Input], state: State) -> list[str]:
     texts = []
     for index, value in enumerate(inputs):
         if not isinstance(value, str):
-            kinds = {value.kind} if isinstance(value, Media) else {"text", "image"}
+            kinds: set[str] = {value.kind} if isinstance(value, Reference) else {"text", "image"}
             able = sorted(name for name, other in state.served().items() if kinds <= set(other.modalities))
-            sent = f"{value.kind} input" if isinstance(value, Media) else "groups of parts"
+            sent = f"{value.kind} input" if isinstance(value, Reference) else "groups of parts"
             raise InputError(
                 Fault(
                     f"body -> input -> {index}",

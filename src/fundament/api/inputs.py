@@ -1,18 +1,40 @@
-"""The `input` field in all its forms: a string, a document object, or a list of either."""
+"""The `input` field in all its forms: a string, a document object, a group of parts, or a list of these."""
 
-from typing import Annotated, Any
+from dataclasses import dataclass, field
+from typing import Annotated, Any, get_args
 
 from pydantic import BeforeValidator, WithJsonSchema
 
 from fundament.api.body import echo
-from fundament.core import Group, Input, Media
+from fundament.core import MediaKind
 from fundament.errors import Fault, InputError
 
-_KINDS = ("image", "pdf", "video", "audio")
-_OLDER_IMAGE_KEYS = ("url", "bytes")  # {"url": …} and {"bytes": …} were images before {"image": …} was
+_KINDS: tuple[MediaKind, ...] = get_args(MediaKind)
+KIND_OF: dict[str, MediaKind] = {kind: kind for kind in _KINDS}
+KIND_OF |= {"url": "image", "bytes": "image"}  # {"url": …} and {"bytes": …} were images before {"image": …} was
 
 
-def read_inputs(value: Any) -> list[Input]:
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """Media as a caller names it.
+
+    Attributes:
+        kind: what it is said to be.
+        source: a URL, a data URI or base64.
+        origin: its place in the request.
+    """
+
+    kind: MediaKind
+    source: str = field(repr=False)
+    origin: str
+
+
+Part = str | Reference
+Sent = Part | tuple[Part, ...]
+"""An input as it was sent; a tuple is a group, whose parts become one vector."""
+
+
+def read_inputs(value: Any) -> list[Sent]:
     """Every input of a request, in its order.
 
     Raises:
@@ -25,13 +47,13 @@ def read_inputs(value: Any) -> list[Input]:
     return [item if isinstance(item, str) else _read(item, f"body -> input -> {i}") for i, item in enumerate(value)]
 
 
-def _read(value: Any, field: str) -> Input:
+def _read(value: Any, origin: str) -> Sent:
     if isinstance(value, str):
         return value
     if _is_token_ids(value):
         raise InputError(
             Fault(
-                field,
+                origin,
                 "Token ids are not accepted: every model has its own tokenizer. Send the text itself.",
                 "string_type",
                 echo(value),
@@ -39,26 +61,46 @@ def _read(value: Any, field: str) -> Input:
         )
     if not isinstance(value, dict):
         raise InputError(
-            Fault(field, 'Input should be a string or an object like {"text": "…"}.', "string_type", echo(value))
+            Fault(origin, 'Input should be a string or an object like {"text": "…"}.', "string_type", echo(value))
         )
     if isinstance(parts := value.get("content"), list):
-        return Group([_read_part(part, f"{field} -> content -> {i}") for i, part in enumerate(parts)])
-    return _read_part(value, field)
+        return _read_group(parts, f"{origin} -> content")
+    return read_part(value, origin)
 
 
-def _read_part(value: Any, field: str) -> str | Media:
+def _read_group(parts: list[Any], origin: str) -> tuple[Part, ...]:
+    if not parts:
+        raise InputError(Fault(origin, "List should have at least 1 item, not 0.", "too_short", "a list of 0"))
+    read = tuple(read_part(part, f"{origin} -> {i}") for i, part in enumerate(parts))
+    for part in read:
+        if isinstance(part, Reference) and part.kind == "pdf":
+            message = "A PDF becomes one vector per page, so it cannot be part of a group. Send it alone."
+            raise InputError(Fault(part.origin, message))
+    return read
+
+
+def read_part(value: Any, origin: str) -> Part:
+    """A document object: a text, or media.
+
+    Args:
+        value: what was sent.
+        origin: its place in the request.
+
+    Raises:
+        InputError: something else.
+    """
     if not isinstance(value, dict):
-        raise InputError(Fault(field, 'A part should be an object like {"text": "…"}.', "dict_type", echo(value)))
-    named = [key for key in ("text", *_KINDS, *_OLDER_IMAGE_KEYS) if value.get(key) is not None]
+        raise InputError(Fault(origin, 'A part should be an object like {"text": "…"}.', "dict_type", echo(value)))
+    named = [key for key in ("text", *KIND_OF) if value.get(key) is not None]
     if len(named) != 1:
         keys = ", ".join(("text", *_KINDS))
-        raise InputError(Fault(field, f"Give exactly one of {keys}.", "value_error", echo(value)))
+        raise InputError(Fault(origin, f"Give exactly one of {keys}.", "value_error", echo(value)))
     key, content = named[0], value[named[0]]
     if not isinstance(content, str):
-        raise InputError(Fault(f"{field} -> {key}", "Input should be a string.", "string_type", echo(content)))
+        raise InputError(Fault(f"{origin} -> {key}", "Input should be a string.", "string_type", echo(content)))
     if key == "text":
         return content
-    return Media("image" if key in _OLDER_IMAGE_KEYS else key, content)
+    return Reference(KIND_OF[key], content, f"{origin} -> {key}")
 
 
 def _is_token_ids(value: Any) -> bool:
@@ -72,7 +114,7 @@ def _document(key: str) -> dict[str, Any]:
 
 _TEXT_DOC = _document("text")
 Inputs = Annotated[
-    list[Input],
+    list[Sent],
     BeforeValidator(read_inputs),
     WithJsonSchema(
         {

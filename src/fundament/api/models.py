@@ -40,6 +40,7 @@ def describe(spec: ModelSpec) -> dict[str, Any]:
         "supports_multimodal": len(spec.modalities) > 1,
         "tasks": list(spec.tasks) or None,
         "licence": spec.licence,
+        "score": spec.score,
     }
 
 

@@ -90,6 +90,30 @@ class EmbeddingResponse(BaseModel):
     data: list[SingleEmbeddingData] | list[MultiEmbeddingData]
 
 
+class BaseUsage(BaseModel):
+    """Tokens read."""
+
+    total_tokens: int
+
+
+class RerankingResult(BaseModel):
+    """One document's score."""
+
+    index: int
+    relevance_score: float
+    document: str | dict[str, Any] | SkipJsonSchema[None] = Field(None, json_schema_extra=_without_default)
+    embedding: list[float] | SkipJsonSchema[None] = Field(None, json_schema_extra=_without_default)
+
+
+class RerankingResponse(BaseModel):
+    """Documents, the most relevant first."""
+
+    model: str
+    object: str
+    usage: BaseUsage
+    results: list[RerankingResult]
+
+
 class Status(BaseModel):
     """How the process is."""
 
@@ -132,6 +156,7 @@ class ModelInfo(BaseModel):
     supports_multimodal: bool
     tasks: list[str] | None
     licence: str
+    score: str | None
     alias_of: str | SkipJsonSchema[None] = Field(None, json_schema_extra=_without_default)
 
 
@@ -308,6 +333,7 @@ _SHAPES: dict[str, type[BaseModel]] = {
         EmbeddingResponse,
         ModelInfo,
         ModelListResponse,
+        RerankingResponse,
         Status,
         BatchAnswer,
         BatchList,

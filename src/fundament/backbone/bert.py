@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fundament.backbone.checkpoint import Checkpoint, Source
+from fundament.backbone.cross_encoder import HEADS, CrossEncoder, load_head, second_type
 from fundament.backbone.device import Placement
 from fundament.backbone.embedder import TextEmbedder
 from fundament.backbone.linear import read_activation
@@ -59,7 +60,7 @@ def read_shape(config: Mapping[str, Any]) -> Shape:
         n_positions=config["max_position_embeddings"],
         n_types=config["type_vocab_size"],
         embedding_norm=True,
-        activation=read_activation(config["hidden_act"]),
+        activation=read_activation(config.get("hidden_act", "gelu")),  # some configs leave out what is usual
     )
 
 
@@ -120,3 +121,40 @@ def load_embedder(
         spec,
         adapters[1],
     )
+
+
+def load_cross_encoder(
+    checkpoint: Checkpoint,
+    spec: ModelSpec,
+    placement: Placement,
+    shape: Shape,
+    layout: Mapping[str, Source],
+    *,
+    prefixes: tuple[str, ...],
+) -> CrossEncoder:
+    """Read the weights and put the cross-encoder together.
+
+    Args:
+        checkpoint: where the files are.
+        spec: what the catalogue says of the model.
+        placement: where the weights go.
+        shape: what to build.
+        layout: where each module's tensors are.
+        prefixes: what the encoder's tensor names may begin with.
+
+    Raises:
+        CheckpointError: the checkpoint does not fit, is no sequence classifier, or tells several labels apart.
+    """
+    check_positions(checkpoint, spec, shape)
+    head = load_head(checkpoint, shape, placement, prefixes)
+    weights = checkpoint.read(
+        parameters(shape),
+        layout,
+        device=placement.device,
+        dtype=placement.dtype,
+        prefixes=prefixes,
+        ignored=rf"{UNUSED}|{HEADS}",
+    )
+    adapters = [second_type(weights["types.weight"])] if shape.n_types > 1 else []
+    tokenizer = TextTokenizer(checkpoint.directory, spec.context)
+    return CrossEncoder(tokenizer, Transformer(shape, weights, adapters), head, spec)

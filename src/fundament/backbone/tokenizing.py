@@ -34,6 +34,35 @@ class Tokens:
         return self.n_whole > len(self.ids)
 
 
+@dataclass(frozen=True, slots=True)
+class PairFrame:
+    """The special tokens around two texts that are read as one, int64.
+
+    Attributes:
+        before: in front of the first text.
+        between: behind the first text and in front of the second.
+        after: behind the second text.
+        n_first: how many of `between` are of the first text's type; all where the tokenizer knows no types.
+        typed: whether what follows those is of type 1.
+    """
+
+    before: Array
+    between: Array
+    after: Array
+    n_first: int
+    typed: bool
+
+    @property
+    def n_special(self) -> int:
+        """Tokens that a pair has beside those of its texts."""
+        return len(self.before) + len(self.between) + len(self.after)
+
+    def join(self, first: Array, second: Array) -> tuple[Array, int]:
+        """The ids of a pair, and the place of its first token of type 1: the end where there is none."""
+        ids = np.concatenate([self.before, first, self.between, second, self.after])
+        return ids, len(self.before) + len(first) + self.n_first if self.typed else len(ids)
+
+
 class TextTokenizer:
     """A checkpoint's tokenizer. It is never changed after it is made, so threads share it.
 
@@ -73,8 +102,11 @@ class TextTokenizer:
 
     def pieces(self, texts: Sequence[str]) -> list[Array]:
         """Token ids of each text alone: no special tokens, and as long as the text is."""
-        found = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-        return [np.array(encoding.ids, dtype=np.int64) for encoding in found]
+        found: list[Array] = []
+        for start in range(0, len(texts), _SLICE):
+            part = self._tokenizer.encode_batch_fast(texts[start : start + _SLICE], add_special_tokens=False)
+            found += [np.array(encoding.ids, dtype=np.int64) for encoding in part]
+        return found
 
     def encode(self, texts: Sequence[str], prefix: str = "", *, most: int | None = None) -> list[Tokens]:
         """Token ids of each text after the prefix: special tokens stay, the text loses its end.
@@ -122,6 +154,22 @@ class TextTokenizer:
         return np.concatenate(
             [around[: self.n_before], ids, around[len(around) - self.n_after :]], dtype=np.int64, casting="unsafe"
         )
+
+    def pair_frame(self) -> PairFrame:
+        """What the post-processor puts around two texts.
+
+        Raises:
+            CheckpointError: tokens of type 0 behind those of type 1.
+        """
+        encoding = self._tokenizer.encode("a", "a")
+        ids, types = np.array(encoding.ids, dtype=np.int64), np.array(encoding.type_ids)
+        first, second = ([i for i, text in enumerate(encoding.sequence_ids) if text == side] for side in (0, 1))
+        cuts = [first[0], first[-1] + 1, second[0], second[-1] + 1]
+        if (np.diff(types) < 0).any():
+            raise CheckpointError("tokenizer.json gives the tokens of a pair types in an order that is not served")
+        before, _, between, _, after = np.split(ids, cuts)
+        n_first = int((types[cuts[1] : cuts[2]] == 0).sum())
+        return PairFrame(before, between, after, n_first, typed=bool(types[-1]))
 
     def _special_tokens_around(self) -> tuple[int, int]:
         mask = self._tokenizer.encode("a").special_tokens_mask

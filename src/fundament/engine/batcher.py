@@ -4,20 +4,20 @@ There is no timer. A thread that is free takes the next batch at once; while all
 """
 
 import asyncio
-import heapq
 import logging
 import threading
 import time
-from collections import deque
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
 
 from fundament.core import Array, Item, Model, Priority
-from fundament.engine.packing import rank, take_batch
+from fundament.engine.packing import dues, take_batch, turn
 from fundament.errors import RowError, UnavailableError
 from fundament.telemetry import Metrics, say
 
@@ -36,6 +36,7 @@ class Ticket:
         loop: the caller's event loop.
         done: resolved there with `arrays`, or with the first error.
         caller: who waits.
+        waits: whether it counts among its caller's calls.
         cancelled: set when nobody waits any more; rows that have not started are then dropped.
         arrays: one per row, filled as batches finish.
         n_left: rows without an array yet.
@@ -45,6 +46,7 @@ class Ticket:
     loop: asyncio.AbstractEventLoop
     done: asyncio.Future[list[Array]]
     caller: str = ""
+    waits: bool = False
     cancelled: bool = False
     arrays: list[Array | None] = field(default_factory=list)
     n_left: int = 0
@@ -73,6 +75,7 @@ class Row:
     item: Item
     priority: Priority
     arrived: float
+    due: float
 
     @property
     def n_tokens(self) -> int:
@@ -116,7 +119,10 @@ class Batcher:
         self.death: BaseException | None = None
         self._set_up = set_up
         self._max_waiting_rows, self._rescue = max_waiting_rows, rescue
-        self._lanes: dict[Priority, deque[Row]] = {priority: deque() for priority in Priority}
+        self._lanes: dict[Priority, list[Row]] = {priority: [] for priority in Priority}  # each in the order of `due`
+        self._led = dict.fromkeys(Priority, 0.0)
+        self._clock = dict.fromkeys(Priority, 0.0)
+        self._n_calls: Counter[str] = Counter()
         self._n_waiting_tokens, self._n_busy, self._closing = 0, 0, False
         self._tokens_per_second = 0.0
         self._condition = threading.Condition()
@@ -153,8 +159,20 @@ class Batcher:
                 )
             if ticket.cancelled:
                 return
+            ticket.waits = True
+            self._n_calls[ticket.caller] += 1
+            places = dues(
+                self._clock[priority],
+                [item.n_tokens for item in items],
+                self._n_calls[ticket.caller] if ticket.caller else 1,
+            )
+            lane = self._lanes[priority]
+            lane += [
+                Row(ticket, place, item, priority, now, due)
+                for place, (item, due) in enumerate(zip(items, places, strict=True))
+            ]
+            lane.sort(key=attrgetter("due"))
             n_tokens = sum(item.n_tokens for item in items)
-            self._lanes[priority].extend(Row(ticket, place, item, priority, now) for place, item in enumerate(items))
             self._n_waiting_tokens += n_tokens
             self._condition.notify(1 if n_tokens <= _LEAST_SHARE_TOKENS else len(self._threads))
 
@@ -162,8 +180,9 @@ class Batcher:
         """Forget a call that nobody waits for any more: its waiting rows cost nothing. Any thread may call this."""
         with self._condition:
             ticket.cancelled = True
+            self._leave(ticket)
             for priority, lane in self._lanes.items():
-                self._lanes[priority] = deque(row for row in lane if row.ticket is not ticket)
+                self._lanes[priority] = [row for row in lane if row.ticket is not ticket]
             self._n_waiting_tokens = sum(row.n_tokens for lane in self._lanes.values() for row in lane)
 
     def close(self) -> None:
@@ -211,20 +230,43 @@ class Batcher:
                 self._condition.wait()
 
     def _take(self) -> list[Row]:
-        window = list(islice(heapq.merge(*self._lanes.values(), key=rank), _WINDOW))
-        for row in window:
-            self._lanes[row.priority].popleft()
+        taken: list[Row] = []
+        while not taken and (lanes := self._turns()):
+            taken = self._take_from(lanes)
+        return taken
+
+    def _turns(self) -> list[Priority]:
+        """The lanes where rows wait, the next one first."""
+        return sorted(
+            (priority for priority, lane in self._lanes.items() if lane),
+            key=lambda priority: turn(priority, self._lanes[priority][0].arrived, self._led[priority]),
+        )
+
+    def _take_from(self, lanes: Sequence[Priority]) -> list[Row]:
+        """A batch of the most urgent rows; an empty one where nobody waits any more for those that were looked at."""
+        window = list(islice(chain.from_iterable(self._lanes[priority] for priority in lanes), _WINDOW))
         live = [row for row in window if not row.ticket.cancelled]
         # Threads that are free together share what waits, so that one large call uses all cores.
         n_free = len(self._threads) - self._n_busy
         share = max(_LEAST_SHARE_TOKENS, -(-self._n_waiting_tokens // n_free))
         taken = [live[place] for place in take_batch(live, min(self.max_batch_tokens, share))]
-        gone = set(map(id, taken))
-        left = [row for row in live if id(row) not in gone]
-        for row in reversed(left):
-            self._lanes[row.priority].appendleft(row)
-        self._n_waiting_tokens -= sum(row.n_tokens for row in window) - sum(row.n_tokens for row in left)
+        gone = set(map(id, window)) - set(map(id, live)) | set(map(id, taken))
+        for priority in lanes:
+            head = self._lanes[priority][: len(window)]
+            self._lanes[priority][: len(window)] = [row for row in head if id(row) not in gone]
+        self._n_waiting_tokens -= sum(row.n_tokens for row in window if id(row) in gone)
+        if taken:
+            first = taken[0]
+            self._led[first.priority], self._clock[first.priority] = time.monotonic(), first.due
         return taken
+
+    def _leave(self, ticket: Ticket) -> None:
+        """Count a call no longer among its caller's."""
+        if ticket.waits:
+            ticket.waits = False
+            self._n_calls[ticket.caller] -= 1
+            if not self._n_calls[ticket.caller]:
+                del self._n_calls[ticket.caller]
 
     def _run(self, rows: list[Row]) -> None:
         """Run a batch; on failure halve it, so that one bad row fails only its own call."""
@@ -295,10 +337,12 @@ class Batcher:
                     first, ticket.error, ticket.cancelled = ticket.error is None, ticket.error or result, True
                     if first:
                         finished.setdefault(ticket.loop, []).append(ticket)
+                        self._leave(ticket)
                 else:
                     ticket.arrays[row.place] = result
                     if ticket.n_left == 0 and ticket.error is None:
                         finished.setdefault(ticket.loop, []).append(ticket)
+                        self._leave(ticket)
         for loop, tickets in finished.items():
             try:
                 loop.call_soon_threadsafe(_resolve, tickets)

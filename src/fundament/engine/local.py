@@ -237,8 +237,9 @@ def _enter(loaded: Loaded, call: Call, ticket: Ticket, priority: Priority) -> Se
 
 def _finish(model: Model[Any, Any], call: Call, items: Sequence[Item], arrays: Sequence[Array]) -> Result:
     result: Result = model.finish(call, items, arrays)
-    one_to_one = isinstance(call, Embed) and not call.late_chunking and len(items) == len(call.texts)
-    if one_to_one and not isinstance(result, Ranking):
+    if isinstance(result, Ranking) or not isinstance(call, Embed) or call.late_chunking:
+        return result
+    if len(items) == len(call.inputs) and all(isinstance(value, str) for value in call.inputs):
         return replace(result, n_tokens_each=[item.n_counted for item in items])
     return result
 

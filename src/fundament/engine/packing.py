@@ -1,12 +1,16 @@
-"""Which waiting rows go next: a pure function, so that policy is tested without threads."""
+"""Which waiting rows go next: pure functions, so that policy is tested without threads.
+
+Two lanes: interactive rows go first, and a background row goes at the latest `AGEING_SECONDS` after its turn. Within a
+lane callers share the model's time, whatever each of them has sent: start-time fair queueing (Goyal et al., 1996).
+"""
 
 from collections.abc import Hashable, Sequence
+from itertools import accumulate
 from typing import Protocol
 
 from fundament.core import Priority
 
 AGEING_SECONDS = 2.0
-"""A background row that has waited this much longer than an interactive one goes before it."""
 
 
 class Waiting(Protocol):
@@ -27,25 +31,42 @@ class Waiting(Protocol):
         """Its lane."""
         ...
 
-    @property
-    def arrived(self) -> float:
-        """When it came, in seconds of a steady clock."""
-        ...
+
+def dues(clock: float, n_tokens: Sequence[int], n_calls: int) -> list[float]:
+    """The places of a call's rows in their lane: the lower, the sooner.
+
+    A row's place is what the caller would have been given before it, were all callers served at once. So the rows of a
+    long call are spread over the tokens to come, and calls that arrive later go between them; single rows of different
+    callers go as they come, and the more calls one caller has, the slower each of them is.
+
+    Args:
+        clock: the place of the row that led the last batch.
+        n_tokens: what each row costs.
+        n_calls: calls of this caller that wait, this one included.
+    """
+    first = clock + (n_calls - 1) * sum(n_tokens[:1])
+    return [first + n_calls * before for before in accumulate(n_tokens[:-1], initial=0)]
 
 
-def rank(row: Waiting) -> float:
-    """The order in which rows lead a batch: by arrival, a background row as if it had come `AGEING_SECONDS` later."""
-    return row.arrived + row.priority * AGEING_SECONDS
+def turn(priority: Priority, arrived: float, led: float) -> float:
+    """When a lane's turn is: the lane with the earliest leads the next batch.
+
+    Args:
+        priority: the lane.
+        arrived: when its first row came, in seconds of a steady clock.
+        led: when the lane last led a batch.
+    """
+    return max(arrived, led) + priority * AGEING_SECONDS
 
 
 def take_batch(rows: Sequence[Waiting], budget: int) -> list[int]:
     """Choose the next batch.
 
-    The row of the least `rank` always goes, however long it is. Others with the same `mate` join, interactive before
-    background, those nearest to its length first, while the batch stays within the budget.
+    The first row always goes, however long it is. Others with the same `mate` join, those nearest to its length first,
+    while the batch stays within the budget. Background rows do not make an interactive batch longer.
 
     Args:
-        rows: what waits.
+        rows: what waits, the most urgent first.
         budget: most tokens of the batch.
 
     Returns:
@@ -53,12 +74,13 @@ def take_batch(rows: Sequence[Waiting], budget: int) -> list[int]:
     """
     if not rows:
         return []
-    lead = min(range(len(rows)), key=lambda place: (rank(rows[place]), place))
-    first = rows[lead]
+    first = rows[0]
     room = budget - first.n_tokens
-    mates = [place for place, row in enumerate(rows) if place != lead and row.mate == first.mate]
+    mates = [
+        place for place, row in enumerate(rows) if place and row.mate == first.mate and row.priority <= first.priority
+    ]
     mates.sort(key=lambda place: (rows[place].priority, abs(rows[place].n_tokens - first.n_tokens)))
-    batch = [lead]
+    batch = [0]
     for place in mates:
         if rows[place].n_tokens <= room:
             room -= rows[place].n_tokens

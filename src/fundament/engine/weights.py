@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import orjson
 
-from fundament.catalog import CATALOG, EMBEDDED, ModelSpec
+from fundament.catalog import CATALOG, EMBEDDED, PAIRS, ModelSpec
 from fundament.core import Output
 from fundament.errors import CheckpointError
 from fundament.models import families, family_of
@@ -219,6 +219,7 @@ def from_argument(argument: str, data_dir: Path) -> Local:
 
 def _own(name: str, directory: Path) -> ModelSpec:
     from fundament.backbone.checkpoint import Checkpoint
+    from fundament.backbone.cross_encoder import is_classifier
     from fundament.backbone.sentence import read_context
 
     checkpoint = Checkpoint(directory)
@@ -229,7 +230,8 @@ def _own(name: str, directory: Path) -> ModelSpec:
             f"'{checkpoint.config.get('model_type')}', architectures {checkpoint.config.get('architectures')}. "
             f"Known are {', '.join(families())}"
         )
-    outputs, dim = _outputs(checkpoint, family)
+    ranks = is_classifier(checkpoint)
+    outputs, dim = (("dense",), 0) if ranks else _outputs(checkpoint, family)
     _refuse_other_modules(directory, _SERVED_SPARSE_MODULES if outputs == ("sparse",) else _SERVED_MODULES)
     if not isinstance(dim, int):
         raise CheckpointError(
@@ -246,6 +248,7 @@ def _own(name: str, directory: Path) -> ModelSpec:
         context=read_context(checkpoint),
         dim=dim,
         outputs=outputs,
+        **(PAIRS if ranks else {}),
     )
 
 

@@ -1,4 +1,4 @@
-"""JinaBERT (Günther et al., 2023): jina-embeddings-v2 in five languages and its small English version.
+"""JinaBERT (Günther et al., 2023): jina-embeddings-v2 in five languages and its small one, jina-reranker-v1.
 
 BERT with ALiBi in place of a position table. The public checkpoints differ in three more things, which their tensor
 names tell and their configs do not: whether queries and keys are normalised, whether attention has a second residual
@@ -9,9 +9,10 @@ from dataclasses import replace
 
 import torch
 
-from fundament.backbone.bert import ATTENTION, EMBEDDINGS, UNUSED, load_embedder, read_shape
+from fundament.backbone.bert import ATTENTION, EMBEDDINGS, UNUSED, load_cross_encoder, load_embedder, read_shape
 from fundament.backbone.checkpoint import Checkpoint, Part, Source
 from fundament.backbone.colbert import ColBERT, is_colbert, load_colbert
+from fundament.backbone.cross_encoder import CrossEncoder
 from fundament.backbone.device import Placement
 from fundament.backbone.embedder import TextEmbedder
 from fundament.backbone.linear import Activation
@@ -53,8 +54,8 @@ def recognises(config: dict[str, object]) -> bool:
     return config.get("model_type") == "bert" and config.get("position_embedding_type") == "alibi"
 
 
-def load(checkpoint: Checkpoint, spec: ModelSpec, placement: Placement) -> TextEmbedder | ColBERT:
-    """A sentence encoder or ColBERT from a JinaBERT checkpoint, its names bare or behind `bert.`.
+def load(checkpoint: Checkpoint, spec: ModelSpec, placement: Placement) -> TextEmbedder | ColBERT | CrossEncoder:
+    """A sentence encoder, ColBERT or cross-encoder from a JinaBERT checkpoint, its names bare or behind `bert.`.
 
     Raises:
         CheckpointError: the checkpoint does not fit, its config contradicts its tensors, or float16 is asked for.
@@ -64,6 +65,8 @@ def load(checkpoint: Checkpoint, spec: ModelSpec, placement: Placement) -> TextE
     shape, layout = read_layout(checkpoint)
     if is_colbert(checkpoint.config):
         return load_colbert(checkpoint, spec, placement, shape, layout, prefixes=PREFIXES, markers=MARKERS)
+    if spec.kind == "reranker":
+        return load_cross_encoder(checkpoint, spec, placement, shape, layout, prefixes=PREFIXES)
     return load_embedder(
         checkpoint,
         spec,

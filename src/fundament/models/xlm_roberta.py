@@ -1,4 +1,4 @@
-"""XLM-RoBERTa (Conneau et al., 2020): bge-m3, and with rotary positions jina-embeddings-v3 and jina-colbert-v2.
+"""XLM-RoBERTa (Conneau et al., 2020): bge-m3, with rotary positions jina-embeddings-v3 and jina-colbert-v2, rerankers.
 
 The same post-norm encoder is published under three sets of tensor names. The names decide the layout, `config.json` the
 positions. jina-embeddings-v3 has five adapters, in its weights or in folders beside them; without a task none is used.
@@ -17,9 +17,10 @@ from fundament.backbone.adapters import (
     read_woven,
     woven_layout,
 )
-from fundament.backbone.bert import ATTENTION, EMBEDDINGS, MLP, UNUSED, load_embedder, read_shape
+from fundament.backbone.bert import ATTENTION, EMBEDDINGS, MLP, UNUSED, load_cross_encoder, load_embedder, read_shape
 from fundament.backbone.checkpoint import Checkpoint, Source
 from fundament.backbone.colbert import ColBERT, is_colbert, load_colbert
+from fundament.backbone.cross_encoder import CrossEncoder
 from fundament.backbone.device import Placement
 from fundament.backbone.embedder import TextEmbedder
 from fundament.backbone.token_heads import HeadedEmbedder, read_heads
@@ -70,12 +71,18 @@ PLAIN_ROTATION = {"rotary_emb_scale_base": None, "rotary_emb_interleaved": False
 
 
 def recognises(config: dict[str, object]) -> bool:
-    """XLM-RoBERTa by its own name, and jina-embeddings-v3 by its port's."""
-    return config.get("model_type") in ("xlm-roberta", "jina_embeddings_v3")
+    """XLM-RoBERTa by its own name, jina-embeddings-v3 by its port's, jina-reranker-v2 by its architecture alone."""
+    if "model_type" not in config:
+        return config.get("architectures") == ["XLMRobertaForSequenceClassification"]
+    return config["model_type"] in ("xlm-roberta", "jina_embeddings_v3")
 
 
-def load(checkpoint: Checkpoint, spec: ModelSpec, placement: Placement) -> TextEmbedder | ColBERT | HeadedEmbedder:
-    """A sentence encoder or ColBERT from an XLM-RoBERTa checkpoint, its names bare or behind `roberta.`.
+def load(
+    checkpoint: Checkpoint, spec: ModelSpec, placement: Placement
+) -> TextEmbedder | ColBERT | HeadedEmbedder | CrossEncoder:
+    """A sentence encoder, ColBERT or cross-encoder from an XLM-RoBERTa checkpoint.
+
+    Its names are bare or behind `roberta.`.
 
     Raises:
         CheckpointError: the checkpoint does not fit, or its config asks for what is not served.
@@ -94,6 +101,8 @@ def load(checkpoint: Checkpoint, spec: ModelSpec, placement: Placement) -> TextE
             markers=MARKERS,
             attends_to_masks=True,
         )
+    if spec.kind == "reranker":
+        return load_cross_encoder(checkpoint, spec, placement, shape, layout, prefixes=PREFIXES)
     embedder = load_embedder(
         checkpoint,
         spec,

@@ -1,0 +1,297 @@
+"""`POST /v1/rerank`: a query and documents in; out come the documents in the order of their relevance."""
+
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import numpy as np
+from fastapi import APIRouter, Request, Response
+from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, WithJsonSchema
+
+from fundament.api.body import echo, read_body
+from fundament.api.inputs import KIND_OF, Reference
+from fundament.api.presence import while_connected
+from fundament.api.schemas import request_body, responses
+from fundament.api.similarity import rank_by_vectors
+from fundament.api.state import State, state_of
+from fundament.api.wire import long_answer
+from fundament.catalog import ModelSpec
+from fundament.core import Output, Ranking, Rerank
+from fundament.errors import Fault, InputError
+
+router = APIRouter()
+
+DEFAULT = "jina-reranker-v3"  # what a request means that names no model, where it is served
+_MOST_TOKENS = 8192  # of `max_doc_length`, as the public API has it
+_TEXT_DOC = {"type": "object", "properties": {"text": {"type": "string"}}, "required": ["text"], "title": "TextDoc"}
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A document as it was sent, which an answer repeats, and what is read of it."""
+
+    sent: Any
+    content: str | Reference
+
+
+def read_content(value: Any, field: str) -> str | Reference:
+    """What is to be read of a string or an object: its `text`, else its image or other medium.
+
+    Raises:
+        InputError: it is neither, or has nothing to read.
+    """
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, dict):
+        message = 'Input should be a string or an object like {"text": "…"}.'
+        raise InputError(Fault(field, message, "string_type", echo(value)))
+    # Other keys are the caller's own, `url` beside `text` among them.
+    key = next((key for key in ("text", *KIND_OF) if value.get(key) is not None), None)
+    if key is None:
+        message = 'The object has no text: it should be like {"text": "…"}.'
+        raise InputError(Fault(field, message, "value_error", echo(value)))
+    if not isinstance(content := value[key], str):
+        raise InputError(Fault(f"{field} -> {key}", "Input should be a string.", "string_type", echo(content)))
+    return content if key == "text" else Reference(KIND_OF[key], content, field)
+
+
+def _read_query(value: Any) -> str | Reference:
+    return read_content(value, "body -> query")
+
+
+def _read_documents(value: Any) -> list[Document]:
+    field = "body -> documents"
+    if not isinstance(value, list):
+        raise InputError(Fault(field, "Input should be a list of documents.", "list_type", echo(value)))
+    if not value:
+        raise InputError(Fault(field, "List should have at least 1 item, not 0.", "too_short", "a list of 0"))
+    return [Document(sent, read_content(sent, f"{field} -> {place}")) for place, sent in enumerate(value)]
+
+
+class RerankRequest(BaseModel):
+    """Fields of no model are ignored, as the hosted API does; those of other models and wrong values are refused."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+    model: Annotated[str, StringConstraints(min_length=1, max_length=256)] | None = Field(
+        None,
+        description=f"The model's id, short or long. Left out: `{DEFAULT}` where it is served, else the only reranker, "
+        "else the only model.",
+        examples=["all-minilm-l6-v2"],
+    )
+    query: Annotated[
+        str | Reference,
+        BeforeValidator(_read_query),
+        WithJsonSchema({"anyOf": [{"type": "string"}, _TEXT_DOC], "description": "What is searched for."}),
+    ]
+    documents: Annotated[
+        list[Document],
+        BeforeValidator(_read_documents),
+        WithJsonSchema(
+            {
+                "type": "array",
+                "minItems": 1,
+                "items": {"anyOf": [{"type": "string"}, _TEXT_DOC]},
+                "description": 'What is ranked: strings, or objects like `{"text": …}`, whose other keys are kept.',
+            }
+        ),
+    ]
+    top_n: Annotated[int, Field(ge=1)] | None = Field(
+        None,
+        validation_alias=AliasChoices("top_n", "top_k"),
+        description="Answer with the best so many only. Also read as `top_k`.",
+    )
+    return_documents: bool | None = Field(True, description="Repeat each document in its result.")
+    truncation: bool | None = Field(
+        True,
+        validation_alias=AliasChoices("truncation", "truncate"),
+        description="Cut what is longer than the model reads; `false` refuses it. Also read as `truncate`.",
+    )
+    max_doc_length: Annotated[int, Field(ge=1, le=_MOST_TOKENS)] | None = Field(
+        None,
+        validation_alias=AliasChoices("max_doc_length", "max_tokens_per_doc"),
+        description="Read so many tokens of each document at most. Also read as `max_tokens_per_doc`.",
+    )
+    max_query_length: Annotated[int, Field(ge=1, le=_MOST_TOKENS)] | None = Field(
+        None, description="Read so many tokens of the query at most."
+    )
+    instruction: str | None = Field(None, description="What relevance means, in words (jina-reranker-v3, Qwen3).")
+    return_embeddings: bool | None = Field(None, description="Add each document's vector (jina-reranker-v3).")
+    return_multivector: bool | None = Field(
+        None, description="Score by vectors per token, on an embedding model that gives them too (bge-m3)."
+    )
+    return_sparse: bool | None = Field(
+        None, description="Score by weights of tokens, on an embedding model that gives them too (bge-m3)."
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class RerankAnswer:
+    """What the verb answers, before it is written.
+
+    Attributes:
+        model: as the caller named it.
+        ranking: of all documents, in the caller's order.
+        order: places of the documents that are answered with, the most relevant first.
+        scores: of all documents, rounded as they are written.
+        documents: as they are repeated, in the caller's order; None where they are not.
+    """
+
+    model: str
+    ranking: Ranking
+    order: list[int]
+    scores: list[float]
+    documents: list[Any] | None
+
+
+async def rerank(state: State, request: RerankRequest) -> RerankAnswer:
+    """Check what the model takes, score the documents, put them in order.
+
+    Raises:
+        FundamentError: a model that is not served or cannot rank, a field that it does not take, a text too long.
+    """
+    spec = _default(state) if request.model is None else state.find(request.model)
+    _check(state, spec, request)
+    call = Rerank(
+        query=_text(state, spec, request.query, "body -> query"),
+        documents=[
+            _text(state, spec, document.content, f"body -> documents -> {place}")
+            for place, document in enumerate(request.documents)
+        ],
+        truncate=request.truncation is not False,
+        instruction=request.instruction,
+        max_query_tokens=request.max_query_length,
+        max_document_tokens=request.max_doc_length,
+        embeddings=bool(request.return_embeddings),
+    )
+    if spec.kind == "reranker":
+        ranking = await state.engine.run(spec.id, call)
+    else:
+        ranking = await rank_by_vectors(state.engine, spec, call, _output(spec, request))
+    scores = np.round(ranking.scores.astype(np.float64), 8) + 0.0  # the sum makes 0 of -0
+    documents: list[Any] | None = None
+    if request.return_documents is not False:
+        documents = [{"text": text} for text in call.documents] if spec.wraps_documents else None
+        documents = documents or [document.sent for document in request.documents]
+    return RerankAnswer(
+        model=spec.id if request.model is None else state.answering(request.model),
+        ranking=ranking,
+        order=np.argsort(-scores, kind="stable")[: request.top_n].tolist(),
+        scores=scores.tolist(),
+        documents=documents,
+    )
+
+
+async def write(answer: RerankAnswer) -> bytes:
+    """The answer in the order of keys that the hosted API uses (measured): model, object, usage, results."""
+    embeddings, documents = answer.ranking.embeddings, answer.documents
+
+    def result(_: int, place: int) -> dict[str, Any]:
+        found: dict[str, Any] = {"index": place, "relevance_score": answer.scores[place]}
+        if documents is not None:
+            found["document"] = documents[place]
+        if embeddings is not None:
+            found["embedding"] = embeddings[place]
+        return found
+
+    usage = {"total_tokens": answer.ranking.n_tokens}
+    return await long_answer(
+        {"model": answer.model, "object": "list", "usage": usage},
+        "results",
+        answer.order,
+        result,
+        numbers_per_row=512 if embeddings is None else 512 + embeddings.shape[1],  # a document is like some numbers
+    )
+
+
+@router.post(
+    "/v1/rerank",
+    summary="Rerank",
+    tags=["Search Foundation Models"],
+    openapi_extra=request_body(RerankRequest),
+    responses=responses("RerankingResponse"),
+)
+async def rerank_documents(request: Request) -> Response:
+    """Put documents in the order of their relevance to a query."""
+    asked = await read_body(request, RerankRequest)
+    answer = await while_connected(request, rerank(state_of(request), asked))
+    ranking = answer.ranking
+    request.state.log = {"model": answer.model, "inputs": len(asked.documents), "tokens": ranking.n_tokens}
+    return Response(
+        await write(answer),
+        headers={"X-Truncated-Inputs": str(ranking.n_truncated)},
+        media_type="application/json",
+    )
+
+
+def _default(state: State) -> ModelSpec:
+    """The model that a request means which names none.
+
+    Raises:
+        InputError: several could be meant.
+    """
+    served = state.served()
+    rerankers = [spec for spec in served.values() if spec.kind == "reranker"]
+    if DEFAULT in served:
+        return served[DEFAULT]
+    for candidates in (rerankers, list(served.values())):
+        if len(candidates) == 1:
+            return candidates[0]
+        if candidates:
+            break
+    listed = ", ".join(sorted(model for model, spec in served.items() if spec.score))
+    raise InputError(
+        Fault("body -> model", f"Field required: several models are served that can rank: {listed}.", "missing")
+    )
+
+
+def _text(state: State, spec: ModelSpec, content: str | Reference, field: str) -> str:
+    if isinstance(content, str):
+        return content
+    able = sorted(name for name, other in state.served().items() if other.score and content.kind in other.modalities)
+    message = (
+        f"Model '{spec.id}' ranks text only. Models served here that rank {content.kind} input: "
+        f"{', '.join(able) or 'none'}."
+    )
+    raise InputError(Fault(field, message, "modality"))
+
+
+def _output(spec: ModelSpec, request: RerankRequest) -> Output:
+    """What an embedding model makes of the texts that are compared: what it does first, unless asked otherwise."""
+    if request.return_multivector:
+        return "multi"
+    return "sparse" if request.return_sparse else spec.outputs[0]
+
+
+def _check(state: State, spec: ModelSpec, request: RerankRequest) -> None:
+    """Refuse what the catalogue says that this model cannot do.
+
+    Raises:
+        InputError: naming the field and the way out.
+    """
+    if spec.score is None:
+        raise InputError(Fault("body -> model", f"Model '{spec.id}' is a {spec.kind} model, which cannot rank."))
+    if len(request.documents) > (most := state.settings.max_inputs):
+        n = len(request.documents)
+        message = f"List should have at most {most} items, not {n}. Send several requests."
+        raise InputError(Fault("body -> documents", message, "too_long", f"a list of {n}"))
+    faults = []
+    for field in ("instruction", "return_embeddings", "max_doc_length", "max_query_length"):
+        if field not in spec.takes and _asks(spec, getattr(request, field)):
+            able = sorted(name for name, other in state.served().items() if field in other.takes)
+            message = f"Model '{spec.id}' does not take it. Models served here that do: {', '.join(able) or 'none'}."
+            faults.append(Fault(f"body -> {field}", message))
+    output = _output(spec, request)
+    if (request.return_multivector or request.return_sparse) and (
+        spec.kind != "embedding" or output not in spec.outputs
+    ):
+        field = "return_multivector" if request.return_multivector else "return_sparse"
+        faults.append(Fault(f"body -> {field}", f"Model '{spec.id}' does not score so; leave it out."))
+    if request.return_multivector and request.return_sparse:
+        faults.append(Fault("body -> return_sparse", "It does not go with return_multivector: ask for one of them."))
+    if faults:
+        raise InputError(*faults)
+
+
+def _asks(spec: ModelSpec, value: str | int | None) -> bool:
+    """Whether a value asks a model without the field for anything: a length that it cannot exceed does not."""
+    return value < spec.context if isinstance(value, int) and not isinstance(value, bool) else bool(value)

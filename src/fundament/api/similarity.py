@@ -1,0 +1,84 @@
+"""Ranking with an embedding model: query and documents become vectors, which are compared and let go."""
+
+import asyncio
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from fundament.api.state import Engine
+from fundament.catalog import ModelSpec
+from fundament.core import Embed, Embedded, Embeddings, MultiVectors, Output, Ranking, Rerank, Role, SparseVectors
+from fundament.errors import InputError, TooLongError
+from fundament.vectors import Floats, cosine, dot, maxsim
+
+# What is embedded at a time, so that the vectors of thousands of long documents are never held together.
+_SLICE_DOCUMENTS, _SLICE_CHARACTERS = 256, 256 * 1024
+
+
+async def rank_by_vectors(engine: Engine, spec: ModelSpec, call: Rerank, output: Output) -> Ranking:
+    """Score documents by how near their vectors are to the query's. Equal documents are read once.
+
+    Args:
+        engine: what embeds.
+        spec: the embedding model; its tasks for queries and passages are used where it has them.
+        call: what is asked.
+        output: what is compared: one vector each (cosine), one per token (MaxSim), or weights (product).
+
+    Raises:
+        FundamentError: what the model cannot read, named as the query or by the document's place.
+    """
+    different = list(dict.fromkeys(call.documents))
+    query_task, document_task = (task or spec.default_task for task in spec.search_tasks)
+
+    async def embed(texts: Sequence[str], task: str | None, role: Role, names: Sequence[str]) -> Embedded:
+        asked = Embed(inputs=texts, task=task, truncate=call.truncate, output=output, role=role)
+        try:
+            return await engine.run(spec.id, asked)
+        except TooLongError as error:
+            name = "The query" if role == "query" else f"Document {names[error.index].rpartition(' ')[2]}"
+            raise TooLongError(name, n_tokens=error.n_tokens, limit=error.limit) from None
+        except InputError as error:
+            raise InputError(*(replace(fault, field=_named(fault.field, names)) for fault in error.faults)) from None
+
+    query = await embed([call.query], query_task, "query", ["query"])
+    scores, n_tokens, n_truncated = np.empty(len(different), dtype=np.float32), query.n_tokens, 0
+    for part in slices(different):
+        names = [f"documents -> {call.documents.index(text)}" for text in different[part]]
+        found = await embed(different[part], document_task, "document", names)
+        scores[part] = await asyncio.to_thread(compare, query, found)
+        n_tokens, n_truncated = n_tokens + found.n_tokens, n_truncated + found.n_truncated
+    place_of = {text: place for place, text in enumerate(different)}
+    places = [place_of[text] for text in call.documents]
+    return Ranking(scores=scores[places], n_tokens=n_tokens, n_truncated=n_truncated)
+
+
+def slices(texts: Sequence[str]) -> Iterator[slice]:
+    """Divide texts, in their order, into slices of bounded number and length; a longer text is one alone."""
+    start = n_characters = 0
+    for place, text in enumerate(texts):
+        full = place - start == _SLICE_DOCUMENTS or n_characters + len(text) > _SLICE_CHARACTERS
+        if full and place > start:
+            yield slice(start, place)
+            start, n_characters = place, 0
+        n_characters += len(text)
+    yield slice(start, len(texts))
+
+
+def compare(query: Embedded, documents: Embedded) -> Floats:
+    """The score of each document with the one query, `[documents]`; both are of the same kind."""
+    match query, documents:
+        case Embeddings(), Embeddings():
+            return cosine(query.vectors[0], documents.vectors)
+        case MultiVectors(), MultiVectors():
+            return maxsim(query.vectors[0], documents.vectors)
+        case SparseVectors(), SparseVectors():
+            return dot(query.weights[0], documents.weights)
+    raise TypeError(f"{type(query).__name__} and {type(documents).__name__} cannot be compared")
+
+
+def _named(field: str, names: Sequence[str]) -> str:
+    """The field of this request that a field of the embedding's stands for."""
+    found = re.fullmatch(r"body -> input -> (\d+)", field)
+    return f"body -> {names[int(found[1])]}" if found else field

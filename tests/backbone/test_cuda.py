@@ -1,0 +1,60 @@
+"""The same numbers on a GPU as on the CPU."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from fundament.backbone.attention import attend
+from fundament.backbone.device import Placement
+from fundament.backbone.packed import pack
+from fundament.core import Embed, Model
+from fundament.engine.local import load_model
+from fundament.engine.weights import embedded
+from tests.checkpoints import jina_bert, llama, load, qwen, texts
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+LENGTHS = [3, 20, 20, 70, 300]
+
+
+@pytest.mark.parametrize("window", [None, 16])
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("kv_heads", [4, 2])
+def test_attention(kv_heads: int, causal: bool, window: int | None) -> None:
+    window = window if causal else None
+    rows = [np.zeros(length, dtype=np.int64) for length in LENGTHS]
+    on_cpu, on_gpu = pack(rows, CPU), pack(rows, CUDA)
+    q, k, v = (torch.randn(len(on_cpu.ids), heads, 64) for heads in (4, kv_heads, kv_heads))
+    expected = attend(q, k, v, on_cpu, causal=causal, window=window)[: on_cpu.n_tokens]
+    there = [part[: on_gpu.n_tokens].to(CUDA, torch.bfloat16) for part in (q, k, v)]
+    found = attend(there[0], there[1], there[2], on_gpu, causal=causal, window=window)
+    torch.testing.assert_close(found.float().cpu(), expected, atol=0.03, rtol=0.03)
+
+
+def model_of(name: str, directory: Path, placement: Placement) -> Model[Any, Any]:
+    match name:
+        case "bert":
+            return load_model(embedded(), placement)
+        case "jina_bert":
+            where = jina_bert.jina_bert(directory)
+            return load(where, "jina_bert", dtype=placement.dtype, device=placement.device.type)
+        case _:
+            where = llama.save(directory, qwen.QWEN3, qwen.weights(qwen.QWEN3))
+            return llama.load(where, llama.spec("qwen", context=512), placement)
+
+
+@pytest.mark.parametrize("name", ["bert", "jina_bert", "qwen"])
+@pytest.mark.parametrize(("dtype", "least"), [(torch.float32, 0.99999), (torch.bfloat16, 0.99)])
+def test_vectors(tmp_path: Path, name: str, dtype: torch.dtype, least: float) -> None:
+    call = Embed(texts=texts([3, 40, 1, 17, 40]))
+    vectors = []
+    for placement in (Placement(CPU, torch.float32), Placement(CUDA, dtype)):
+        model = model_of(name, tmp_path, placement)
+        items = model.prepare(call)
+        vectors.append(torch.from_numpy(model.finish(call, items, model.forward(items)).vectors))
+    assert F.cosine_similarity(*vectors).min() > least

@@ -1,0 +1,255 @@
+"""Cross-encoders against the classes of transformers, and JinaBERT's against the plain forward pass."""
+
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+from transformers import (
+    BertForSequenceClassification,
+    XLMRobertaConfig,
+    XLMRobertaForSequenceClassification,
+)
+
+from fundament.core import Model, Rerank
+from fundament.engine.weights import from_argument
+from fundament.errors import CheckpointError, TooLongError
+from fundament.models import family_of
+from tests.checkpoints import load, rank, resave, texts
+from tests.checkpoints.cross_encoder import bert_ranker, jina_bert_ranker, xlm_roberta_ranker
+from tests.checkpoints.xlm_roberta import POSITIONS, flash_tensors, renamed
+from tests.parity.test_jina_bert import slow_forward
+
+CONTEXT, OVERLAP = POSITIONS - 2, 9
+QUERY = "what the search finds"
+DOCUMENTS = ["", "a", "the the what", "naïve 東京 search", QUERY, *texts([1, 2, 3, 5, 9, 12])]
+FAMILIES = {"bert": "bert", "jina": "jina_bert", "stock": "xlm_roberta", "flash": "xlm_roberta"}
+
+Logit = Callable[[list[int], list[int]], float]
+"""From the ids of a pair and their types to its logit."""
+
+
+@pytest.fixture(scope="module")
+def directories(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("cross_encoders")
+    return {
+        "bert": bert_ranker(root / "bert"),
+        "jina": jina_bert_ranker(root / "jina"),
+        "stock": xlm_roberta_ranker(root / "stock"),
+        "flash": xlm_roberta_ranker(root / "flash", names="flash"),
+    }
+
+
+def open_model(name: str, directory: Path, **facts: Any) -> Model:
+    return load(directory, FAMILIES[name], **{"context": CONTEXT, "kind": "reranker", "dim": 0, **facts})
+
+
+@pytest.fixture(scope="module")
+def models(directories: dict[str, Path]) -> dict[str, Model]:
+    return {name: open_model(name, directory) for name, directory in directories.items()}
+
+
+def reference(name: str, directory: Path) -> Logit:
+    tensors = load_file(directory / "model.safetensors")
+    if name == "jina":
+
+        def plain(ids: list[int], types: list[int]) -> float:
+            assert not any(types)
+            first = slow_forward(directory, {"prefix": "bert."}, torch.tensor(ids))[0]
+            inner = torch.tanh(
+                first @ tensors["bert.pooler.dense.weight"].double().T + tensors["bert.pooler.dense.bias"]
+            )
+            return float(inner @ tensors["classifier.weight"][0].double() + tensors["classifier.bias"])
+
+        return plain
+    model = classifier(name, directory, tensors)
+
+    @torch.inference_mode()
+    def logit(ids: list[int], types: list[int]) -> float:
+        return float(model(input_ids=torch.tensor([ids]), token_type_ids=torch.tensor([types])).logits)
+
+    return logit
+
+
+def classifier(name: str, directory: Path, tensors: dict[str, Tensor]) -> nn.Module:
+    """transformers' class with the same weights, every one of them used."""
+    if name == "bert":
+        return BertForSequenceClassification.from_pretrained(directory).eval()
+    config = XLMRobertaConfig.from_pretrained(directory, num_labels=1)
+    model = XLMRobertaForSequenceClassification(config)
+    bare = flash_tensors(config.vocab_size, table=True)
+    stock = {f"roberta.{k}": t for k, t in renamed(bare, "stock").items() if "pooler" not in k}
+    model.load_state_dict(stock | {k: t for k, t in tensors.items() if k.startswith("classifier")}, strict=True)
+    return model.eval()
+
+
+def pair(directory: Path, query: str, document: str) -> tuple[list[int], list[int]]:
+    encoding = Tokenizer.from_file(str(directory / "tokenizer.json")).encode(query, document)
+    return encoding.ids, encoding.type_ids
+
+
+def probabilities(logits: list[float]) -> np.ndarray:
+    return torch.tensor(logits, dtype=torch.float64).sigmoid().float().numpy()
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_scores_equal_the_reference(name: str, directories: dict[str, Path], models: dict[str, Model]) -> None:
+    logit = reference(name, directories[name])
+    for query in (QUERY, "", "a"):
+        expected = probabilities([logit(*pair(directories[name], query, document)) for document in DOCUMENTS])
+        found = rank(models[name], query, DOCUMENTS)
+        np.testing.assert_allclose(found.scores, expected, atol=1e-5)
+        assert np.ptp(expected) > 0.05, "the documents can be told apart"
+        assert found.n_tokens == sum(len(pair(directories[name], query, document)[0]) for document in DOCUMENTS)
+        assert found.n_truncated == 0
+
+
+def test_the_types_of_tokens_matter(directories: dict[str, Path]) -> None:
+    ids, types = pair(directories["bert"], QUERY, "the search")
+    assert set(types) == {0, 1}
+    logit = reference("bert", directories["bert"])
+    assert abs(logit(ids, types) - logit(ids, [0] * len(ids))) > 1e-3
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_bfloat16_is_close_to_float32(name: str, directories: dict[str, Path], models: dict[str, Model]) -> None:
+    halved = open_model(name, directories[name], dtype=torch.bfloat16)
+    np.testing.assert_allclose(
+        rank(halved, QUERY, DOCUMENTS).scores, rank(models[name], QUERY, DOCUMENTS).scores, atol=0.1
+    )
+
+
+@settings(deadline=None, max_examples=20)
+@given(data=st.data(), query=st.text(max_size=30))
+def test_a_row_alone_equals_the_row_in_any_company(models: dict[str, Model], data: st.DataObject, query: str) -> None:
+    documents = data.draw(st.lists(st.text(max_size=80), min_size=1, max_size=6))
+    for model in models.values():
+        together = rank(model, query, documents).scores
+        alone = [rank(model, query, [document]).scores[0] for document in documents]
+        np.testing.assert_allclose(together, alone, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_shuffled_documents_keep_their_scores(name: str, models: dict[str, Model]) -> None:
+    order = np.random.default_rng(3).permutation(len(DOCUMENTS))
+    shuffled = rank(models[name], QUERY, [DOCUMENTS[place] for place in order]).scores
+    np.testing.assert_allclose(shuffled, rank(models[name], QUERY, DOCUMENTS).scores[order], atol=1e-5)
+
+
+def test_equal_documents_have_equal_scores(models: dict[str, Model]) -> None:
+    for model in models.values():
+        scores = rank(model, QUERY, ["a", *DOCUMENTS, "a", DOCUMENTS[3]]).scores
+        assert scores[0] == scores[2] == scores[-2]
+        assert scores[4] == scores[-1]
+        assert len(model.prepare(Rerank(query=QUERY, documents=["a", "b", "a"]))) == 2
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_longer_document_is_cut(name: str, directories: dict[str, Path], models: dict[str, Model]) -> None:
+    long = "a b c d e f " * 40
+    ids, types = pair(directories[name], QUERY, long)
+    cut = [*ids[: CONTEXT - 1], ids[-1]], types[:CONTEXT]
+    found = rank(models[name], QUERY, ["a", long])
+    np.testing.assert_allclose(found.scores[1], probabilities([reference(name, directories[name])(*cut)])[0], atol=1e-5)
+    assert found.n_truncated == 1
+    assert found.n_tokens == len(pair(directories[name], QUERY, "a")[0]) + CONTEXT
+    with pytest.raises(TooLongError, match=r"Document 1 has \d+ tokens .* 'truncate: true'"):
+        models[name].prepare(Rerank(query=QUERY, documents=["a", long], truncate=False))
+
+
+def test_a_longer_query_leaves_documents_half_of_the_context(models: dict[str, Model]) -> None:
+    model = models["bert"]
+    long = "a " * 200
+    [item] = model.prepare(Rerank(query=long, documents=[long]))
+    assert item.n_tokens == CONTEXT
+    assert item.features["second"] == 2 + (CONTEXT - 3) // 2
+    with pytest.raises(TooLongError, match="The query has 200 tokens"):
+        model.prepare(Rerank(query=long, documents=["a"], truncate=False))
+
+
+def test_lengths_that_the_caller_asks_for(models: dict[str, Model]) -> None:
+    words = "a b c d e f g h"
+    for model in models.values():
+        [query] = model.tokenizer.pieces([words])
+        shorter = "a b c" if len(query) == 8 else None
+        fields = {"max_document_tokens": 3, "max_query_tokens": 3}
+        found = rank(model, words, [words], truncate=False, **fields)
+        assert found.n_tokens == 6 + model.frame.n_special
+        assert found.n_truncated == 1
+        if shorter:
+            np.testing.assert_allclose(found.scores, rank(model, shorter, [shorter]).scores, atol=1e-6)
+
+
+@pytest.mark.parametrize("n_words", [10, 115, 116, 117, 125, 126, 200, 500])
+def test_windows_cover_a_long_document_and_the_best_counts(directories: dict[str, Path], n_words: int) -> None:
+    """Each window is a pair of its own, scored by the reference."""
+    model = open_model("flash", directories["flash"], window_overlap=OVERLAP)
+    logit = reference("flash", directories["flash"])
+    document = " ".join(np.random.default_rng(n_words).choice(list("abcdefgh"), n_words))
+    call = Rerank(query=QUERY, documents=["a", document], truncate=False)
+    items = [item for item in model.prepare(call) if item.features["document"] == 1]
+    [query], [whole] = model.tokenizer.pieces([QUERY]), model.tokenizer.pieces([document])
+    room = CONTEXT - 4 - len(query)
+    rows = [item.features["ids"].tolist() for item in items]
+    read = [row[len(query) + 3 : -1] for row in rows]
+    assert all(len(part) == min(room, len(whole)) for part in read)
+    covered, shared = read[0], []
+    for before, part in pairwise(read):
+        overlap = next(n for n in range(OVERLAP, room + 1) if before[-n:] == part[:n])
+        covered, shared = covered + part[overlap:], [*shared, overlap]
+    assert covered == whole.tolist()
+    assert all(n == OVERLAP for n in shared[:-1])
+    found = rank(model, QUERY, ["a", document])
+    expected = probabilities([max(logit(row, [0] * len(row)) for row in rows)])
+    np.testing.assert_allclose(found.scores[1], expected[0], atol=1e-5)
+    assert found.n_truncated == 0
+    assert found.n_tokens == len(pair(directories["flash"], QUERY, "a")[0]) + len(query) + 4 + len(whole)
+
+
+def test_a_classifier_of_several_labels_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="tells 3 labels apart"):
+        open_model("bert", bert_ranker(tmp_path, n_labels=3))
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor"),
+    [
+        ("bert", "classifier.weight"),
+        ("bert", "bert.pooler.dense.bias"),
+        ("jina", "classifier.bias"),
+        ("flash", "classifier.dense.weight"),
+        ("stock", "classifier.out_proj.bias"),
+        ("stock", "roberta.encoder.layer.1.output.dense.weight"),
+    ],
+)
+def test_a_missing_tensor_is_named(name: str, tensor: str, tmp_path: Path) -> None:
+    make = {"bert": bert_ranker, "jina": jina_bert_ranker}.get(name)
+    directory = make(tmp_path) if make else xlm_roberta_ranker(tmp_path, names=name)  # type: ignore[arg-type]
+    with pytest.raises(CheckpointError, match=f"not in the checkpoint: {tensor};"):
+        open_model(name, resave(directory, **{tensor: None}))
+
+
+def test_an_extra_tensor_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"not known to the model: classifier\.other\.weight$"):
+        open_model("bert", resave(bert_ranker(tmp_path), **{"classifier.other.weight": torch.zeros(2)}))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_directory_of_ones_own_ranks(name: str, directories: dict[str, Path], tmp_path: Path) -> None:
+    spec = from_argument(f"mine={directories[name]}", tmp_path).spec
+    assert (spec.kind, spec.family, spec.score, spec.dim) == ("reranker", FAMILIES[name], "probability", 0)
+
+
+def test_a_config_without_a_model_type_is_told_by_its_architecture() -> None:
+    architectures = ["XLMRobertaForSequenceClassification"]
+    assert family_of({"architectures": architectures}) == "xlm_roberta"
+    assert family_of({"architectures": ["SomethingElse"]}) is None
+    assert family_of({"architectures": architectures, "model_type": "other"}) is None
