@@ -148,7 +148,7 @@ def _default(field: FieldInfo) -> str:
     value: Any = field.default
     if isinstance(value, bool):
         return f"`{str(value).lower()}`"
-    return "none" if value in (None, "", []) else f"`{value}`"
+    return "none" if value in (None, "", [], {}) else f"`{value}`"
 
 
 def _meaning(field: FieldInfo) -> str:

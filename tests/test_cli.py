@@ -18,7 +18,9 @@ from fundament.catalog import CATALOG, EMBEDDED
 from fundament.config import Settings
 from fundament.engine import hub as hub_module
 from fundament.engine.weights import pulled
+from fundament.errors import FundamentError
 from tests.hub import Hub, hub_of, make_bert
+from tests.servers import database_on
 
 SPEC = CATALOG["jina-embedding-t-en-v1"]
 RUNNER = CliRunner()
@@ -155,7 +157,16 @@ def test_a_family_without_a_module_is_not_served_yet(monkeypatch: pytest.MonkeyP
 def test_the_doctor_finds_nothing_here() -> None:
     code, out, _ = fundament("doctor", "--port", "0", "--device", "cpu", "--dtype", "float32")
     assert code == 0, out
-    assert [line.split()[1] for line in out.splitlines()] == ["device", "cores", "model", "memory", "data", "port"]
+    assert [line.split()[1] for line in out.splitlines()] == [
+        "device",
+        "cores",
+        "model",
+        "memory",
+        "data",
+        "store",
+        "keys",
+        "port",
+    ]
 
 
 def test_the_doctor_s_exit_code_tells_of_a_problem() -> None:
@@ -210,3 +221,71 @@ def test_what_needs_no_model_does_not_load_torch(arguments: list[str]) -> None:
 
 def test_the_version() -> None:
     assert fundament("--version")[:2] == (0, f"fundament {__version__}\n")
+
+
+def make_key(*options: str) -> tuple[str, str]:
+    """A new key and its id."""
+    code, out, _ = fundament("keys", "create", "ci", *options)
+    assert code == 0
+    [key] = out.split()
+    return key, key[5:17]
+
+
+def test_a_key_is_made_listed_topped_up_rotated_and_revoked() -> None:
+    key, key_id = make_key("--tier", "tier1", "--balance", "5", "--admin", "--expires", "30d")
+    assert len(key) == 65
+    [listed] = json.loads(fundament("keys", "list", "--json")[1])
+    assert (listed["id"], listed["name"], listed["tier"], listed["balance"]) == (key_id, "ci", "tier1", 5)
+    assert (listed["admin"], listed["state"]) == (True, "active")
+    assert key[17:] not in json.dumps(listed)
+    assert fundament("keys", "credit", key_id, "7")[1] == "12 tokens\n"
+    again = fundament("keys", "rotate", key_id)[1].strip()
+    assert again != key
+    assert again[:17] == key[:17]
+    assert fundament("keys", "revoke", key_id)[0] == 0
+    assert "revoked" in fundament("keys", "list")[1]
+    for command in (("rotate", key_id), ("revoke", "nobody"), ("credit", "nobody", "1")):
+        code, out, err = fundament("keys", *command)
+        assert (code, out) == (1, "")
+        assert "there is no key" in err
+
+
+@pytest.mark.parametrize("when", ["yesterday", "2020-01-01", "0d", "-3h", "d", "99999999999d"])
+def test_a_time_that_cannot_be_meant_is_refused(when: str) -> None:
+    code, out, err = fundament("keys", "create", "x", f"--expires={when}")
+    assert (code, out) == (1, "")
+    assert "--expires" in err
+
+
+def test_a_tier_that_is_not_there_is_refused_with_those_that_are() -> None:
+    code, _, err = fundament("keys", "create", "x", "--tier", "gold")
+    assert code == 1
+    assert "free, tier1, tier2" in err
+    Path("fundament.toml").write_text("[tiers.gold]\ntokens_per_minute = 7\n")
+    assert fundament("keys", "create", "x", "--tier", "gold")[0] == 0
+
+
+def test_usage_without_any_is_an_empty_table() -> None:
+    assert fundament("usage")[1].split() == ["DAY", "KEY_ID", "MODEL", "ENDPOINT", "REQUESTS", "TOKENS"]
+    assert fundament("usage", "--csv", "--since", "2026-01-01")[1] == "day,key_id,model,endpoint,requests,tokens\n"
+    assert json.loads(fundament("usage", "--json")[1]) == []
+
+
+def test_a_store_that_cannot_be_reached_is_said_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FUNDAMENT_STORE_URL", "postgresql://me:hunter2@127.0.0.1:1/x")
+    for command in (("keys", "list"), ("usage",), ("db", "upgrade")):
+        code, out, err = fundament(*command)
+        assert (code, out) == (1, "")
+        assert len(err.splitlines()) == 1
+        assert "hunter2" not in err
+
+
+def test_an_old_schema_is_refused_until_it_is_upgraded(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with database_on(postgres_url) as url:
+        monkeypatch.setenv("FUNDAMENT_STORE_URL", url)
+        with pytest.raises(FundamentError, match="fundament db upgrade"):
+            create_app(Settings())
+        assert fundament("doctor", "--port", "0")[0] == 1
+        assert fundament("db", "upgrade")[0] == 0
+        assert fundament("keys", "list")[0] == 0
+        assert fundament("doctor", "--port", "0")[0] == 0

@@ -4,6 +4,7 @@ import shutil
 import socket
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -21,12 +22,14 @@ from fundament.doctor import (
     check_memory,
     check_models,
     check_port,
+    check_store,
     check_weights,
     examine,
 )
 from fundament.engine import weights
 from fundament.engine.local import needed_bytes
 from fundament.engine.weights import FileRecord, Local, Receipt
+from tests.accounts.keys import make_key
 from tests.hub import make_bert
 
 SPEC = CATALOG["jina-embedding-t-en-v1"]
@@ -65,6 +68,8 @@ def test_a_machine_that_can_serve_has_no_problem(tmp_path: Path) -> None:
         f"model {EMBEDDED.id}",
         "memory",
         "data",
+        "store",
+        "keys",
         "port",
     ]
     assert [finding for finding in findings if finding.level == "problem"] == []
@@ -227,3 +232,38 @@ def test_a_port_that_is_free() -> None:
         probe.bind(("127.0.0.1", 0))
         free = probe.getsockname()[1]
     assert check_port("127.0.0.1", free).level == "ok"
+
+
+@pytest.mark.parametrize(
+    ("host", "auth", "level", "words"),
+    [
+        ("127.0.0.1", None, "ok", "only this machine's users"),
+        ("localhost", False, "ok", "only this machine's users"),
+        ("::1", None, "ok", "only this machine's users"),
+        ("0.0.0.0", None, "problem", "--auth"),
+        ("::", None, "problem", "--no-auth"),
+        ("", None, "problem", "--auth"),
+        ("0.0.0.0", False, "warning", "as asked"),
+        ("0.0.0.0", True, "warning", "fundament keys create"),
+    ],
+)
+def test_whoever_can_call_needs_a_key_or_a_word(
+    tmp_path: Path, host: str, auth: bool | None, level: str, words: str
+) -> None:
+    findings = check_store(Settings(data_dir=tmp_path, host=host, auth=auth))
+    assert [finding.subject for finding in findings] == ["store", "keys"]
+    assert findings[1].level == level
+    assert words in findings[1].detail
+
+
+def test_keys_that_work_are_counted(tmp_path: Path) -> None:
+    make_key(tmp_path)
+    make_key(tmp_path, expires_at=datetime.now(UTC))
+    store, keys = check_store(Settings(data_dir=tmp_path, auth=True))
+    assert "schema v" in store.detail
+    assert keys == Finding("ok", "keys", "1 keys work")
+
+
+def test_a_store_that_cannot_be_used_is_a_problem(tmp_path: Path) -> None:
+    for url in ("postgresql://127.0.0.1:1/x", "mysql://x/y"):
+        assert check_store(Settings(data_dir=tmp_path, store_url=url))[0].level == "problem"

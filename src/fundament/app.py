@@ -9,7 +9,23 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 
 from fundament import __version__
-from fundament.api import batch, batches, bulk, embeddings, errors, files, health, models, multi_vector, rerank
+from fundament.accounts.visits import Accounts
+from fundament.api import (
+    admin,
+    batch,
+    batches,
+    bulk,
+    embeddings,
+    errors,
+    files,
+    health,
+    me,
+    models,
+    multi_vector,
+    rerank,
+)
+from fundament.api.auth import AccountMiddleware
+from fundament.api.billing import BilledEngine
 from fundament.api.middleware import RequestMiddleware
 from fundament.api.state import State, read_aliases
 from fundament.catalog import EMBEDDED, ModelSpec
@@ -19,6 +35,7 @@ from fundament.engine.local import EngineOptions, LocalEngine
 from fundament.engine.weights import Local, from_argument, pulled
 from fundament.errors import FundamentError
 from fundament.fetching import Fetcher, read_networks
+from fundament.limits import limits_of
 from fundament.store import migrate
 from fundament.store.database import Database, locate
 from fundament.telemetry import Metrics, say
@@ -61,6 +78,7 @@ def create_app(settings: Settings) -> FastAPI:
     url = locate(settings.store_url, settings.data_dir)
     migrate.prepare(url)
     store = Database(url)
+    accounts = Accounts(store, limits_of(settings.redis_url), settings)
     metrics = Metrics()
     engine = LocalEngine(found, engine_options(settings), metrics)
     starting: dict[str, str] = {"reason": "Models are loading."} if settings.preload else {}
@@ -93,8 +111,9 @@ def create_app(settings: Settings) -> FastAPI:
 
     state = State(
         settings,
-        engine,
+        BilledEngine(engine),
         store,
+        accounts,
         metrics,
         served,
         not_ready,
@@ -106,6 +125,7 @@ def create_app(settings: Settings) -> FastAPI:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         tasks = [asyncio.ensure_future(start()), asyncio.ensure_future(engine.memory.expire())]
+        tasks.append(asyncio.ensure_future(accounts.ledger.keep()))
         if settings.worker:
             worker = Worker(state)
             state.wake = worker.wake
@@ -116,6 +136,7 @@ def create_app(settings: Settings) -> FastAPI:
         await asyncio.gather(*tasks, return_exceptions=True)
         await engine.close()
         await state.fetcher.close()
+        await accounts.close()
         await store.close()
 
     app = FastAPI(
@@ -128,7 +149,8 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.state.parts = state
     errors.install(app)
-    for module in (embeddings, multi_vector, rerank, models, batch, batches, files, bulk, health):
+    for module in (embeddings, multi_vector, rerank, models, batch, batches, files, bulk, me, admin, health):
         app.include_router(module.router)
+    app.add_middleware(AccountMiddleware, accounts=accounts)
     app.add_middleware(RequestMiddleware, state=app.state.parts)
     return app

@@ -1,10 +1,11 @@
 """The `fundament` command: parses and delegates. What loads torch is imported by the command that needs it."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, Optional
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, Optional, TypeVar
 
 import orjson
 import typer
@@ -17,6 +18,11 @@ from fundament.engine.weights import Local, directory_of, embedded, where_whole
 from fundament.errors import FundamentError
 from fundament.models import families
 
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncConnection
+
+T = TypeVar("T")
+
 app = typer.Typer(
     help="The Jina Search Foundation API on your own hardware.",
     no_args_is_help=True,
@@ -24,6 +30,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+keys = typer.Typer(help="Keys: who may call.", no_args_is_help=True)
+app.add_typer(keys, name="keys")
 db = typer.Typer(help="The store: keys, usage and what else survives a restart.", no_args_is_help=True)
 app.add_typer(db, name="db")
 
@@ -38,9 +46,12 @@ Aliases = Annotated[
 ]
 Host = Annotated[str | None, typer.Option(help="Address to listen on.  [127.0.0.1]")]
 Port = Annotated[int | None, typer.Option(help="Port to listen on.  [8080]")]
+Auth = Annotated[bool | None, typer.Option("--auth/--no-auth", help="Ask for keys; needed beyond loopback.")]
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:1.  [auto]")]
 Dtype = Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16.  [auto]")]
-DataDir = Annotated[Path | None, typer.Option(help="Where models are kept.")]
+DataDir = Annotated[Path | None, typer.Option(help="Where models and the store are kept.")]
+Json = Annotated[bool, typer.Option("--json", help="JSON, for scripts.")]
+KeyId = Annotated[str, typer.Argument(metavar="ID", help="The key's id: `fundament keys list`.")]
 MemoryGb = Annotated[float | None, typer.Option(help="Most memory of all models together.")]
 
 
@@ -58,6 +69,7 @@ def serve(
     alias: Aliases = None,
     host: Host = None,
     port: Port = None,
+    auth: Auth = None,
     device: Device = None,
     dtype: Dtype = None,
     data_dir: DataDir = None,
@@ -72,6 +84,7 @@ def serve(
         aliases=alias,
         host=host,
         port=port,
+        auth=auth,
         device=device,
         dtype=dtype,
         data_dir=data_dir,
@@ -164,6 +177,104 @@ def models(
         typer.echo(line)
 
 
+@keys.command("create")
+def create_key(
+    name: Annotated[str, typer.Argument(help="What its owner calls it.")],
+    tier: Annotated[str, typer.Option(help="Its limits: free, tier1, tier2, or one of the settings' own.")] = "free",
+    balance: Annotated[
+        int | None, typer.Option(min=0, max=2**53, help="Tokens that it may spend.  [not counted]")
+    ] = None,
+    admin: Annotated[bool, typer.Option("--admin", help="It manages keys and sees everybody's usage.")] = False,
+    expires: Annotated[str | None, typer.Option(metavar="WHEN", help="30d, 12h, or a day: 2027-01-31.")] = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Make a key, and show it this once."""
+    settings = _settings(data_dir=data_dir)
+    if settings.tier(tier) is None:
+        _refuse(f"there is no tier '{tier}': {', '.join(settings.tier_names())}")
+    if not name.isprintable() or not 0 < len(name) <= 200:
+        _refuse("a name has 1 to 200 printable characters")
+    from fundament.store import keys as table
+
+    expires_at = _moment(expires) if expires else None
+    key, shown = _in_store(
+        settings,
+        lambda store: table.create(store, name, tier=tier, balance=balance, admin=admin, expires_at=expires_at),
+    )
+    typer.secho(f"Key {key.id} of tier {key.tier}. It is shown this once:", err=True)
+    typer.echo(shown)
+
+
+@keys.command("list")
+def list_keys(data_dir: DataDir = None, as_json: Json = False) -> None:
+    """Every key, without its secret."""
+    from fundament.api.me import describe_key
+    from fundament.store import keys as table
+
+    rows = [describe_key(key) for key in _in_store(_settings(data_dir=data_dir), table.everyone)]
+    names = ("id", "name", "tier", "balance", "admin", "state", "expires_at", "last_used_at")
+    _show(rows, names, as_json=as_json, right=(3,))
+
+
+@keys.command("revoke")
+def revoke_key(key_id: KeyId, data_dir: DataDir = None) -> None:
+    """Stop a key for good, within a second on every process."""
+    from fundament.store import keys as table
+
+    if _in_store(_settings(data_dir=data_dir), lambda store: table.revoke(store, key_id)) is None:
+        _refuse(f"there is no key {key_id}: fundament keys list")
+    typer.echo(f"{key_id} is revoked")
+
+
+@keys.command("rotate")
+def rotate_key(key_id: KeyId, data_dir: DataDir = None) -> None:
+    """Give a key a new secret, and show it this once; the old one stops within a second."""
+    from fundament.store import keys as table
+
+    rotated = _in_store(_settings(data_dir=data_dir), lambda store: table.rotate(store, key_id))
+    if rotated is None:
+        _refuse(f"there is no key {key_id} that is not revoked: fundament keys list")
+    typer.echo(rotated[1])
+
+
+@keys.command("credit")
+def credit_key(
+    key_id: KeyId,
+    tokens: Annotated[int, typer.Argument(min=1, max=2**53, help="How many to add.")],
+    data_dir: DataDir = None,
+) -> None:
+    """Add tokens to a key's balance."""
+    from fundament.store import keys as table
+
+    key = _in_store(_settings(data_dir=data_dir), lambda store: table.credit(store, key_id, tokens))
+    if key is None:
+        _refuse(f"there is no key {key_id} with a balance: fundament keys list")
+    typer.echo(f"{key.balance:,} tokens")
+
+
+@app.command()
+def usage(
+    key: Annotated[str | None, typer.Option(metavar="ID", help="Of this key only.")] = None,
+    since: Annotated[datetime | None, typer.Option(formats=["%Y-%m-%d"], help="The first day (UTC).")] = None,
+    until: Annotated[datetime | None, typer.Option(formats=["%Y-%m-%d"], help="The last day (UTC).")] = None,
+    as_csv: Annotated[bool, typer.Option("--csv", help="A table for spreadsheets.")] = False,
+    as_json: Json = False,
+    data_dir: DataDir = None,
+) -> None:
+    """Requests and tokens per key, day, model and endpoint."""
+    from fundament.api.admin import usage_csv
+    from fundament.api.me import describe_usage
+    from fundament.store import usage as table
+
+    first, last = since and since.date(), until and until.date()
+    used = _in_store(_settings(data_dir=data_dir), lambda store: table.find(store, key_id=key, since=first, until=last))
+    rows = describe_usage(used)
+    if as_csv:
+        typer.echo(usage_csv(rows), nl=False)
+        return
+    _show(rows, ("day", "key_id", "model", "endpoint", "requests", "tokens"), as_json=as_json, right=(4, 5))
+
+
 @db.command("upgrade")
 def db_upgrade(data_dir: DataDir = None) -> None:
     """Bring the store's schema to this release: needed on PostgreSQL; SQLite is brought there at every start."""
@@ -184,6 +295,7 @@ def doctor(
     alias: Aliases = None,
     host: Host = None,
     port: Port = None,
+    auth: Auth = None,
     device: Device = None,
     dtype: Dtype = None,
     data_dir: DataDir = None,
@@ -195,6 +307,7 @@ def doctor(
         aliases=alias,
         host=host,
         port=port,
+        auth=auth,
         device=device,
         dtype=dtype,
         data_dir=data_dir,
@@ -247,6 +360,54 @@ def _cells(row: dict[str, Any]) -> list[str]:
     size = _size(row["bytes"]) if row["bytes"] else f"{row['parameters'] / 1e6:,.0f}M params"
     shown = (row["id"], row["kind"], row["dimensions"], row["context"], row["licence"], size, row["here"])
     return [str(cell or "") for cell in shown]
+
+
+def _in_store(settings: Settings, work: "Callable[[AsyncConnection], Awaitable[T]]") -> T:
+    """Do something in one transaction of the store."""
+    import asyncio
+
+    from fundament.store import migrate
+    from fundament.store.database import Database, locate
+
+    async def run(store: Database) -> T:
+        try:
+            async with store.write() as connection:
+                return await work(connection)
+        finally:
+            await store.close()
+
+    try:
+        url = locate(settings.store_url, settings.data_dir)
+        migrate.prepare(url)
+        return asyncio.run(run(Database(url)))
+    except FundamentError as error:
+        _refuse(error.detail)
+
+
+def _moment(text: str) -> datetime:
+    """When a key expires: so many days or hours from now, or when a day begins (UTC)."""
+    units = {"d": "days", "h": "hours"}
+    try:
+        if text[-1] in units:
+            at = datetime.now(UTC) + timedelta(**{units[text[-1]]: int(text[:-1])})
+        else:
+            at = datetime.fromisoformat(text)
+            at = at if at.tzinfo else at.replace(tzinfo=UTC)
+    except (ValueError, OverflowError):
+        _refuse(f"--expires {text}: write 30d, 12h, or a day: 2027-01-31")
+    if at <= datetime.now(UTC):
+        _refuse(f"--expires {text}: that is over already")
+    return at
+
+
+def _show(rows: list[dict[str, Any]], names: Sequence[str], *, as_json: bool, right: tuple[int, ...] = ()) -> None:
+    """Rows as a table, or as JSON."""
+    if as_json:
+        typer.echo(orjson.dumps(rows, option=orjson.OPT_INDENT_2).decode())
+        return
+    cells = [[str("" if row[name] is None else row[name]) for name in names] for row in rows]
+    for line in _aligned([[name.removesuffix("_at").upper() for name in names], *cells], right=right):
+        typer.echo(line)
 
 
 def _aligned(rows: list[list[str]], right: tuple[int, ...] = ()) -> list[str]:

@@ -9,7 +9,7 @@ from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_settings import (
     BaseSettings,
     NoDecode,
@@ -33,6 +33,24 @@ def _networks(value: list[str]) -> list[str]:
     for text in value:
         ip_network(text, strict=False)
     return value
+
+
+class Tier(BaseModel):
+    """What a key may do; 0 is no limit."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    requests_per_minute: int = Field(default=0, ge=0)
+    tokens_per_minute: int = Field(default=0, ge=0)
+    concurrency: int = Field(default=0, ge=0)
+
+
+TIERS = {
+    "free": Tier(requests_per_minute=500, tokens_per_minute=1_000_000, concurrency=5),
+    "tier1": Tier(requests_per_minute=500, tokens_per_minute=10_000_000, concurrency=50),
+    "tier2": Tier(requests_per_minute=5_000, tokens_per_minute=100_000_000, concurrency=500),
+}
+"""The hosted API's tiers."""
 
 
 class Settings(BaseSettings):
@@ -65,6 +83,27 @@ class Settings(BaseSettings):
         default="",
         description="Where keys, usage and the like are kept: `postgresql://USER:PASSWORD@HOST/DATABASE`, or "
         "`sqlite:////FILE`. None: the file `fundament.db` in the data directory.",
+    )
+    auth: bool | None = Field(
+        default=None,
+        description="Ask for keys. Without a word they are not asked for, and only loopback addresses can be served.",
+    )
+    tiers: dict[str, Tier] = Field(
+        default={},
+        description="Tiers besides `free`, `tier1` and `tier2`, or in their place: "
+        "`[tiers.NAME]` with `requests_per_minute`, `tokens_per_minute`, `concurrency`; 0 is no limit.",
+    )
+    redis_url: str = Field(
+        default="",
+        description="Where several processes count limits together: `redis://HOST:6379/0`. None: each for itself.",
+    )
+    ip_requests_per_minute: int = Field(
+        default=0, ge=0, description="Requests per minute of one address where no keys are asked for; 0 is no limit."
+    )
+    ip_refusals_per_minute: int = Field(
+        default=600,
+        ge=0,
+        description="Requests per minute of one address with a key that does not work, where keys are asked for.",
     )
     preload: bool = Field(default=True, description="Load the named models at start, or on first use.")
     memory_gb: float = Field(
@@ -138,3 +177,11 @@ class Settings(BaseSettings):
         """Make paths absolute."""
         del context
         self.data_dir = self.data_dir.expanduser().absolute()
+
+    def tier(self, name: str) -> Tier | None:
+        """The limits of that name; None where there are none."""
+        return self.tiers.get(name) or TIERS.get(name)
+
+    def tier_names(self) -> list[str]:
+        """Every name that a key's tier can have."""
+        return sorted({*TIERS, *self.tiers})

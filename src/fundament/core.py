@@ -245,6 +245,23 @@ def sum_media(items: Sequence[Item]) -> dict[MediaKind, int]:
 Embedded = Embeddings | MultiVectors | SparseVectors
 Result = Embedded | Ranking
 
+
+class Bill(Protocol):
+    """Who pays for a call. Its methods are called on the caller's event loop."""
+
+    async def admit(self, n_tokens: int) -> None:
+        """Take what the call costs, once it is read and before it runs.
+
+        Raises:
+            FundamentError: the caller may not spend that now; the call does not run.
+        """
+        ...
+
+    def refund(self, n_tokens: int) -> None:
+        """Give back what was taken for rows that nobody got anything for."""
+        ...
+
+
 C_contra = TypeVar("C_contra", contravariant=True)
 R_co = TypeVar("R_co", covariant=True)
 

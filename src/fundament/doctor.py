@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from sqlalchemy.engine import URL
 
 from fundament.api.state import read_aliases
 from fundament.backbone.checkpoint import Checkpoint
@@ -26,7 +27,9 @@ from fundament.engine.weights import (
     verify_embedded,
 )
 from fundament.errors import CheckpointError, FundamentError
-from fundament.server import listen
+from fundament.server import is_loopback, listen, refuse_open
+from fundament.store import keys, migrate
+from fundament.store.database import connected, is_sqlite, locate
 
 Level = Literal["ok", "warning", "problem"]
 
@@ -53,7 +56,12 @@ def examine(settings: Settings) -> list[Finding]:
         placement = place(settings.device, settings.dtype)
         budget = int(settings.memory_gb * 1e9) or int(0.8 * free_bytes(placement.device))
         findings.append(check_memory(locals_, placement, budget))
-    return [*findings, check_data_dir(settings.data_dir), check_port(settings.host, settings.port)]
+    return [
+        *findings,
+        check_data_dir(settings.data_dir),
+        *check_store(settings),
+        check_port(settings.host, settings.port),
+    ]
 
 
 def check_device(device: str, dtype: Dtype) -> Finding:
@@ -195,6 +203,46 @@ def check_data_dir(data_dir: Path) -> Finding:
     if free < _LITTLE_DISK_BYTES:
         return Finding("warning", "data", f"{told}: too little for most models; make room, or --data-dir")
     return Finding("ok", "data", told)
+
+
+def check_store(settings: Settings) -> list[Finding]:
+    """Whether the store answers and has this release's schema, and whether those who can call have keys."""
+    findings, n_keys = [], 0
+    try:
+        url = locate(settings.store_url, settings.data_dir)
+        if is_sqlite(url) and not Path(str(url.database)).exists():
+            findings.append(Finding("ok", "store", f"{url.database}, made at the first start"))
+        else:
+            with connected(url) as connection:
+                found = migrate.version_of(connection)
+                n_keys = connection.execute(keys.working()).scalar_one() if found == migrate.newest() else 0
+            findings.append(_check_schema(url, found))
+    except FundamentError as error:
+        findings.append(Finding("problem", "store", error.detail))
+    if settings.auth:
+        level: Level = "ok" if n_keys else "warning"
+        told = f"{n_keys} keys work" if n_keys else "no key works yet: fundament keys create NAME"
+        return [*findings, Finding(level, "keys", told)]
+    try:
+        refuse_open(settings.host, settings.auth)
+    except FundamentError as error:
+        return [*findings, Finding("problem", "keys", error.detail)]
+    if not is_loopback(settings.host):
+        return [*findings, Finding("warning", "keys", f"none are asked for, as asked: whoever reaches {settings.host}")]
+    return [*findings, Finding("ok", "keys", "none are asked for: only this machine's users can call")]
+
+
+def _check_schema(url: URL, found: str | None) -> Finding:
+    newest = migrate.newest()
+    where = url.render_as_string()
+    if found == newest:
+        return Finding("ok", "store", f"{where}, schema {found}")
+    if found is not None and found > newest:
+        return Finding("problem", "store", f"{where} has schema {found} of a newer release; this one knows {newest}")
+    told = f"{where} has {f'schema {found}' if found else 'no schema yet'}, this release works with {newest}"
+    if is_sqlite(url):
+        return Finding("ok", "store", f"{told}: brought there at the next start")
+    return Finding("problem", "store", f"{told}: fundament db upgrade")
 
 
 def check_port(host: str, port: int) -> Finding:

@@ -8,8 +8,11 @@ FundamentError
 ├── ModelNotFoundError    400  INPUT_MODEL_NOT_FOUND
 ├── NotFoundError         404  RESOURCE_NOT_FOUND
 ├── ConflictError         409  CONFLICT_RESOURCE_BUSY
-├── LimitError            429  RATE_…_LIMIT_EXCEEDED, with Retry-After
 ├── FetchError            422  a URL of the caller's that cannot or may not be read
+├── AuthError             401  AUTH_…: no key, none of ours, or not written as one
+├── BalanceError          403  AUTHZ_INSUFFICIENT_BALANCE
+├── NotAllowedError       403  AUTHZ_ADMIN_REQUIRED
+├── LimitError            429  RATE_…_LIMIT_EXCEEDED, with Retry-After
 ├── UnavailableError      503  SERVICE_UNAVAILABLE, with Retry-After
 ├── RowError              500  INTERNAL_ERROR: a row whose forward pass failed; names it
 └── CheckpointError            a checkpoint that does not load; lists what is wrong with it
@@ -126,6 +129,30 @@ class ConflictError(FundamentError):
 
     status = 409
     code = "CONFLICT_RESOURCE_BUSY"
+
+
+class AuthError(FundamentError):
+    """A request without a key that works; `code` tells why."""
+
+    status = 401
+
+    def __init__(self, code: str, detail: str) -> None:
+        super().__init__(detail)
+        self.code = code
+
+
+class BalanceError(FundamentError):
+    """A key whose tokens are spent."""
+
+    status = 403
+    code = "AUTHZ_INSUFFICIENT_BALANCE"
+
+
+class NotAllowedError(FundamentError):
+    """A key that works, but not for this."""
+
+    status = 403
+    code = "AUTHZ_ADMIN_REQUIRED"
 
 
 class LimitError(FundamentError):

@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import ipaddress
 import logging
 import os
 import signal
@@ -26,6 +27,7 @@ def run(settings: Settings) -> None:
         FundamentError: something that cannot be served here.
     """
     _prepare(settings)
+    refuse_open(settings.host, settings.auth)
     # Before the application, so that a port that is taken is said at once.
     sockets = listen(settings.host, settings.port)
     from fundament.app import create_app
@@ -74,6 +76,28 @@ def _prepare(settings: Settings) -> None:
     # Compiled products are kept by shape, some hundred for each model; the default holds 1,024 in all.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "8192")
     configure_logs(settings.log_format, settings.log_level)
+
+
+def refuse_open(host: str, auth: bool | None) -> None:
+    """Refuse to serve others than this machine's own users without a word about keys.
+
+    Raises:
+        FundamentError: the host is beyond loopback, and nobody said whether keys are asked for.
+    """
+    if auth is None and not is_loopback(host):
+        raise FundamentError(
+            f"on {host} others than this machine's own users can call. Ask for keys with --auth "
+            "(make one: fundament keys create NAME), or say --no-auth where something else keeps them out."
+        )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches a host, on each of its addresses; a name that has none reaches nobody."""
+    try:
+        found = socket.getaddrinfo(host or None, 0, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except socket.gaierror:
+        return True
+    return all(ipaddress.ip_address(str(address[0]).partition("%")[0]).is_loopback for *_, address in found)
 
 
 def listen(host: str, port: int) -> list[socket.socket]:

@@ -14,6 +14,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from sqlalchemy.ext.asyncio import AsyncConnection
+
 from fundament.api.jobs import describe, message_secret
 from fundament.api.lines import (
     convert_csv,
@@ -26,9 +28,10 @@ from fundament.api.lines import (
 )
 from fundament.api.state import State
 from fundament.api.wire import json_bytes
-from fundament.errors import FundamentError, UnavailableError
-from fundament.store import files, jobs
+from fundament.errors import AuthError, BalanceError, FundamentError, UnavailableError
+from fundament.store import files, jobs, keys, usage
 from fundament.store.jobs import Chunk, Job, Written
+from fundament.store.usage import Line
 from fundament.telemetry import say
 from fundament.webhooks import DELAYS, deliver
 
@@ -137,14 +140,19 @@ class Worker:
         name = f"{chunk.span.first_line:08d}.{secrets.token_hex(4)}"
         try:
             lines = await asyncio.to_thread(read, self.depot.input(job.id), chunk.span, defaults)
-            found = await self._until_available(lambda: embed_lines(self.state, lines, caller=f"job:{job.key_id}"))
+            found = await self._until_available(lambda: embed_lines(self.state, lines, caller=job.key_id))
             written = await asyncio.to_thread(self._write, job.id, name, found)
+            await self._within_limits(job, written.n_tokens)
             async with self.store.write() as connection:
                 kept = await jobs.finish(connection, chunk, self.name, written, now=_now())
+                if kept:
+                    await _pay(connection, job, written)
             if not kept:
                 await asyncio.to_thread(self._discard, job.id, name)
         except UnavailableError:
             say("store does not answer", level=logging.WARNING, job=job.id)
+        except FundamentError as error:
+            await self._end(job, error.detail)
         except OSError as error:
             await self._end(job, _reason(error))
         except Exception as error:
@@ -169,6 +177,22 @@ class Worker:
     def _discard(self, job_id: str, name: str) -> None:
         for kind in ("output", "errors"):
             (self.depot.job(job_id) / f"{name}.{kind}").unlink(missing_ok=True)
+
+    async def _within_limits(self, job: Job, n_tokens: int) -> None:
+        """Wait until a key's minute has room for that many tokens; more than a whole minute's count as that."""
+        accounts = self.state.accounts
+        if not job.key_id or not n_tokens:
+            return
+        async with self.store.read() as connection:
+            key = await keys.get(connection, job.key_id)
+        tier = self.state.settings.tier(key.tier) if key is not None else None
+        if tier is None or not tier.tokens_per_minute:
+            return
+        while True:
+            standing = await accounts.limits.spend(job.key_id, tier, min(n_tokens, tier.tokens_per_minute))
+            if not standing.refused:
+                return
+            await asyncio.sleep(standing.wait_seconds)
 
     async def _until_available(self, work: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
         """Try again while the model cannot answer; the lease is renewed meanwhile."""
@@ -240,6 +264,27 @@ class Worker:
             state = "delivered" if reason is None else "failed"
         async with self.store.write() as connection:
             await jobs.called(connection, job.id, state, reason)
+
+
+async def _pay(connection: AsyncConnection, job: Job, written: Written) -> None:
+    """Charge a chunk's lines in the transaction that makes them count, so that each is paid once.
+
+    Raises:
+        AuthError: the key works no more.
+        BalanceError: it has less left than they cost.
+    """
+    if job.key_id:
+        key = await keys.get(connection, job.key_id)
+        if key is None or key.state(_now()) != "active":
+            raise AuthError("AUTH_INVALID_API_KEY", "The job's key was revoked or has expired.")
+        counted = key.balance is not None and written.n_tokens
+        if counted and not await keys.spend(connection, job.key_id, written.n_tokens):
+            raise BalanceError(
+                f"Insufficient account balance: the next {written.n_completed} lines need "
+                f"{written.n_tokens:,} tokens. What was written is kept."
+            )
+    line = Line(job.key_id, _now().date(), job.model or "", "/v1/batch/embeddings")
+    await usage.add(connection, {line: (written.n_completed, written.n_tokens)})
 
 
 async def _forever(work: Callable[[], Coroutine[Any, Any, None]]) -> None:

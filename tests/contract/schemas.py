@@ -136,6 +136,34 @@ ModelInfo = _object(
     {"licence": _STRING, "score": {"enum": [*_SCORES, None]}, "alias_of": _STRING},
 )
 ModelListResponse = _object({"object": {"const": "list"}, "data": _list(ModelInfo)})
+_MOMENT = {"type": ["string", "null"], "format": "date-time"}
+_KEY = {
+    "object": {"const": "key"},
+    "id": {"type": "string", "pattern": "^[A-Za-z0-9]{12}$"},
+    "name": _STRING,
+    "tier": _STRING,
+    "balance": {"type": ["integer", "null"], "minimum": 0},
+    "admin": _BOOLEAN,
+    "state": {"enum": ["active", "revoked", "expired"]},
+    **dict.fromkeys(("created_at", "expires_at", "revoked_at", "last_used_at"), _MOMENT),
+}
+KeyInfo = _object(_KEY)
+NewKey = _object({**_KEY, "key": {"type": "string", "pattern": "^jina_[A-Za-z0-9]{60}$"}})
+KeyList = _object({"object": {"const": "list"}, "data": _list(KeyInfo)})
+_USAGE_LINE = _object(
+    {**dict.fromkeys(("key_id", "day", "model", "endpoint"), _STRING), "requests": _INTEGER, "tokens": _INTEGER}
+)
+UsageList = _object({"object": {"const": "list"}, "data": _list(_USAGE_LINE)})
+_LIMITS = dict.fromkeys(("requests_per_minute", "tokens_per_minute", "concurrency"), _INTEGER)
+Account = _object(
+    {
+        "object": {"const": "account"},
+        "key": {"anyOf": [KeyInfo, {"type": "null"}]},
+        "limits": _object(_LIMITS),
+        "usage": _list(_USAGE_LINE),
+    }
+)
+_ACCOUNTS = {"/v1/me": Account}
 
 
 def conforms(response: httpx.Response) -> None:
@@ -161,6 +189,8 @@ def conforms(response: httpx.Response) -> None:
         _check(response.json(), RerankingResponse)
         _check_ranking(response.json())
         assert response.headers["x-truncated-inputs"].isdecimal()
+    elif path in _ACCOUNTS:
+        _check(response.json(), _ACCOUNTS[path])
     elif path == "/v1/models":
         _check(response.json(), ModelListResponse)
     elif path.startswith("/v1/models/"):

@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.accounts.keys import make_key
 from tests.contract import schemas
 from tests.served import MODEL, Served
 
@@ -76,11 +77,21 @@ def test_the_server_does_what_its_document_says(document: dict[str, Any], server
         "return_multivector": {"enum": [False, None]},
         "return_sparse": {"enum": [False, None]},
     }
+    key_body = document["paths"]["/v1/admin/keys"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    key_body["properties"] |= {"tier": {"enum": ["free"]}, "expires_at": {"enum": [None, "2100-01-01T00:00:00Z"]}}
     for path in ("/v1/multi-vector", "/v1/multi-embeddings"):  # this model gives no vectors per token
         del document["paths"][path]
     file = tmp_path / "openapi.json"
     file.write_text(json.dumps(document))
-    options = ["--checks=all", "--max-examples=40", "--seed=1", "--warnings=off", "--no-color"]
+    key = make_key(server.log_file.parent, admin=True)
+    options = [
+        f"--header=Authorization: Bearer {key}",
+        "--checks=all",
+        "--max-examples=40",
+        "--seed=1",
+        "--warnings=off",
+        "--no-color",
+    ]
     ran = subprocess.run(
         [sys.executable, "-m", "schemathesis.cli", "run", str(file), f"--url={server.url}", *options],
         cwd=tmp_path,

@@ -1,6 +1,8 @@
 """The engine in this process: several models at once under a budget that holds only some."""
 
 import asyncio
+import threading
+from collections.abc import Callable, Sequence
 from datetime import date
 from pathlib import Path
 
@@ -9,12 +11,20 @@ import torch
 
 from fundament.backbone.device import Placement
 from fundament.catalog import CATALOG, ModelSpec
-from fundament.core import Embed, Embeddings
+from fundament.core import Array, Embed, Embeddings, Item
 from fundament.engine.local import EngineOptions, LocalEngine, load_model, needed_bytes, threads_of
 from fundament.engine.weights import Local
-from fundament.errors import CheckpointError, ModelNotFoundError, TooLongError, UnavailableError
+from fundament.errors import (
+    BalanceError,
+    CheckpointError,
+    ModelNotFoundError,
+    RowError,
+    TooLongError,
+    UnavailableError,
+)
 from fundament.telemetry import Metrics
 from tests.checkpoints import random_tensors, resave, save, word_piece
+from tests.served import metrics_of
 
 TEXTS = ["the search engine", "what people mean"]
 VOCAB, HIDDEN = 20_000, 256  # 20 MB of float32, mostly token embeddings, so that memory can be seen to come and go
@@ -200,3 +210,88 @@ def test_needed_memory_counts_adapters(tmp_path: Path) -> None:
     for name in ("retrieval", "clustering"):
         save(local.directory / "adapters" / name, {}, {"lora_A": torch.zeros(2, 500)}, word_piece())
     assert needed_bytes(local, placement) == before + 2 * 1000 * 2
+
+
+class Purse:
+    """A bill that notes what is asked of it, and refuses what is beyond its tokens."""
+
+    def __init__(self, n_tokens: int) -> None:
+        self.n_tokens = n_tokens
+        self.asked: list[int] = []
+        self.refunded: list[int] = []
+        self.meanwhile: Callable[[], object] = lambda: None
+
+    async def admit(self, n_tokens: int) -> None:
+        self.asked.append(n_tokens)
+        await asyncio.sleep(0)
+        self.meanwhile()
+        if n_tokens > self.n_tokens:
+            raise BalanceError("spent")
+
+    def refund(self, n_tokens: int) -> None:
+        self.refunded.append(n_tokens)
+
+
+def tokens_run(engine: LocalEngine) -> float:
+    return metrics_of(engine.metrics.page().decode()).get("fundament_tokens_total", 0)
+
+
+def test_a_call_is_paid_once_it_is_read_and_before_it_runs(runner: asyncio.Runner, berts: dict[str, Local]) -> None:
+    async def scenario() -> None:
+        engine, bill = engine_of(berts, 5), Purse(100)
+        bill.meanwhile = lambda: ran.append(tokens_run(engine))
+        ran: list[float] = []
+        for n in (1, 90):  # few rows and many go to the threads in different ways
+            texts = TEXTS * n
+            answered = await engine.run("model-0", Embed(texts=texts), bill=Purse(10**6))
+            expected = answered.n_tokens
+            bill.n_tokens, before = expected, tokens_run(engine)
+            paid = await engine.run("model-0", Embed(texts=texts), bill=bill)
+            assert bill.asked[-1] == expected == paid.n_tokens
+            assert ran[-1] == before
+            bill.n_tokens, before = expected - 1, tokens_run(engine)
+            with pytest.raises(BalanceError):
+                await engine.run("model-0", Embed(texts=texts), bill=bill)
+            assert tokens_run(engine) == before
+        with pytest.raises(TooLongError):
+            await engine.run("model-0", Embed(texts=["the " * 100]), bill=bill)
+        assert len(bill.asked) == 4
+        assert bill.refunded == []
+        await engine.close()
+
+    runner.run(scenario())
+
+
+def test_what_did_not_run_is_refunded(runner: asyncio.Runner, berts: dict[str, Local]) -> None:
+    async def scenario() -> None:
+        engine, bill = engine_of(berts, 5), Purse(10**6)
+        await engine.load(["model-0"])
+        loaded = engine.memory.loaded["model-0"]
+        assert loaded.model is not None
+        forward, held = loaded.model.forward, threading.Event()
+
+        def slow(items: Sequence[Item]) -> list[Array]:
+            held.wait(30)
+            return forward(items)
+
+        def broken(items: Sequence[Item]) -> list[Array]:
+            raise ValueError
+
+        loaded.model.forward = slow  # type: ignore[method-assign]
+        task = asyncio.ensure_future(engine.run("model-0", Embed(texts=TEXTS), bill=bill))
+        async with asyncio.timeout(30):
+            while not bill.asked:
+                await asyncio.sleep(0.001)
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        held.set()
+        assert bill.refunded == bill.asked
+        loaded.model.forward = broken  # type: ignore[method-assign]
+        with pytest.raises(RowError):
+            await engine.run("model-0", Embed(texts=TEXTS), bill=bill)
+        assert bill.refunded == bill.asked
+        await engine.close()
+
+    runner.run(scenario())

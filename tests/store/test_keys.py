@@ -63,8 +63,8 @@ def test_a_key_ends_when_it_is_revoked_or_its_time_is_over(store: Database, runn
     async def work() -> None:
         now = datetime.now(UTC)
         key, _ = await make(store, expires_at=now + timedelta(hours=1))
-        assert key.works(now)
-        assert not key.works(now + timedelta(hours=1))
+        assert key.state(now) == "active"
+        assert key.state(now + timedelta(hours=1)) == "expired"
         async with store.write() as connection:
             revoked = await keys.revoke(connection, key.id)
             again = await keys.revoke(connection, key.id)
@@ -72,7 +72,7 @@ def test_a_key_ends_when_it_is_revoked_or_its_time_is_over(store: Database, runn
             assert await keys.rotate(connection, key.id) is None
         assert revoked == again
         assert revoked is not None
-        assert not revoked.works(now)
+        assert revoked.state(now) == "revoked"
 
     runner.run(work())
 
@@ -115,15 +115,16 @@ def test_a_balance_is_never_overdrawn_by_many_at_once(store: Database, runner: a
     runner.run(work())
 
 
-def test_the_last_use_is_noted(store: Database, runner: asyncio.Runner) -> None:
+def test_the_last_use_and_refunds_are_noted(store: Database, runner: asyncio.Runner) -> None:
     async def work() -> None:
-        (one, _), (two, _) = await make(store), await make(store)
+        (one, _), (two, _) = await make(store, balance=1), await make(store)
         now = datetime.now(UTC)
         async with store.write() as connection:
-            await keys.touch(connection, {two.id: now})
+            await keys.settle(connection, {two.id: now}, {one.id: 5, two.id: 5})
             listed = await keys.everyone(connection)
         assert [key.id for key in listed] == [one.id, two.id]
         assert [key.last_used_at for key in listed] == [None, now]
+        assert [key.balance for key in listed] == [6, None]
 
     runner.run(work())
 

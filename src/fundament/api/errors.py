@@ -10,22 +10,29 @@ from http import HTTPStatus
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from fundament.api.wire import answer
 from fundament.errors import Fault, FundamentError, InputError
 from fundament.telemetry import say
 
+_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
+
 
 def render(error: FundamentError, request_id: str) -> Response:
     """An error as the API answers it; 429 and 503 say when to try again."""
-    wait = error.retry_after_seconds
+    headers: dict[str, str] = {}
+    if wait := error.retry_after_seconds:
+        headers["Retry-After"] = str(wait)
+    if error.status == HTTPStatus.UNAUTHORIZED:
+        headers["WWW-Authenticate"] = "Bearer"
     return _write(
         error.status,
         error.detail,
         error.code,
         request_id,
         faults=error.faults if isinstance(error, InputError) else (),
-        headers={"Retry-After": str(wait)} if wait else {},
+        headers=headers,
     )
 
 
@@ -48,7 +55,8 @@ def install(app: FastAPI) -> None:
         detail, code = str(error.detail), None
         if status == HTTPStatus.NOT_FOUND:
             detail, code = f"There is no {path} here; see /docs.", "RESOURCE_NOT_FOUND"
-        elif status == HTTPStatus.METHOD_NOT_ALLOWED and (allowed := headers.get("Allow")):
+        elif status == HTTPStatus.METHOD_NOT_ALLOWED:
+            headers = {"Allow": (allowed := ", ".join(_methods(request)))}
             detail = f"{path} does not answer {request.method}; use {allowed}."
         return _write(status, detail, code, request.state.request_id, headers=headers)
 
@@ -60,6 +68,16 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(FundamentError, ours)
     app.add_exception_handler(RequestValidationError, query)
     app.add_exception_handler(HTTPException, framework)
+
+
+def _methods(request: Request) -> list[str]:
+    """Every method that a path answers; the framework names those of its first route only."""
+    return [method for method in _METHODS if _answers(request, method)]
+
+
+def _answers(request: Request, method: str) -> bool:
+    scope = {**request.scope, "method": method}
+    return any(route.matches(scope)[0] is Match.FULL for route in request.app.routes)
 
 
 def _write(

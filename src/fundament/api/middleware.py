@@ -3,6 +3,7 @@
 import asyncio
 import random
 import time
+from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -60,5 +61,11 @@ class RequestMiddleware:
                 path=route,
                 status=status,
                 ms=round(seconds * 1000, 1),
-                **details.get("log", {}),
+                **{**_key_of(details), **details.get("log", {})},
             )
+
+
+def _key_of(details: dict[str, Any]) -> dict[str, str]:
+    """The id of the key that asked, where one did."""
+    caller = details.get("caller")
+    return {"key": caller.key_id} if caller is not None and caller.key_id else {}

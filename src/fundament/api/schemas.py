@@ -327,6 +327,70 @@ class DownloadResultResponse(BaseModel):
     download_url: str
 
 
+class KeyInfo(BaseModel):
+    """A key without its secret; moments are in UTC, ISO 8601."""
+
+    object: str
+    id: str
+    name: str
+    tier: str
+    balance: int | None
+    admin: bool
+    state: str
+    created_at: str
+    expires_at: str | None
+    revoked_at: str | None
+    last_used_at: str | None
+
+
+class NewKey(KeyInfo):
+    """A key as it is made: `key` is shown this once."""
+
+    key: str
+
+
+class KeyList(BaseModel):
+    """All keys, the oldest first."""
+
+    object: str
+    data: list[KeyInfo]
+
+
+class UsageLine(BaseModel):
+    """What one key used of one model through one endpoint on one day (UTC)."""
+
+    key_id: str
+    day: str
+    model: str
+    endpoint: str
+    requests: int
+    tokens: int
+
+
+class UsageList(BaseModel):
+    """Usage, by day."""
+
+    object: str
+    data: list[UsageLine]
+
+
+class RateLimits(BaseModel):
+    """What a caller may do; 0 is no limit."""
+
+    requests_per_minute: int
+    tokens_per_minute: int
+    concurrency: int
+
+
+class Account(BaseModel):
+    """The caller's own key, limits and use; `key` is null where no keys are asked for."""
+
+    object: str
+    key: KeyInfo | None
+    limits: RateLimits
+    usage: list[UsageLine]
+
+
 _SHAPES: dict[str, type[BaseModel]] = {
     shape.__name__: shape
     for shape in (
@@ -343,11 +407,17 @@ _SHAPES: dict[str, type[BaseModel]] = {
         FileDeleted,
         BulkEmbeddingJobResponse,
         DownloadResultResponse,
+        KeyInfo,
+        NewKey,
+        KeyList,
+        UsageList,
+        Account,
     )
 }
 _ERRORS = {
     400: "A model that is not served, or an input that is too long.",
     401: "No key, or none that works.",
+    403: "The key may not do this, or its balance is too small.",
     404: "No such resource.",
     409: "The resource is not in the state that this needs.",
     429: "More than the caller may do now; `Retry-After` says when.",
@@ -359,7 +429,7 @@ _ERRORS = {
 
 
 def responses(
-    name: str, *, errors: tuple[int, ...] = (400, 413, 415, 500, 503), fields: bool = False
+    name: str, *, errors: tuple[int, ...] = (400, 401, 403, 413, 415, 429, 500, 503), fields: bool = False
 ) -> dict[int | str, dict[str, Any]]:
     """The answers of a route, for its documentation; 422 where it reads a body or, with `fields`, anything else.
 

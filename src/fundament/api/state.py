@@ -6,6 +6,7 @@ from typing import Protocol, cast, overload
 
 from fastapi import Request
 
+from fundament.accounts.visits import Accounts
 from fundament.catalog import CATALOG, ModelSpec, short_id
 from fundament.config import Settings
 from fundament.core import Embed, Embedded, Priority, Ranking, Rerank
@@ -31,6 +32,7 @@ class State:
 
     Attributes:
         store: what survives a restart.
+        accounts: keys, limits, balances and usage.
         served: the models that callers may name, as they are now.
         not_ready: why the models cannot answer now, or None.
         fetcher: reads the URLs that callers give.
@@ -44,6 +46,7 @@ class State:
     settings: Settings
     engine: Engine
     store: Database
+    accounts: Accounts
     metrics: Metrics
     served: Callable[[], Mapping[str, ModelSpec]]
     not_ready: Callable[[], str | None]

@@ -12,7 +12,7 @@ import torch
 from fundament.backbone.checkpoint import Checkpoint
 from fundament.backbone.device import Dtype, Placement, free_bytes, n_cores, place
 from fundament.catalog import ModelSpec
-from fundament.core import Array, Call, Embed, Embedded, Item, Model, Priority, Ranking, Rerank, Result
+from fundament.core import Array, Bill, Call, Embed, Embedded, Item, Model, Priority, Ranking, Rerank, Result
 from fundament.engine.batcher import Batcher, Ticket
 from fundament.engine.memory import Memory
 from fundament.engine.weights import Local, embedded, verify_embedded
@@ -22,6 +22,7 @@ from fundament.telemetry import Metrics, say
 
 _SIDE_BY_SIDE_BYTES = 256 * 1024**2
 _MOST_THREADS = 4
+_FEW_ROWS = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,35 +87,61 @@ class LocalEngine:
         metrics.gauge("fundament_model_bytes", "Memory of each loaded model.", self._sizes)
 
     @overload
-    async def run(self, model: str, call: Embed, *, priority: Priority = ..., caller: str = ...) -> Embedded: ...
-    @overload
-    async def run(self, model: str, call: Rerank, *, priority: Priority = ..., caller: str = ...) -> Ranking: ...
     async def run(
-        self, model: str, call: Call, *, priority: Priority = Priority.INTERACTIVE, caller: str = ""
+        self, model: str, call: Embed, *, priority: Priority = ..., caller: str = ..., bill: Bill | None = ...
+    ) -> Embedded: ...
+    @overload
+    async def run(
+        self, model: str, call: Rerank, *, priority: Priority = ..., caller: str = ..., bill: Bill | None = ...
+    ) -> Ranking: ...
+    async def run(
+        self,
+        model: str,
+        call: Call,
+        *,
+        priority: Priority = Priority.INTERACTIVE,
+        caller: str = "",
+        bill: Bill | None = None,
     ) -> Result:
         """Answer a call: tokenize on a worker thread, wait for the batches, put the arrays together.
+
+        A call that fails costs nothing; one whose caller leaves costs the rows that have run.
 
         Args:
             model: which one.
             call: what is asked.
             priority: the lane.
             caller: who asks: callers in one lane share the model's time.
+            bill: who pays.
+
+        Raises:
+            FundamentError: the call cannot be read, may not be paid, or fails.
         """
         async with self.memory.lease(model) as loaded:
             assert loaded.model is not None
             loop = asyncio.get_running_loop()
             done: asyncio.Future[list[Array]] = loop.create_future()
             ticket = Ticket(loop, done, caller)
+            items: Sequence[Item] = await loop.run_in_executor(self._pool, loaded.model.prepare, call)
+            if bill is not None:
+                await bill.admit(sum(item.n_counted for item in items))
             try:
-                items = await loop.run_in_executor(self._pool, _enter, loaded, call, ticket, priority)
+                ticket.open(len(items))
+                if len(items) <= _FEW_ROWS:  # less than a change of threads costs
+                    loaded.batcher.submit(ticket, items, priority)
+                else:
+                    await loop.run_in_executor(self._pool, loaded.batcher.submit, ticket, items, priority)
                 arrays = await done
-            except asyncio.CancelledError:
-                loaded.batcher.drop(ticket)
+                finish: Callable[[], Result] = partial(_finish, loaded.model, call, items, arrays)
+                if isinstance(call, Embed) and call.output == "dense":  # one copy: less than a change of threads costs
+                    return finish()
+                return await loop.run_in_executor(self._pool, finish)
+            except BaseException as error:
+                if isinstance(error, asyncio.CancelledError):
+                    loaded.batcher.drop(ticket)
+                if bill is not None:
+                    bill.refund(_unpaid(items, ticket, error))
                 raise
-            finish: Callable[[], Result] = partial(_finish, loaded.model, call, items, arrays)
-            if isinstance(call, Embed) and call.output == "dense":  # one copy: less than a change of threads costs
-                return finish()
-            return await loop.run_in_executor(self._pool, finish)
 
     async def load(self, models: Iterable[str]) -> None:
         """Load models now, one after the other."""
@@ -227,12 +254,10 @@ def threads_of(n_bytes: int, n_cores: int) -> int:
     return min(n_cores, _MOST_THREADS) if n_bytes <= _SIDE_BY_SIDE_BYTES else 1
 
 
-def _enter(loaded: Loaded, call: Call, ticket: Ticket, priority: Priority) -> Sequence[Item]:
-    assert loaded.model is not None
-    items = loaded.model.prepare(call)
-    ticket.open(len(items))
-    loaded.batcher.submit(ticket, items, priority)
-    return items
+def _unpaid(items: Sequence[Item], ticket: Ticket, error: BaseException) -> int:
+    """Tokens to give back: all of a call that failed, those of rows that have not run where the caller left."""
+    left = isinstance(error, asyncio.CancelledError)
+    return sum(item.n_counted for item, array in zip(items, ticket.arrays, strict=True) if array is None or not left)
 
 
 def _finish(model: Model[Any, Any], call: Call, items: Sequence[Item], arrays: Sequence[Array]) -> Result:

@@ -11,15 +11,29 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from hashlib import sha256
-from typing import Any
+from typing import Any, Literal
 
-from sqlalchemy import BigInteger, Boolean, CheckConstraint, Column, LargeBinary, String, Table, bindparam, select
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    LargeBinary,
+    Select,
+    String,
+    Table,
+    bindparam,
+    func,
+    or_,
+    select,
+)
 from sqlalchemy import Row as SqlRow
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from fundament.store.schema import Instant, metadata
 
 PREFIX = "jina_"
+MOST_TOKENS = 2**53  # of a balance: what JSON's readers everywhere keep exactly
 ID_LENGTH, SECRET_LENGTH = 12, 48
 _LENGTH = len(PREFIX) + ID_LENGTH + SECRET_LENGTH
 _CHARACTERS = string.ascii_letters + string.digits
@@ -70,9 +84,11 @@ class Key:
         """Whether `secret` is this key's, compared in constant time."""
         return hmac.compare_digest(self.digest, _digest(secret))
 
-    def works(self, now: datetime) -> bool:
-        """Whether it is neither revoked nor expired."""
-        return self.revoked_at is None and (self.expires_at is None or now < self.expires_at)
+    def state(self, now: datetime) -> Literal["active", "revoked", "expired"]:
+        """Whether it works, and why not."""
+        if self.revoked_at is not None:
+            return "revoked"
+        return "active" if self.expires_at is None or now < self.expires_at else "expired"
 
 
 def split(key: str) -> tuple[str, str] | None:
@@ -121,6 +137,12 @@ async def everyone(connection: AsyncConnection) -> Sequence[Key]:
     return [_key(row) for row in await connection.execute(select(keys).order_by(keys.c.created_at, keys.c.id))]
 
 
+def working() -> Select[int]:
+    """The statement that counts the keys that work now."""
+    alive = or_(keys.c.expires_at.is_(None), keys.c.expires_at > datetime.now(UTC))
+    return select(func.count()).select_from(keys).where(keys.c.revoked_at.is_(None), alive)
+
+
 async def revoke(connection: AsyncConnection, key_id: str) -> Key | None:
     """Stop a key for good; one that is revoked already stays as it is. None where there is no such key."""
     now = datetime.now(UTC)
@@ -155,10 +177,10 @@ async def spend(connection: AsyncConnection, key_id: str, n_tokens: int) -> bool
 
 
 async def credit(connection: AsyncConnection, key_id: str, n_tokens: int) -> Key | None:
-    """Put tokens on a balance that is counted. None where there is no such key or nobody counts its tokens."""
+    """Put tokens on a balance; None where there is no such key, nobody counts its tokens, or it would hold too many."""
     row = await connection.execute(
         keys.update()
-        .where(keys.c.id == key_id, keys.c.balance.is_not(None))
+        .where(keys.c.id == key_id, keys.c.balance <= MOST_TOKENS - n_tokens)
         .values(balance=keys.c.balance + n_tokens)
         .returning(*keys.c)
     )
@@ -166,10 +188,24 @@ async def credit(connection: AsyncConnection, key_id: str, n_tokens: int) -> Key
     return None if found is None else _key(found)
 
 
-async def touch(connection: AsyncConnection, used: Mapping[str, datetime]) -> None:
-    """Note when keys were last used."""
-    statement = keys.update().where(keys.c.id == bindparam("key_id")).values(last_used_at=bindparam("at"))
-    await connection.execute(statement, [{"key_id": key_id, "at": at} for key_id, at in sorted(used.items())])
+async def settle(connection: AsyncConnection, used: Mapping[str, datetime], refunds: Mapping[str, int]) -> None:
+    """Note when keys were last used, and give refunds to balances that are counted."""
+    if not (used or refunds):
+        return
+    statement = (
+        keys.update()
+        .where(keys.c.id == bindparam("key_id"))
+        .values(
+            last_used_at=func.coalesce(bindparam("at", type_=Instant), keys.c.last_used_at),
+            balance=keys.c.balance + bindparam("n_tokens"),
+        )
+    )
+    # In one order, so that two processes never wait for each other's rows.
+    rows = [
+        {"key_id": key_id, "at": used.get(key_id), "n_tokens": refunds.get(key_id, 0)}
+        for key_id in sorted({*used, *refunds})
+    ]
+    await connection.execute(statement, rows)
 
 
 def _key(row: SqlRow[Any]) -> Key:

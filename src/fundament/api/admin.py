@@ -1,0 +1,198 @@
+"""`/v1/admin/…`: keys and everybody's usage, for keys that were made with `--admin`."""
+
+import csv
+import io
+from datetime import UTC, date, datetime
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Request, Response
+from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, Strict, StringConstraints
+
+from fundament.api.body import echo, read_body
+from fundament.api.me import describe_key, describe_usage
+from fundament.api.schemas import request_body, responses
+from fundament.api.state import state_of
+from fundament.api.wire import answer
+from fundament.errors import Fault, InputError, NotFoundError
+from fundament.store import keys, usage
+from fundament.store.keys import ID_LENGTH, MOST_TOKENS, Key
+
+router = APIRouter(prefix="/v1/admin", tags=["Administration"])
+
+_ERRORS = (401, 403, 429, 500, 503)
+_OF_KEY = (401, 403, 404, 429, 500, 503)
+_WITH_BODY = (400, 401, 403, 413, 415, 429, 500, 503)
+_USAGE = responses("UsageList", errors=_ERRORS, fields=True)
+_USAGE[200]["content"] = {"text/csv": {"schema": {"type": "string"}}}
+
+
+def _text(value: Any) -> Any:
+    if not isinstance(value, str):
+        raise ValueError("Input should be a moment like 2027-01-31T00:00:00Z")
+    return value
+
+
+def _whole(value: Any) -> Any:
+    """JSON has one kind of number: 5.0 is 5."""
+    return int(value) if isinstance(value, float) and abs(value) <= MOST_TOKENS and value.is_integer() else value
+
+
+class KeyRequest(BaseModel):
+    """A key to be made."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    name: Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f]+$")] = Field(
+        description="What its owner calls it.", examples=["search"]
+    )
+    tier: str = Field("free", description="The name of its limits.")
+    balance: Annotated[int, Field(ge=0, le=MOST_TOKENS), BeforeValidator(_whole)] | None = Field(
+        None, description="Tokens that it may spend; null counts none."
+    )
+    admin: bool = Field(False, description="Whether it manages keys and sees everybody's usage.")
+    expires_at: Annotated[AwareDatetime, Strict(False), BeforeValidator(_text)] | None = Field(
+        None, description="When it stops, with a time zone."
+    )
+
+
+class CreditRequest(BaseModel):
+    """Tokens for a balance."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    tokens: Annotated[int, Field(gt=0, le=MOST_TOKENS), BeforeValidator(_whole)] = Field(
+        description="How many to add.", examples=[1_000_000]
+    )
+
+
+@router.post(
+    "/keys",
+    summary="Make a key",
+    openapi_extra=request_body(KeyRequest),
+    responses=responses("NewKey", errors=_WITH_BODY),
+)
+async def create_key(request: Request) -> Response:
+    """Make a key; the answer is the only place where it is ever shown."""
+    asked, state = await read_body(request, KeyRequest), state_of(request)
+    if asked.tier not in (names := state.settings.tier_names()):
+        raise InputError(Fault("body -> tier", f"Input should be one of {', '.join(names)}.", "enum", echo(asked.tier)))
+    if asked.expires_at is not None and asked.expires_at <= datetime.now(UTC):
+        raise InputError(Fault("body -> expires_at", "It lies in the past.", "value_error"))
+    async with state.store.write() as connection:
+        key, shown = await keys.create(connection, **asked.model_dump())
+    return answer(describe_key(key) | {"key": shown})
+
+
+@router.get("/keys", summary="List keys", responses=responses("KeyList", errors=_ERRORS))
+async def list_keys(request: Request) -> Response:
+    """Every key, the oldest first, without its secret."""
+    async with state_of(request).store.read() as connection:
+        found = await keys.everyone(connection)
+    return answer({"object": "list", "data": [describe_key(key) for key in found]})
+
+
+@router.get("/keys/{key_id}", summary="Get a key", responses=responses("KeyInfo", errors=_OF_KEY))
+async def get_key(request: Request, key_id: str) -> Response:
+    """One key, without its secret."""
+    async with state_of(request).store.read() as connection:
+        return answer(describe_key(_found(key_id, await keys.get(connection, _checked(key_id)))))
+
+
+@router.delete("/keys/{key_id}", summary="Revoke a key", responses=responses("KeyInfo", errors=_OF_KEY))
+async def revoke_key(request: Request, key_id: str) -> Response:
+    """Stop a key for good, within a second on every process."""
+    async with state_of(request).store.write() as connection:
+        return answer(describe_key(_found(key_id, await keys.revoke(connection, _checked(key_id)))))
+
+
+@router.post("/keys/{key_id}/rotate", summary="Rotate a key", responses=responses("NewKey", errors=_OF_KEY))
+async def rotate_key(request: Request, key_id: str) -> Response:
+    """Give a key a new secret; the old one stops within a second. Its limits, balance and usage stay."""
+    async with state_of(request).store.write() as connection:
+        rotated = await keys.rotate(connection, _checked(key_id))
+    if rotated is None:
+        raise _not_found(key_id)
+    key, shown = rotated
+    return answer(describe_key(key) | {"key": shown})
+
+
+@router.post(
+    "/keys/{key_id}/credit",
+    summary="Top up a key",
+    openapi_extra=request_body(CreditRequest),
+    responses=responses("KeyInfo", errors=(*_WITH_BODY, 404)),
+)
+async def credit_key(request: Request, key_id: str) -> Response:
+    """Add tokens to the balance of a key that has one."""
+    asked = await read_body(request, CreditRequest)
+    async with state_of(request).store.write() as connection:
+        return answer(describe_key(_found(key_id, await keys.credit(connection, _checked(key_id), asked.tokens))))
+
+
+@router.get(
+    "/usage",
+    summary="Usage",
+    openapi_extra={
+        "parameters": [
+            {"name": name, "in": "query", "required": False, "description": words, "schema": schema}
+            for name, words, schema in (
+                ("since", "The first day (UTC).", {"type": "string", "format": "date"}),
+                ("until", "The last day (UTC).", {"type": "string", "format": "date"}),
+                ("key", "Of this key only.", {"type": "string"}),
+                ("format", "How it is written.", {"type": "string", "enum": ["json", "csv"]}),
+            )
+        ]
+    },
+    responses=_USAGE,
+)
+async def get_usage(request: Request) -> Response:
+    """Requests and tokens per key, day, model and endpoint."""
+    asked = request.query_params
+    since, until, key_id = _day(asked.get("since"), "since"), _day(asked.get("until"), "until"), asked.get("key")
+    if (form := asked.get("format", "json")) not in ("json", "csv"):
+        raise InputError(Fault("query -> format", "Input should be 'json' or 'csv'.", "enum", echo(form)))
+    if key_id is not None:
+        _checked(key_id)
+    async with state_of(request).store.read() as connection:
+        rows = describe_usage(await usage.find(connection, key_id=key_id, since=since, until=until))
+    if form == "json":
+        return answer({"object": "list", "data": rows})
+    return Response(usage_csv(rows), media_type="text/csv; charset=utf-8")
+
+
+def usage_csv(rows: list[dict[str, Any]]) -> str:
+    """Usage as a table for spreadsheets, with a line of names."""
+    page = io.StringIO()
+    writer = csv.DictWriter(page, ("day", "key_id", "model", "endpoint", "requests", "tokens"), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return page.getvalue()
+
+
+def _day(text: str | None, name: str) -> date | None:
+    try:
+        return None if text is None else date.fromisoformat(text)
+    except ValueError:
+        message = "Input should be a day like 2026-11-21."
+        raise InputError(Fault(f"query -> {name}", message, "date_parsing", echo(text))) from None
+
+
+def _checked(key_id: str) -> str:
+    """An id as databases take it.
+
+    Raises:
+        NotFoundError: no key has an id of that form.
+    """
+    if len(key_id) != ID_LENGTH or not (key_id.isascii() and key_id.isalnum()):
+        raise _not_found(key_id)
+    return key_id
+
+
+def _found(key_id: str, key: Key | None) -> Key:
+    if key is None:
+        raise _not_found(key_id)
+    return key
+
+
+def _not_found(key_id: str) -> NotFoundError:
+    return NotFoundError(f"Key '{echo(key_id)}' not found, or not in a state for this. GET /v1/admin/keys lists all.")

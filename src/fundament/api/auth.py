@@ -1,0 +1,104 @@
+"""Before every request: who asks, and whether they may. What is not named here as open needs a key."""
+
+import math
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from fundament.accounts.visits import Accounts, Visit, current_visit
+from fundament.api import errors
+from fundament.config import Tier
+from fundament.errors import FundamentError
+from fundament.limits import Standing
+
+OPEN = {
+    *("/", "/live", "/health", "/healthz", "/ready"),
+    *("/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"),
+    "/v1/models",
+}
+OPEN_BELOW = ("/v1/models/",)
+ADMIN, ADMIN_BELOW = "/metrics", "/v1/admin/"
+
+
+class AccountMiddleware:
+    """Lets in who may come in, bills to them what they run, and tells them what is left of their limits."""
+
+    def __init__(self, app: ASGIApp, accounts: Accounts) -> None:
+        self.app, self.accounts = app, accounts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one ASGI connection."""
+        if scope["type"] == "websocket":  # there are none, and one would have to be let in here first
+            await send({"type": "websocket.close", "code": 1008})
+            return
+        if scope["type"] != "http" or is_open(scope["path"]) or is_link(scope):
+            await self.app(scope, receive, send)
+            return
+        visit: Visit | None = None
+
+        async def counted(message: Message) -> None:
+            if visit is not None:
+                if message["type"] == "http.response.start":
+                    message["headers"].extend(rate_headers(visit.standing, visit.caller.tier))
+                elif not message.get("more_body"):
+                    await visit.leave()  # first, so that a client may send the next one as soon as it has read this
+            await send(message)
+
+        try:
+            caller = await self.accounts.recognise(
+                _authorization(scope), scope["client"][0] if scope.get("client") else "", admin=self._for_admins(scope)
+            )
+            visit = Visit(self.accounts, caller, lambda: getattr(scope.get("route"), "path", ""))
+            scope["state"]["caller"] = caller
+            await self.accounts.enter(visit)
+        except FundamentError as error:
+            await errors.render(error, scope["state"]["request_id"])(scope, receive, counted)
+            return
+        outside = current_visit.set(visit)
+        try:
+            await self.app(scope, receive, counted)
+        finally:
+            current_visit.reset(outside)
+            await visit.leave()
+
+    def _for_admins(self, scope: Scope) -> bool:
+        """Whether only an admin's key will do: always for managing keys, for metrics where keys are asked for."""
+        path = scope["path"]
+        return path.startswith(ADMIN_BELOW) or (path == ADMIN and bool(self.accounts.settings.auth))
+
+
+def is_open(path: str) -> bool:
+    """Whether a path needs no key: health, documentation, and the list of models, as in the public specification."""
+    return path in OPEN or path.startswith(OPEN_BELOW)
+
+
+def is_link(scope: Scope) -> bool:
+    """Whether a request carries a signature in place of a key; the endpoint checks it."""
+    path = scope["path"]
+    return (
+        path.startswith("/v1/batch/")
+        and path.endswith(("/output", "/errors"))
+        and b"signature=" in scope["query_string"]
+    )
+
+
+def rate_headers(standing: Standing | None, tier: Tier) -> list[tuple[bytes, bytes]]:
+    """What a caller may still do, for each limit that there is; `Reset` is in seconds, until all of it is free."""
+    if standing is None:
+        return []
+    rows = (
+        ("Requests", tier.requests_per_minute, standing.n_requests, standing.requests_seconds),
+        ("Tokens", tier.tokens_per_minute, standing.n_tokens, standing.tokens_seconds),
+    )
+    return [
+        (f"X-RateLimit-{name}-{of}".lower().encode(), str(value).encode())
+        for of, limit, used, seconds in rows
+        if limit
+        for name, value in (("Limit", limit), ("Remaining", max(0, limit - used)), ("Reset", math.ceil(seconds)))
+    ]
+
+
+def _authorization(scope: Scope) -> str | None:
+    for name, value in scope["headers"]:
+        if name == b"authorization":
+            return str(value.decode("latin-1"))
+    return None

@@ -1,0 +1,89 @@
+"""Balances that many spend at once, and usage that is written behind the answers."""
+
+import asyncio
+
+import pytest
+
+from fundament.accounts.ledger import Ledger
+from fundament.accounts.purse import Purse
+from fundament.errors import UnavailableError
+from fundament.store import keys, usage
+from fundament.store.database import Database
+from fundament.store.keys import Key
+
+
+async def make(store: Database, balance: int | None) -> Key:
+    async with store.write() as connection:
+        return (await keys.create(connection, "mine", tier="free", balance=balance))[0]
+
+
+async def balance_of(store: Database, key: Key) -> int | None:
+    async with store.read() as connection:
+        found = await keys.get(connection, key.id)
+    assert found is not None
+    return found.balance
+
+
+def test_a_purse_grants_exactly_what_is_there(store: Database, runner: asyncio.Runner) -> None:
+    async def work() -> None:
+        purse, rich, poor = Purse(store), await make(store, 10**9), await make(store, 100)
+        wishes = [purse.spend((rich if number % 2 else poor).id, 3) for number in range(200)]
+        granted = await asyncio.gather(*wishes)
+        assert sum(granted[1::2]) == 100
+        assert sum(granted[::2]) == 33
+        assert await balance_of(store, rich) == 10**9 - 300
+        assert await balance_of(store, poor) == 1
+        assert not await purse.spend("nobody", 1)
+
+    runner.run(work())
+
+
+def test_a_small_wish_passes_behind_one_that_is_too_large(store: Database, runner: asyncio.Runner) -> None:
+    async def work() -> None:
+        purse, key = Purse(store), await make(store, 10)
+        assert await asyncio.gather(*(purse.spend(key.id, n) for n in (4, 40, 5, 2))) == [True, False, True, False]
+        assert await balance_of(store, key) == 1
+
+    runner.run(work())
+
+
+def test_a_wish_that_nobody_waits_for_does_not_stop_the_others(store: Database, runner: asyncio.Runner) -> None:
+    async def work() -> None:
+        purse, key = Purse(store), await make(store, 10)
+        tasks = [asyncio.ensure_future(purse.spend(key.id, 1)) for _ in range(3)]
+        await asyncio.sleep(0)
+        tasks[0].cancel()
+        assert await asyncio.gather(*tasks[1:]) == [True, True]
+        assert await purse.spend(key.id, 1)
+
+    runner.run(work())
+
+
+def test_a_ledger_keeps_what_it_cannot_write(
+    store: Database, runner: asyncio.Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(*_: object) -> None:
+        raise UnavailableError("away")
+
+    async def work() -> None:
+        ledger, key = Ledger(store), await make(store, 10)
+        ledger.use(key.id, "m", "/e", n_requests=1, n_tokens=7)
+        ledger.touch(key.id)
+        ledger.refund(key.id, 5)
+        with monkeypatch.context() as patch:
+            patch.setattr(keys, "settle", fail)
+            await ledger.write()
+        assert await balance_of(store, key) == 10
+        ledger.use(key.id, "m", "/e", n_requests=1, n_tokens=-3)
+        ledger.refund(key.id, 1)
+        await ledger.write()
+        await ledger.write()
+        async with store.read() as connection:
+            [used] = await usage.find(connection)
+            found = await keys.get(connection, key.id)
+        assert (used.line.key_id, used.requests, used.tokens) == (key.id, 2, 4)
+        assert found is not None
+        assert found.balance == 16
+        assert found.last_used_at is not None
+
+    runner.run(work())

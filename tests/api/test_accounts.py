@@ -1,0 +1,228 @@
+"""Keys, limits, balances and usage as a caller meets them, on a server that asks for keys."""
+
+import json
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from fundament.config import TIERS
+from tests.accounts.keys import bearer, id_of, make_key, read_key
+from tests.contract.schemas import conforms
+from tests.served import MODEL, Served, serving, wait_until
+
+TINY = {"tiny": {"requests_per_minute": 3}, "few": {"tokens_per_minute": 50}, "alone": {"concurrency": 1}}
+TEXT = "hello there my friend"  # 6 tokens
+UNKNOWN = "jina_" + "a" * 60
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """A server that asks for keys."""
+    with serving(tmp_path_factory.mktemp("guarded"), auth=True, tiers=json.dumps(TINY), threads=1) as server:
+        server.http.event_hooks["response"].append(conforms)
+        yield server
+
+
+@pytest.fixture(scope="module")
+def admin(guarded: Served) -> str:
+    return make_key(guarded.log_file.parent, admin=True)
+
+
+def new_key(server: Served, **fields: Any) -> str:
+    return make_key(server.log_file.parent, **fields)
+
+
+def embed(server: Served, key: str, given: object = TEXT) -> httpx.Response:
+    return server.http.post("/v1/embeddings", json={"model": MODEL, "input": given}, headers=bearer(key))
+
+
+def account(server: Served, key: str) -> dict[str, Any]:
+    found: dict[str, Any] = server.http.get("/v1/me", headers=bearer(key)).json()
+    return found
+
+
+def used(server: Served, key: str) -> tuple[int, int]:
+    """Requests and tokens that are written, of one key."""
+    lines = account(server, key)["usage"]
+    return sum(line["requests"] for line in lines), sum(line["tokens"] for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("headers", "code"),
+    [
+        ({}, "AUTH_MISSING_API_KEY"),
+        ({"Authorization": "Bearer none"}, "AUTH_INVALID_FORMAT"),
+        (bearer(UNKNOWN), "AUTH_INVALID_API_KEY"),
+    ],
+)
+def test_without_a_key_that_works_nothing_is_read(guarded: Served, headers: dict[str, str], code: str) -> None:
+    response = guarded.http.post("/v1/embeddings", content=b"not even json", headers=headers)
+    assert response.status_code == 401
+    assert response.json()["code"] == code
+    assert response.headers["www-authenticate"] == "Bearer"
+
+
+def test_every_answer_says_what_is_left(guarded: Served) -> None:
+    key, free = new_key(guarded), TIERS["free"]
+    for n in (1, 2):
+        headers = embed(guarded, key).headers
+        assert int(headers["x-ratelimit-limit-requests"]) == free.requests_per_minute
+        assert int(headers["x-ratelimit-remaining-requests"]) == free.requests_per_minute - n
+        assert int(headers["x-ratelimit-limit-tokens"]) == free.tokens_per_minute
+        assert int(headers["x-ratelimit-remaining-tokens"]) == free.tokens_per_minute - 6 * n
+        assert 0 < int(headers["x-ratelimit-reset-requests"]) <= 60
+        assert 0 < int(headers["x-ratelimit-reset-tokens"]) <= 60
+    refused = guarded.http.post("/v1/embeddings", json={"model": MODEL}, headers=bearer(key))
+    assert refused.status_code == 422
+    assert int(refused.headers["x-ratelimit-remaining-requests"]) == free.requests_per_minute - 3
+    assert int(refused.headers["x-ratelimit-remaining-tokens"]) == free.tokens_per_minute - 12
+
+
+def test_too_many_requests(guarded: Served) -> None:
+    key = new_key(guarded, tier="tiny")
+    assert [embed(guarded, key).status_code for _ in range(3)] == [200] * 3
+    refused = embed(guarded, key)
+    assert refused.status_code == 429
+    assert refused.json()["code"] == "RATE_REQUEST_LIMIT_EXCEEDED"
+    assert refused.json()["detail"].startswith("Request rate limit exceeded: 3/3 requests per minute.")
+    assert 0 < int(refused.headers["retry-after"]) <= 60
+    assert refused.headers["x-ratelimit-remaining-requests"] == "0"
+
+
+def test_too_many_tokens(guarded: Served) -> None:
+    key = new_key(guarded, tier="few")
+    assert embed(guarded, key, [TEXT] * 7).status_code == 200
+    refused = embed(guarded, key, [TEXT] * 2)
+    assert refused.status_code == 429
+    assert refused.json()["code"] == "RATE_TOKEN_LIMIT_EXCEEDED"
+    assert refused.json()["detail"].startswith("Token rate limit exceeded: 42/50 tokens per minute.")
+    assert refused.headers["x-ratelimit-remaining-tokens"] == "8"
+    assert embed(guarded, key).status_code == 200
+    alone = embed(guarded, key, [TEXT] * 9)
+    assert "This request alone has 54" in alone.json()["detail"]
+
+
+def test_a_balance_is_spent_to_the_last_token(guarded: Served) -> None:
+    key = new_key(guarded, balance=17)
+    assert [embed(guarded, key).status_code for _ in range(3)] == [200, 200, 403]
+    refused = embed(guarded, key)
+    assert refused.json()["code"] == "AUTHZ_INSUFFICIENT_BALANCE"
+    assert refused.json()["detail"].startswith("Insufficient account balance")
+    assert account(guarded, key)["key"]["balance"] == 5
+    wait_until(lambda: used(guarded, key) == (2, 12), "usage to be written")
+
+
+def test_what_is_refused_or_cannot_be_read_costs_nothing(guarded: Served) -> None:
+    key = new_key(guarded, balance=6)
+    for given in ([], [1], "word " * 300, {"image": "x"}):
+        assert embed(guarded, key, given).is_client_error
+    assert embed(guarded, key).status_code == 200
+    assert account(guarded, key)["key"]["balance"] == 0
+
+
+def test_an_admin_manages_keys(guarded: Served, admin: str) -> None:
+    http = httpx.Client(base_url=guarded.url, headers=bearer(admin), event_hooks={"response": [conforms]})
+    with http:
+        made = http.post("/v1/admin/keys", json={"name": "ci", "tier": "few", "balance": 1}).json()
+        key, path = made["key"], f"/v1/admin/keys/{made['id']}"
+        assert (made["tier"], made["balance"], made["admin"], made["state"]) == ("few", 1, False, "active")
+        assert embed(guarded, key).status_code == 403
+        assert http.post(f"{path}/credit", json={"tokens": 11}).json()["balance"] == 12
+        assert embed(guarded, key).status_code == 200
+        again = http.post(f"{path}/rotate").json()["key"]
+        assert embed(guarded, again).status_code == 200
+        wait_until(lambda: embed(guarded, key).status_code == 401, "the old secret to stop")
+        assert made["id"] in [each["id"] for each in http.get("/v1/admin/keys").json()["data"]]
+        assert http.delete(path).json()["state"] == "revoked"
+        wait_until(lambda: embed(guarded, again).status_code == 401, "the key to stop")
+        assert http.get(path).json()["revoked_at"]
+        for gone in (http.post(f"{path}/rotate"), http.get("/v1/admin/keys/nobody"), http.get(f"{path}x")):
+            assert gone.status_code == 404
+        wait_until(lambda: http.get("/v1/admin/usage", params={"key": made["id"]}).json()["data"], "usage")
+        [line] = http.get("/v1/admin/usage", params={"key": made["id"]}).json()["data"]
+        assert (line["model"], line["endpoint"], line["requests"], line["tokens"]) == (MODEL, "/v1/embeddings", 2, 12)
+        table = http.get("/v1/admin/usage", params={"format": "csv", "since": line["day"], "until": line["day"]})
+        assert table.headers["content-type"].startswith("text/csv")
+        head, *rows = table.text.splitlines()
+        assert head == "day,key_id,model,endpoint,requests,tokens"
+        assert f"{line['day']},{made['id']},{MODEL},/v1/embeddings,2,12" in rows
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {},
+        {"name": ""},
+        {"name": "a\nb"},
+        {"name": "a\x00b"},
+        {"name": "x", "tier": "none"},
+        {"name": "x", "balance": -1},
+        {"name": "x", "balance": 2**60},
+        {"name": "x", "expires_at": "2020-01-01T00:00:00Z"},
+        {"name": "x", "expires_at": "2100-01-01T00:00:00"},
+        {"name": "x", "expire": 1},
+    ],
+)
+def test_a_key_that_cannot_be_made(guarded: Served, admin: str, wrong: dict[str, object]) -> None:
+    assert guarded.http.post("/v1/admin/keys", json=wrong, headers=bearer(admin)).status_code == 422
+
+
+def test_a_caller_that_is_no_admin_is_told_so(guarded: Served) -> None:
+    refused = guarded.http.get("/v1/admin/keys", headers=bearer(new_key(guarded)))
+    assert refused.status_code == 403
+    assert refused.json()["code"] == "AUTHZ_ADMIN_REQUIRED"
+
+
+def test_usage_is_written_before_the_end_and_survives_a_kill(tmp_path: Path) -> None:
+    key = make_key(tmp_path, balance=1_000)
+    with serving(tmp_path, auth=True, threads=1, drain_seconds=0) as server:
+        assert embed(server, key).status_code == 200
+        server.signal(signal.SIGTERM)
+        assert server.exit_code() == 0
+    with serving(tmp_path, auth=True, threads=1) as server:
+        assert used(server, key) == (1, 6)
+        assert embed(server, key).status_code == 200
+        wait_until(lambda: used(server, key) == (2, 12), "usage to be written")
+        server.process.kill()
+        server.process.wait()
+    assert read_key(key, tmp_path).balance == 1_000 - 12
+    with serving(tmp_path, auth=True, threads=1, preload=False) as server:
+        assert used(server, key) == (2, 12)
+
+
+def test_the_log_names_the_key_and_never_shows_it(guarded: Served) -> None:
+    key = new_key(guarded)
+    request_id = embed(guarded, key).headers["x-request-id"]
+
+    def logged() -> dict[str, Any] | None:
+        return next((event for event in guarded.events() if event.get("request_id") == request_id), None)
+
+    assert wait_until(logged, "the log line")["key"] == id_of(key)
+    assert key not in guarded.log()
+
+
+def test_keys_that_do_not_work_are_counted_by_address(tmp_path: Path) -> None:
+    key = make_key(tmp_path)
+    with serving(tmp_path, auth=True, preload=False, ip_refusals_per_minute=3) as server:
+        server.http.event_hooks["response"].append(conforms)
+        codes = [embed(server, UNKNOWN).json()["code"] for _ in range(5)]
+        assert codes == ["AUTH_INVALID_API_KEY"] * 3 + ["RATE_IP_LIMIT_EXCEEDED"] * 2
+        assert server.http.get("/v1/me", headers=bearer(key)).status_code == 200
+
+
+def test_without_keys_an_address_has_its_own_limit(tmp_path: Path) -> None:
+    with serving(tmp_path, threads=1, ip_requests_per_minute=4) as server:
+        server.http.event_hooks["response"].append(conforms)
+        asked = [server.embed(TEXT) for _ in range(2)]
+        assert [response.status_code for response in asked] == [200] * 2
+        assert asked[-1].headers["x-ratelimit-remaining-requests"] == "2"
+        assert server.http.get("/v1/me").json()["key"] is None
+        assert server.embed(TEXT).status_code == 200
+        refused = server.embed(TEXT)
+        assert refused.json()["code"] == "RATE_IP_LIMIT_EXCEEDED"
+        assert 0 < int(refused.headers["retry-after"]) <= 60
+        assert server.http.get("/v1/admin/keys").status_code == 401  # keys are managed with an admin's only

@@ -1,0 +1,193 @@
+"""No way across tenants: every operation of the server's own document, walked with keys that may not.
+
+Whatever endpoint is added is walked too. Where making its resource needs a body, `MAKE` holds one, so that there is
+something of another tenant's to be reached for.
+"""
+
+import http.client
+import itertools
+import json
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+from urllib.parse import quote
+
+import httpx
+import pytest
+
+from fundament.api.auth import OPEN, is_open
+from tests.accounts.keys import bearer, id_of, make_key
+from tests.contract.schemas import conforms
+from tests.served import Served, serving, wait_until
+
+MARK = "belongs-to-alice"
+MAKE: Mapping[str, Mapping[str, Any]] = {}
+"""Path of an operation to a body with which Alice makes something of her own; its strings may hold `MARK`."""
+
+STRANGE_IDS = [
+    "x",
+    "' OR '1'='1",
+    "1; DROP TABLE keys; --",
+    "%",
+    "_" * 12,
+    "../admin/keys",
+    "../../v1/me",
+    "..%2f..%2fetc%2fpasswd",
+    "%00",
+    "\N{PILE OF POO}",
+    "9" * 400,
+]
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE")
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    settings = {"auth": True, "threads": 1, "ip_refusals_per_minute": 0}
+    tiers = json.dumps({"free": {}})
+    with serving(tmp_path_factory.mktemp("tenants"), tiers=tiers, **settings) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def document(guarded: Served) -> dict[str, Any]:
+    found: dict[str, Any] = guarded.http.get("/openapi.json").json()
+    return found
+
+
+@pytest.fixture(scope="module")
+def operations(document: dict[str, Any]) -> list[tuple[str, str]]:
+    """Every method and path that asks for a key."""
+    found = [(method.upper(), path) for path, methods in document["paths"].items() for method in methods]
+    return [(method, path) for method, path in found if not is_open(path)]
+
+
+@pytest.fixture(scope="module")
+def alice(guarded: Served) -> str:
+    """A tenant with something of her own."""
+    key = make_key(guarded.log_file.parent)
+    for path, body in MAKE.items():
+        made = guarded.http.post(path, json=body, headers=bearer(key))
+        assert made.is_success, made.text
+    return key
+
+
+def paths_of(template: str, ids: list[str]) -> list[str]:
+    """A path with each id in the place of its parameters, written as a URL needs it."""
+    if "{" not in template:
+        return [template]
+    return [re.sub(r"\{[^}]+\}", lambda _, each=each: quote(each, safe="%"), template) for each in ids]
+
+
+def ids_in(value: Any) -> set[str]:
+    """Every id that an answer holds."""
+    if isinstance(value, list):
+        return set().union(*map(ids_in, value))
+    if not isinstance(value, dict):
+        return set()
+    own = {each for name, each in value.items() if isinstance(each, str) and re.fullmatch(r"(.*_)?id", name)}
+    return own.union(*map(ids_in, value.values()))
+
+
+def of(server: Served, key: str, operations: list[tuple[str, str]]) -> set[str]:
+    """The ids of what a tenant can list."""
+    lists = [path for method, path in operations if method == "GET" and "{" not in path]
+    answers = [server.http.get(path, headers=bearer(key)) for path in lists]
+    return set().union(
+        *(ids_in(answer.json()) for answer in answers if answer.is_success and answer.content[:1] == b"{")
+    )
+
+
+def test_the_open_paths_are_these(document: dict[str, Any]) -> None:
+    assert {path for path in document["paths"] if is_open(path)} == {
+        *("/live", "/health", "/healthz", "/ready"),
+        *("/v1/models", "/v1/models/{model_id}"),
+    }
+    assert OPEN - set(document["paths"]) == {"/", "/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"}
+
+
+def test_no_operation_answers_without_a_key_that_works(
+    guarded: Served, operations: list[tuple[str, str]], alice: str
+) -> None:
+    folder = guarded.log_file.parent
+    revoked = make_key(folder)
+    admin = bearer(make_key(folder, admin=True))
+    assert guarded.http.get("/v1/me", headers=bearer(revoked)).is_success
+    assert guarded.http.delete(f"/v1/admin/keys/{id_of(revoked)}", headers=admin).is_success
+    wait_until(lambda: guarded.http.get("/v1/me", headers=bearer(revoked)).status_code == 401, "the key to stop")
+    attempts: list[dict[str, str]] = [
+        {},
+        {"Authorization": "Bearer none"},
+        {"X-API-Key": alice, "Cookie": f"key={alice}"},
+        bearer("jina_" + "a" * 60),
+        bearer(revoked),
+        bearer(alice[:-1] + ("a" if alice[-1] != "a" else "b")),
+    ]
+    templates = sorted({path for _, path in operations})
+    assert len(templates) >= 8
+    for template, headers in itertools.product(templates, attempts):
+        path = paths_of(template, [id_of(alice)])[0]
+        for method in METHODS:
+            response = guarded.http.request(method, path, headers=headers, content=b"{}")
+            assert response.status_code == 401, (method, path, headers, response.text)
+            conforms(response)
+
+
+def test_what_is_another_tenants_is_not_reached(guarded: Served, operations: list[tuple[str, str]], alice: str) -> None:
+    folder = guarded.log_file.parent
+    bob = make_key(folder)
+    alices = of(guarded, alice, operations) | {id_of(alice)}
+    bobs = of(guarded, bob, operations) | {id_of(bob)}
+    assert not alices & bobs
+    ids = [*sorted(alices), *STRANGE_IDS]
+    for method, template in operations:
+        for path in paths_of(template, ids):
+            response = guarded.http.request(method, path, headers=bearer(bob), content=b"{}")
+            assert response.status_code < 500, (method, path, response.text)
+            if "{" in template:
+                assert not response.is_success, (method, path, response.text)
+            for secret in (*alices, MARK):
+                assert secret in path or secret not in response.text, (method, path, response.text)
+    assert of(guarded, alice, operations) | {id_of(alice)} == alices  # all of it is still there
+    assert guarded.http.get("/v1/me", headers=bearer(alice)).json()["key"]["state"] == "active"
+
+
+def test_strange_ids_are_nobodys(guarded: Served, operations: list[tuple[str, str]]) -> None:
+    admin = bearer(make_key(guarded.log_file.parent, admin=True))
+    for method, template in operations:
+        if "{" in template:
+            for path in paths_of(template, STRANGE_IDS):
+                response = guarded.http.request(method, path, headers=admin, content=b"{}")
+                assert response.status_code in (404, 405, 422), (method, path, response.text)
+    assert guarded.http.get("/v1/admin/keys", headers=admin).json()["data"]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/me/",
+        "//v1/me",
+        "/v1//me",
+        "/V1/ME",
+        "/v1/me;x",
+        "/v1/me%20",
+        "/docs/../v1/me",
+        "/docs/%2e%2e/v1/me",
+        "/v1/models/../me",
+        "/v1/models/../admin/keys",
+        "/v1/models/%2e%2e/admin/keys",
+        "/v1/models/..%2fadmin%2fkeys",
+        "/v1/admin/../admin/keys",
+        "/metrics/",
+        "http://127.0.0.1/v1/me",
+    ],
+)
+def test_no_spelling_of_a_path_goes_round_the_door(guarded: Served, path: str) -> None:
+    url = httpx.URL(guarded.url)
+    connection = http.client.HTTPConnection(url.host, url.port or 80, timeout=30)
+    connection.putrequest("GET", path, skip_host=False)
+    connection.endheaders()
+    answer = connection.getresponse()
+    body = answer.read()
+    connection.close()
+    assert answer.status in (400, 401, 404), body
+    assert b"jina_" not in body.replace(b"starts with 'jina_'", b"")
