@@ -5,7 +5,7 @@ A job made from `input` or `input_url` is answered as the Search Foundation API 
 """
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import orjson
 from fastapi import APIRouter, Query, Request, Response
@@ -17,7 +17,7 @@ from fundament.api.embeddings import EmbeddingsRequest, check
 from fundament.api.files import link
 from fundament.api.jobs import Kind, base_url, cancel, describe, download, find, is_signed, owner, submit
 from fundament.api.lines import ENDPOINT
-from fundament.api.schemas import request_body, responses
+from fundament.api.schemas import request_body, responses, streamed
 from fundament.api.state import State, state_of
 from fundament.api.wire import answer
 from fundament.catalog import ModelSpec
@@ -42,7 +42,7 @@ class BatchRequest(EmbeddingsRequest):
     input_url: str | None = Field(None, max_length=8192, description="Where a JSONL file of such lines is.")
     input_file_id: str | None = Field(None, max_length=256, description="An uploaded JSONL file: `POST /v1/files`.")
     webhook_url: str | None = Field(None, max_length=8192, description="Told when the job ends.")
-    endpoint: str | None = Field(None, description=f"`{ENDPOINT}`.")
+    endpoint: Literal["/v1/embeddings"] | None = Field(None, description="The only one.")
     completion_window: str | None = Field(None, description="`24h`.")
 
 
@@ -50,7 +50,7 @@ class BatchRequest(EmbeddingsRequest):
     "/v1/batch/embeddings",
     summary="Create a batch embedding job",
     openapi_extra=request_body(BatchRequest),
-    responses=responses("BatchAnswer", errors=(400, 404, 413, 415, 429, 500, 503)),
+    responses=responses("BatchAnswer", errors=(400, 401, 403, 404, 413, 415, 429, 500, 503)),
 )
 async def create(request: Request) -> Response:
     """Queue lines; the answer names the job."""
@@ -72,8 +72,6 @@ async def create_job(state: State, asked: BatchRequest, *, key_id: str, base: st
     if len(sources) != 1:
         message = "Give exactly one of input, input_url and input_file_id."
         raise InputError(Fault(f"body -> {sources[1] if sources else 'input'}", message, "value_error"))
-    if asked.endpoint not in (None, ENDPOINT):
-        raise InputError(Fault("body -> endpoint", f"Input should be '{ENDPOINT}'.", "enum", echo(asked.endpoint)))
     told: dict[str, Any] = {
         "model": asked.model,
         "line": asked.model_dump(mode="json", exclude=_OTHER, exclude_unset=True),
@@ -126,7 +124,7 @@ def _with_task(spec: ModelSpec, asked: BatchRequest) -> BatchRequest:
     return asked.model_copy(update={"task": whole})
 
 
-_STATUS_ERRORS = (401, 404, 500, 503)
+_STATUS_ERRORS = (401, 403, 404, 429, 500, 503)
 
 
 @router.get(
@@ -143,7 +141,7 @@ async def status(request: Request, batch_id: str) -> Response:
 @router.delete(
     "/v1/batch/{batch_id}",
     summary="Cancel a batch job",
-    responses=responses("BatchAnswer", errors=(401, 404, 409, 500, 503)),
+    responses=responses("BatchAnswer", errors=(401, 403, 404, 409, 429, 500, 503)),
 )
 async def stop(request: Request, batch_id: str) -> Response:
     """Stop a job that waits or runs; lines that are done stay."""
@@ -153,7 +151,9 @@ async def stop(request: Request, batch_id: str) -> Response:
 
 
 @router.get(
-    "/v1/batches", summary="List batch jobs", responses=responses("BatchList", errors=(401, 500, 503), fields=True)
+    "/v1/batches",
+    summary="List batch jobs",
+    responses=responses("BatchList", errors=(401, 403, 429, 500, 503), fields=True),
 )
 async def recent(
     request: Request,
@@ -169,13 +169,23 @@ async def recent(
     return answer([describe(state, job) for job in found])
 
 
-@router.get("/v1/batch/{batch_id}/output", summary="Download batch job output", response_class=Response)
+@router.get(
+    "/v1/batch/{batch_id}/output",
+    summary="Download batch job output",
+    response_class=Response,
+    responses=streamed("application/jsonl", errors=(401, 403, 404, 409, 429, 500, 503)),
+)
 async def output(request: Request, batch_id: str) -> Response:
     """The vectors: JSONL, a line for each line that has one, in the order of the input."""
     return await _download(request, batch_id, "output")
 
 
-@router.get("/v1/batch/{batch_id}/errors", summary="Download batch job error file", response_class=Response)
+@router.get(
+    "/v1/batch/{batch_id}/errors",
+    summary="Download batch job error file",
+    response_class=Response,
+    responses=streamed("application/jsonl", errors=(401, 403, 404, 409, 429, 500, 503)),
+)
 async def errors(request: Request, batch_id: str) -> Response:
     """The lines that failed, each with its reason."""
     return await _download(request, batch_id, "errors")

@@ -1,18 +1,16 @@
 """`/v1/batches` in OpenAI's shape: jobs made from an uploaded file, whose lines name their model."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from fundament.api.body import echo, read_body
+from fundament.api.body import read_body
 from fundament.api.files import link, page
 from fundament.api.jobs import base_url, cancel, describe, find, owner, submit
-from fundament.api.lines import ENDPOINT
 from fundament.api.schemas import request_body, responses
 from fundament.api.state import State, state_of
 from fundament.api.wire import answer
-from fundament.errors import Fault, InputError
 from fundament.store import jobs
 
 router = APIRouter(tags=["Batches"])
@@ -26,7 +24,7 @@ class BatchesRequest(BaseModel):
     model_config = ConfigDict(extra="ignore", strict=True)
 
     input_file_id: Annotated[str, Field(min_length=1, max_length=256)]
-    endpoint: str = Field(description=f"`{ENDPOINT}`.")
+    endpoint: Literal["/v1/embeddings"]
     completion_window: str = Field("24h", max_length=16)
     metadata: dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]] | None = Field(
         None, max_length=_MOST_METADATA
@@ -37,13 +35,11 @@ class BatchesRequest(BaseModel):
     "/v1/batches",
     summary="Create a batch",
     openapi_extra=request_body(BatchesRequest),
-    responses=responses("OpenAIBatch", errors=(401, 404, 413, 415, 429, 500, 503)),
+    responses=responses("OpenAIBatch", errors=(401, 403, 404, 413, 415, 429, 500, 503)),
 )
 async def create(request: Request) -> Response:
     """Queue the lines of an uploaded file."""
     state, key_id, asked = state_of(request), owner(request), await read_body(request, BatchesRequest)
-    if asked.endpoint != ENDPOINT:
-        raise InputError(Fault("body -> endpoint", f"Input should be '{ENDPOINT}'.", "enum", echo(asked.endpoint)))
     job = await submit(
         state,
         "openai",
@@ -56,7 +52,9 @@ async def create(request: Request) -> Response:
 
 
 @router.get(
-    "/v1/batches/{batch_id}", summary="Get a batch", responses=responses("OpenAIBatch", errors=(401, 404, 500, 503))
+    "/v1/batches/{batch_id}",
+    summary="Get a batch",
+    responses=responses("OpenAIBatch", errors=(401, 403, 404, 429, 500, 503)),
 )
 async def status(request: Request, batch_id: str) -> Response:
     """How far a batch is."""
@@ -67,7 +65,7 @@ async def status(request: Request, batch_id: str) -> Response:
 @router.post(
     "/v1/batches/{batch_id}/cancel",
     summary="Cancel a batch",
-    responses=responses("OpenAIBatch", errors=(401, 404, 409, 500, 503)),
+    responses=responses("OpenAIBatch", errors=(401, 403, 404, 409, 429, 500, 503)),
 )
 async def stop(request: Request, batch_id: str) -> Response:
     """Stop a batch that waits or runs; lines that are done stay."""

@@ -21,7 +21,7 @@ _FORM = {
     "required": ["file", "model"],
     "properties": {
         "file": {"type": "string", "format": "binary", "description": "CSV with a column of texts, or JSONL."},
-        "model": {"type": "string"},
+        "model": {"type": "string", "minLength": 1},
         "email": {"type": "string", "format": "email", "description": "Kept and given back; nothing is sent there."},
     },
 }
@@ -30,7 +30,7 @@ _FORM = {
 @router.post(
     "/v1/bulk-embeddings",
     summary="Start a bulk embedding job",
-    responses=responses("BulkEmbeddingJobResponse", errors=(400, 401, 413, 415, 429, 500, 503)),
+    responses=responses("BulkEmbeddingJobResponse", errors=(400, 401, 403, 413, 415, 429, 500, 503)),
     openapi_extra={"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": _FORM}}}},
 )
 async def create(request: Request) -> Response:
@@ -74,7 +74,7 @@ async def create(request: Request) -> Response:
 @router.get(
     "/v1/bulk-embeddings/{job_id}",
     summary="Get a bulk embedding job",
-    responses=responses("BulkEmbeddingJobResponse", errors=(401, 404, 500, 503)),
+    responses=responses("BulkEmbeddingJobResponse", errors=(401, 403, 404, 429, 500, 503)),
 )
 async def status(request: Request, job_id: str) -> Response:
     """How far a job is."""
@@ -85,7 +85,7 @@ async def status(request: Request, job_id: str) -> Response:
 @router.post(
     "/v1/bulk-embeddings/{job_id}/download-result",
     summary="Get a link to the result",
-    responses=responses("DownloadResultResponse", errors=(401, 404, 409, 500, 503)),
+    responses=responses("DownloadResultResponse", errors=(401, 403, 404, 409, 429, 500, 503)),
 )
 async def result(request: Request, job_id: str) -> Response:
     """A link that works without a key until the job expires."""

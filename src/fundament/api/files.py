@@ -13,7 +13,7 @@ from starlette.responses import FileResponse
 from fundament.api.body import echo
 from fundament.api.jobs import check_stored, download, find, job_of_result, owner
 from fundament.api.multipart import read_form
-from fundament.api.schemas import responses
+from fundament.api.schemas import responses, streamed
 from fundament.api.state import State, state_of
 from fundament.api.wire import answer
 from fundament.errors import ConflictError, Fault, InputError, NotFoundError
@@ -29,7 +29,7 @@ _PURPOSE = "batch"
 @router.post(
     "/v1/files",
     summary="Upload a file",
-    responses=responses("FileObject", errors=(401, 413, 415, 500, 503)),
+    responses=responses("FileObject", errors=(401, 403, 413, 415, 429, 500, 503)),
     openapi_extra={
         "requestBody": {
             "required": True,
@@ -75,7 +75,9 @@ async def upload(request: Request) -> Response:
     return answer(_describe(file))
 
 
-@router.get("/v1/files", summary="List files", responses=responses("FileList", errors=(401, 500, 503), fields=True))
+@router.get(
+    "/v1/files", summary="List files", responses=responses("FileList", errors=(401, 403, 429, 500, 503), fields=True)
+)
 async def recent(
     request: Request,
     limit: Annotated[int, Query(ge=1, le=10_000)] = 100,
@@ -88,7 +90,11 @@ async def recent(
     return answer(page([_describe(file) for file in found], limit))
 
 
-@router.get("/v1/files/{file_id}", summary="Get a file", responses=responses("FileObject", errors=(401, 404, 500, 503)))
+@router.get(
+    "/v1/files/{file_id}",
+    summary="Get a file",
+    responses=responses("FileObject", errors=(401, 403, 404, 429, 500, 503)),
+)
 async def get(request: Request, file_id: str) -> Response:
     """What is known of a file."""
     state, key_id = state_of(request), owner(request)
@@ -100,7 +106,12 @@ async def get(request: Request, file_id: str) -> Response:
     return answer(_describe(await find_file(state, file_id, key_id)))
 
 
-@router.get("/v1/files/{file_id}/content", summary="Download a file", response_class=Response)
+@router.get(
+    "/v1/files/{file_id}/content",
+    summary="Download a file",
+    response_class=Response,
+    responses=streamed("application/octet-stream", errors=(401, 403, 404, 409, 429, 500, 503)),
+)
 async def content(request: Request, file_id: str) -> Response:
     """The file's bytes."""
     state, key_id = state_of(request), owner(request)
@@ -111,7 +122,9 @@ async def content(request: Request, file_id: str) -> Response:
 
 
 @router.delete(
-    "/v1/files/{file_id}", summary="Delete a file", responses=responses("FileDeleted", errors=(401, 404, 409, 500, 503))
+    "/v1/files/{file_id}",
+    summary="Delete a file",
+    responses=responses("FileDeleted", errors=(401, 403, 404, 409, 429, 500, 503)),
 )
 async def delete(request: Request, file_id: str) -> Response:
     """Remove an upload; jobs that were made from it go on."""

@@ -245,6 +245,7 @@ def _files(state: State, job: Job) -> dict[str, Any]:
         "created_at": int(job.created_at.timestamp()),
         "endpoint": job.asked.get("endpoint"),
         "request_counts": _counts(job),
+        "usage": {"total_tokens": job.n_tokens, "prompt_tokens": job.n_tokens},
         "model": job.asked["model"],
         "input_file_id": job.asked.get("input_file_id"),
         "completion_window": job.asked.get("completion_window"),

@@ -37,7 +37,7 @@ _FIELD_OF = {
     if isinstance(field.validation_alias, AliasChoices)
     for other in field.validation_alias.choices
 }
-_TEXT_COLUMNS = ("text", "input", "content", "sentence", "document", "body")
+TEXT_COLUMNS = ("text", "input", "content", "sentence", "document", "body")
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,11 +131,11 @@ def convert_csv(source: Path, target: Path) -> None:
 def _rows(rows: Iterator[list[str]]) -> Iterator[dict[str, Any]]:
     head = next(rows, [])
     names = [name.strip().lower() for name in head]
-    place = next((names.index(name) for name in _TEXT_COLUMNS if name in names), None)
+    place = next((names.index(name) for name in TEXT_COLUMNS if name in names), None)
     key = next((names.index(name) for name in ("custom_id", "id") if name in names), None)
     if place is None:
         if len(head) > 1:
-            listed = ", ".join(f"'{name}'" for name in _TEXT_COLUMNS)
+            listed = ", ".join(f"'{name}'" for name in TEXT_COLUMNS)
             raise InputFileError(f"The CSV file's first row names no column of texts; call it one of {listed}.")
         if head:
             yield {"input": head[0]}  # one column without a name

@@ -218,6 +218,7 @@ class BatchJob(BaseModel):
     created_at: int
     endpoint: str
     request_counts: RequestCounts
+    usage: EmbeddingUsage
     model: str
     input_file_id: str
     completion_window: str
@@ -442,6 +443,13 @@ def responses(
     documented |= {status: {"model": ErrorResponse, "description": _ERRORS[status]} for status in errors}
     if fields or 415 in errors:
         documented[422] = {"model": HTTPValidationError, "description": "A field that does not fit."}
+    return documented
+
+
+def streamed(media_type: str, *, errors: tuple[int, ...]) -> dict[int | str, dict[str, Any]]:
+    """The same for a route that answers a file."""
+    documented = responses("Status", errors=errors)
+    documented[200] = {"description": "The file.", "content": {media_type: {"schema": {"type": "string"}}}}
     return documented
 
 
