@@ -6,6 +6,7 @@ every redirect and every attempt alike. What a name answered a moment earlier is
 
 import asyncio
 import errno
+import logging
 import socket
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -20,6 +21,7 @@ import aiohttp
 from aiohttp.abc import AbstractResolver
 
 from fundament.errors import FetchError
+from fundament.telemetry import say
 
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
@@ -184,6 +186,8 @@ class Fetcher:
             raise FetchError("scheme", "The URL leads to something other than http or https.") from error
         except aiohttp.ClientConnectorError as error:
             refused = isinstance(getattr(error, "os_error", None), _NotAllowedError)
+            if refused:
+                say("address refused", level=logging.WARNING, host=urlsplit(url).hostname)
             raise FetchError.unreachable("address" if refused else "unreachable") from error
         except (aiohttp.InvalidURL, UnicodeError) as error:
             raise FetchError("form", "The URL, or one that it redirects to, is malformed.") from error

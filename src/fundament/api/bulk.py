@@ -1,6 +1,7 @@
 """`/v1/bulk-embeddings`: the older form of batch jobs, a CSV or JSONL file in a form."""
 
 import asyncio
+import re
 from pathlib import Path
 
 from fastapi import APIRouter, Request, Response
@@ -16,13 +17,19 @@ from fundament.store import files
 
 router = APIRouter(tags=["Bulk Embeddings"])
 
+_EMAIL = "^[^@ ]+@[^@ ]+$"
 _FORM = {
     "type": "object",
     "required": ["file", "model"],
     "properties": {
         "file": {"type": "string", "format": "binary", "description": "CSV with a column of texts, or JSONL."},
         "model": {"type": "string", "minLength": 1},
-        "email": {"type": "string", "format": "email", "description": "Kept and given back; nothing is sent there."},
+        "email": {
+            "type": "string",
+            "pattern": _EMAIL,
+            "maxLength": 320,
+            "description": "Kept and given back; nothing is sent there.",
+        },
     },
 }
 
@@ -42,7 +49,7 @@ async def create(request: Request) -> Response:
         if not (model := form.fields.get("model")):
             raise InputError(Fault("body -> model", "Field required", "missing"))
         email = form.fields.get("email")
-        if email and (len(email) > 320 or "@" not in email):
+        if email is not None and (len(email) > 320 or not re.fullmatch(_EMAIL, email)):
             raise InputError(Fault("body -> email", "Input should be an address.", "value_error", echo(email)))
         spec = state.find(model)
         if spec.kind != "embedding":

@@ -10,7 +10,7 @@ from http import HTTPStatus
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
-from starlette.routing import BaseRoute, Match
+from starlette.routing import Match
 
 from fundament.api.wire import answer
 from fundament.errors import Fault, FundamentError, InputError
@@ -75,14 +75,14 @@ def _methods(request: Request) -> list[str]:
 
     Where a route has this very path, those that only match it by a parameter (`/v1/batch/{id}`) do not speak for it.
     """
-    routes = request.app.routes
-    own = [route for route in routes if getattr(route, "path", None) == request.url.path]
-    return [method for method in _METHODS if _answers(own or routes, request, method)]
+    if own := request.app.openapi()["paths"].get(request.url.path):
+        return [method for method in _METHODS if method.lower() in own]
+    return [method for method in _METHODS if _answers(request, method)]
 
 
-def _answers(routes: Sequence[BaseRoute], request: Request, method: str) -> bool:
+def _answers(request: Request, method: str) -> bool:
     scope = {**request.scope, "method": method}
-    return any(route.matches(scope)[0] is Match.FULL for route in routes)
+    return any(route.matches(scope)[0] is Match.FULL for route in request.app.routes)
 
 
 def _write(

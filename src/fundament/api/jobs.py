@@ -12,8 +12,18 @@ from typing import Any, Literal, get_args
 from fastapi import Request
 from starlette.responses import StreamingResponse
 
+from fundament.api.body import echo
 from fundament.api.state import State
-from fundament.errors import BodyError, ConflictError, LimitError, NotFoundError, UnavailableError
+from fundament.errors import (
+    BodyError,
+    ConflictError,
+    Fault,
+    FetchError,
+    InputError,
+    LimitError,
+    NotFoundError,
+    UnavailableError,
+)
 from fundament.fetching import check_form
 from fundament.store import files, jobs
 from fundament.store.jobs import Dialect, Job
@@ -60,14 +70,14 @@ async def submit(
         webhook_url: told when the job ends.
 
     Raises:
-        FetchError: a URL that is none.
+        InputError: a URL that is none.
         LimitError: the key has as many jobs as it may.
         BodyError: the key's inputs and files take as many bytes as they may.
         UnavailableError: the disk is full.
     """
-    for given in (url, webhook_url):
+    for field, given in (("input_url", url), ("webhook_url", webhook_url)):
         if given is not None:
-            check_form(given)
+            _check_url(field, given)
     job_id, now = jobs.new_id(), datetime.now(UTC)
 
     def put() -> int:
@@ -103,6 +113,13 @@ async def submit(
         raise
     state.wake()
     return job
+
+
+def _check_url(field: str, url: str) -> None:
+    try:
+        check_form(url)
+    except FetchError as error:
+        raise InputError(Fault(f"body -> {field}", error.detail, "url", echo(url))) from error
 
 
 def _check_room(state: State, n_active: int, n_bytes: int) -> None:

@@ -128,6 +128,8 @@ class _Parts:
                     raise InputError(Fault("body -> file", "Give one file.", "value_error"))
                 self._in_file = True
                 self.file_name = options.get(b"filename", b"file").decode(errors="replace")
+            else:
+                self.fields.setdefault(self._name, bytearray())
         self._header.clear()
         self._value.clear()
 
