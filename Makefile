@@ -11,11 +11,12 @@ install: .venv/runtime ## the server and the embedded model, into .venv
 serve: install ## install, then serve
 	$(BIN)/fundament serve
 
+# One thread each: the products of tiny models on several threads mostly wait for each other.
 test: .venv/test ## every test that takes less than minutes
-	$(BIN)/pytest -m "not slow and not weights"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow and not weights"
 
 test-all: .venv/test ## the long ones too
-	$(BIN)/pytest -m "not weights"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not weights" --hypothesis-profile=searching
 
 check: .venv/dev ## lint, format, types, layers
 	$(BIN)/ruff check

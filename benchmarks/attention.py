@@ -5,7 +5,8 @@ python benchmarks/attention.py
 1. Keys in multiples of 16, reaching over the row's end, beside the row's own number of keys.
 2. The same for causal rows, where the kernel could skip half of the scores instead.
 3. Short rows in bundles, beside one call per row.
-4. A product of a shape that oneDNN meets for the first time, beside the same again: why token numbers are rounded.
+4. Attention of language models' rows, fused beside in two products.
+5. A product of a shape that oneDNN meets for the first time, beside the same again: why token numbers are rounded.
 """
 
 import argparse
@@ -20,6 +21,7 @@ import torch.nn.functional as F
 from contest import machine, table
 from fundament.backbone import attention
 from fundament.backbone.attention import attend
+from fundament.backbone.causal import attend_last, key_dtype
 from fundament.backbone.linear import Linear
 from fundament.backbone.packed import Packed, Run, group, pack
 
@@ -134,6 +136,31 @@ def bundles() -> None:
     assert group([5, 5])[0].row_lengths, "short rows are bundled"
 
 
+def languages() -> None:
+    """Scores in float32 and their product with the values in the number format, beside the fused kernel."""
+    heads, kv_heads, head_dim = 16, 8, 128
+    lines = []
+    for dtype in (torch.bfloat16, torch.float32):
+        for length in (140, 1024, 2048):
+            q, k, v = (torch.randn(length, n, head_dim).to(dtype) for n in (heads, kv_heads, kv_heads))
+            fused = microseconds(
+                lambda q=q, k=k, v=v: F.scaled_dot_product_attention(
+                    *(part.transpose(0, 1)[None] for part in (q, k, v)), is_causal=True, enable_gqa=True
+                ),
+                n=5,
+            )
+            products = microseconds(
+                lambda q=q, k=k, v=v: attend_last(q, k.to(key_dtype(CPU, k.dtype)), v, torch.empty_like(q)), n=5
+            )
+            name = f"{heads} of {kv_heads} x {head_dim}, {str(dtype).removeprefix('torch.')}"
+            lines.append((name, str(length), f"{fused:.0f}", f"{products:.0f}", f"{fused / products:.2f}"))
+    table(
+        "A language model's causal row, microseconds",
+        ("heads x size", "tokens", "fused", "as served", "x"),
+        lines,
+    )
+
+
 def shapes() -> None:
     """Products of new shapes."""
     linear = Linear(torch.randn(1152, 384).bfloat16(), torch.randn(1152).bfloat16())
@@ -157,6 +184,7 @@ def main() -> None:
         lanes()
         causal()
         bundles()
+        languages()
         shapes()
 
 

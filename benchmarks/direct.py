@@ -100,7 +100,7 @@ async def through(
     """Rows through a model, and the seconds that it took."""
     loop = asyncio.get_running_loop()
     ticket = Ticket(loop, loop.create_future())
-    ticket.open(len(items))
+    ticket.open(items)
     started = time.perf_counter()
     batcher.submit(ticket, items, priority)
     return await ticket.done, time.perf_counter() - started

@@ -22,10 +22,11 @@ from contest import quantile
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where requests go."""
+    """Where requests go, and the key that they bring."""
 
     port: int
     path: str
+    key: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +54,9 @@ def request_of(target: Target, body: bytes) -> bytes:
     """The bytes of a POST request that keeps its connection open."""
     head = (
         f"POST {target.path} HTTP/1.1\r\nHost: 127.0.0.1:{target.port}\r\n"
-        f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n"
+        + (f"Authorization: Bearer {target.key}\r\n" if target.key else "")
+        + "\r\n"
     )
     return head.encode() + body
 
@@ -172,8 +175,10 @@ def _sockets(target: Target, bodies: Sequence[bytes], n_clients: int, seconds: f
 _SCRIPT = """
 local requests, place = {{}}, 0
 init = function(_)
+  local headers = {{["Content-Type"] = "application/json"}}
+  if "{key}" ~= "" then headers["Authorization"] = "Bearer {key}" end
   for body in io.lines("{bodies}") do
-    requests[#requests + 1] = wrk.format("POST", "{path}", {{["Content-Type"] = "application/json"}}, body)
+    requests[#requests + 1] = wrk.format("POST", "{path}", headers, body)
   end
 end
 request = function()
@@ -192,7 +197,7 @@ def _wrk(target: Target, bodies: Sequence[bytes], n_clients: int, seconds: float
     with tempfile.TemporaryDirectory() as scratch:
         lines, script = Path(scratch) / "bodies", Path(scratch) / "load.lua"
         lines.write_bytes(b"\n".join(bodies))
-        script.write_text(_SCRIPT.format(bodies=lines, path=target.path))
+        script.write_text(_SCRIPT.format(bodies=lines, path=target.path, key=target.key))
         whole = max(1, round(seconds))
         url = f"http://127.0.0.1:{target.port}"
         command = ["wrk", "-t1", f"-c{n_clients}", f"-d{whole}s", "--timeout", "30s", "-s", str(script), url]

@@ -16,7 +16,7 @@ import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
 MODEL = "all-minilm-l6-v2"
-PATIENCE_SECONDS = 30  # how long a test waits for something before it fails; nothing is timed by it
+PATIENCE_SECONDS = 60  # how long a test waits for something before it fails; nothing is timed by it
 
 
 def wait_until(happened: Callable[[], Any], what: str) -> Any:

@@ -22,6 +22,7 @@ from fundament.doctor import (
     check_memory,
     check_models,
     check_port,
+    check_redis,
     check_store,
     check_weights,
     examine,
@@ -267,3 +268,10 @@ def test_keys_that_work_are_counted(tmp_path: Path) -> None:
 def test_a_store_that_cannot_be_used_is_a_problem(tmp_path: Path) -> None:
     for url in ("postgresql://127.0.0.1:1/x", "mysql://x/y"):
         assert check_store(Settings(data_dir=tmp_path, store_url=url))[0].level == "problem"
+
+
+def test_the_redis_of_the_limits_is_asked(redis_url: str) -> None:
+    assert check_redis("") == []
+    assert check_redis(redis_url) == [Finding("ok", "limits", "Redis answers")]
+    for url in ("redis://127.0.0.1:1/0", "nonsense"):
+        assert [finding.level for finding in check_redis(url)] == ["problem"]

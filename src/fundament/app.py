@@ -15,6 +15,8 @@ from fundament.api import (
     batch,
     batches,
     bulk,
+    classifiers,
+    classify,
     embeddings,
     errors,
     files,
@@ -23,6 +25,7 @@ from fundament.api import (
     models,
     multi_vector,
     rerank,
+    train,
 )
 from fundament.api.auth import AccountMiddleware
 from fundament.api.billing import BilledEngine
@@ -48,7 +51,10 @@ def named_models(settings: Settings) -> dict[str, Local]:
     Raises:
         CheckpointError: a model that cannot be served, with the way out.
     """
-    found = [from_argument(argument, settings.data_dir) for argument in settings.models or [EMBEDDED.id]]
+    found = [
+        from_argument(argument, settings.data_dir, allow_torchscript=settings.allow_torchscript)
+        for argument in settings.models or [EMBEDDED.id]
+    ]
     return {local.spec.id: local for local in found}
 
 
@@ -81,6 +87,7 @@ def create_app(settings: Settings) -> FastAPI:
     accounts = Accounts(store, limits_of(settings.redis_url), settings)
     metrics = Metrics()
     engine = LocalEngine(found, engine_options(settings), metrics)
+    fetcher = Fetcher(read_networks(settings.allowed_networks))
     starting: dict[str, str] = {"reason": "Models are loading."} if settings.preload else {}
 
     def served() -> Mapping[str, ModelSpec]:
@@ -117,9 +124,9 @@ def create_app(settings: Settings) -> FastAPI:
         metrics,
         served,
         not_ready,
-        Fetcher(read_networks(settings.allowed_networks)),
         Depot(settings.data_dir),
         aliases=aliases,
+        fetcher=fetcher,
     )
 
     @asynccontextmanager
@@ -134,8 +141,8 @@ def create_app(settings: Settings) -> FastAPI:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await fetcher.close()
         await engine.close()
-        await state.fetcher.close()
         await accounts.close()
         await store.close()
 
@@ -149,7 +156,10 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.state.parts = state
     errors.install(app)
-    for module in (embeddings, multi_vector, rerank, models, batch, batches, files, bulk, me, admin, health):
+    for module in (
+        *(embeddings, multi_vector, rerank, classify, train, classifiers),
+        *(models, batch, batches, files, bulk, me, admin, health),
+    ):
         app.include_router(module.router)
     app.add_middleware(AccountMiddleware, accounts=accounts)
     app.add_middleware(RequestMiddleware, state=app.state.parts)

@@ -43,9 +43,13 @@ class ModelSpec:
         shortest_dim: the least `dimensions` a caller may ask for; None where vectors cannot be cut.
         dims: the only values of `dimensions`, where the model has such a list.
         tasks: values of the `task` field; empty where the model has none and ignores it.
+        instruct: the prompt of an instruction in the caller's own words, which take the place of `{}`; empty where the
+            model follows none.
         default_task: the task where the caller names none; None runs it with no prefix and no adapter.
         outputs: what an input can become; the first is what callers get who do not ask.
         modalities: what it reads: text, image, pdf, video, audio.
+        groups: whether several parts of any of these can become one vector together.
+        bare_tasks: older names of tasks, each of which `prompt_name` completes to `.query` or `.passage`.
         n_parameters: of the published checkpoint, adapters included.
         late_chunking: whether the parts of one long text can be pooled each on its own.
         refusals: fields that other models take and this one refuses, each with the reason.
@@ -71,9 +75,12 @@ class ModelSpec:
     shortest_dim: int | None = None
     dims: tuple[int, ...] = ()
     tasks: Mapping[str, Task] = field(default_factory=lambda: MappingProxyType({}))
+    instruct: str = ""
     default_task: str | None = None
     outputs: tuple[Output, ...] = ("dense",)
     modalities: tuple[str, ...] = ("text",)
+    groups: bool = False
+    bare_tasks: tuple[str, ...] = ()
     n_parameters: int = 0
     late_chunking: bool = False
     refusals: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
@@ -150,6 +157,12 @@ PAIRS: dict[str, Any] = {  # reads a query and a document as one text
     "ranks_by": "probability",
     "takes": ("max_doc_length", "max_query_length"),
 }
+LISTWISE: dict[str, Any] = {  # reads documents together
+    **_RERANKER,
+    "ranks_by": "cosine",
+    "takes": ("instruction", "max_doc_length", "max_query_length", "return_embeddings"),
+    "wraps_documents": True,
+}
 
 _LATE_CHUNKERS = "use jina-embeddings-v3 or jina-embeddings-v4"
 _LAST_TOKEN = {
@@ -193,9 +206,11 @@ _CODE_TASKS = {
 }
 
 
+_INSTRUCT = "Instruct: {}\nQuery:"  # Qwen3's prompt; the text follows the colon directly
+
+
 def _instruct(instruction: str) -> Task:
-    """Qwen3's prompt; the text follows the colon directly."""
-    return Task(f"Instruct: {instruction}\nQuery:")
+    return Task(_INSTRUCT.format(instruction))
 
 
 _CLUSTER = _instruct("Represent this text for clustering")
@@ -267,6 +282,7 @@ _EMBEDDINGS_V4 = (
         context=32768,
         dim=2048,
         tasks=_V4_TASKS,
+        bare_tasks=("retrieval", "code"),
         default_task="text-matching",
         outputs=("dense", "multi"),
         modalities=("text", "image", "pdf"),
@@ -283,7 +299,12 @@ _V5: dict[str, Any] = {
     **_MATRYOSHKA,
     **_NON_COMMERCIAL,
 }
-_OMNI: dict[str, Any] = {"family": "omni", "modalities": ("text", "image", "pdf", "video", "audio"), **_V5}
+_OMNI: dict[str, Any] = {
+    "family": "omni",
+    "modalities": ("text", "image", "pdf", "video", "audio"),
+    "groups": True,
+    **_V5,
+}
 _EMBEDDINGS_V5 = (
     _hub(
         "jinaai/jina-embeddings-v5-text-small",
@@ -426,6 +447,7 @@ _QWEN3: dict[str, Any] = {
     "context": 32768,
     "shortest_dim": 32,
     "tasks": _QWEN3_TASKS,
+    "instruct": _INSTRUCT,
     **_LAST_TOKEN,
     **_APACHE,
 }
@@ -454,16 +476,7 @@ _NEIGHBOURS = (
 # Rerankers, by generation.
 
 _RANK_V1: dict[str, Any] = {"family": "jina_bert", "context": 8192, **PAIRS, **_APACHE}
-_RANK_V3: dict[str, Any] = {
-    "family": "qwen",
-    "context": 131072,
-    "dim": 512,
-    "ranks_by": "cosine",
-    "takes": ("instruction", "max_doc_length", "max_query_length", "return_embeddings"),
-    "wraps_documents": True,
-    **_RERANKER,
-    **_NON_COMMERCIAL,
-}
+_RANK_V3: dict[str, Any] = {"family": "listwise", "context": 131072, "dim": 512, **LISTWISE, **_NON_COMMERCIAL}
 _RANK_QWEN3: dict[str, Any] = {
     "family": "qwen",
     "context": 32768,

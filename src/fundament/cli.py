@@ -50,6 +50,10 @@ Aliases = Annotated[
     Optional[list[str]],  # noqa: UP045 - as above
     typer.Option("--alias", metavar="NAME=MODEL", help="Answer to NAME as MODEL; may be given several times."),
 ]
+AllowTorchscript = Annotated[
+    bool | None,
+    typer.Option("--allow-torchscript", help="Serve TorchScript files, which run code when they are loaded."),
+]
 Host = Annotated[str | None, typer.Option(help="Address to listen on.  [127.0.0.1]")]
 Port = Annotated[int | None, typer.Option(help="Port to listen on.  [8080]")]
 Auth = Annotated[bool | None, typer.Option("--auth/--no-auth", help="Ask for keys; needed beyond loopback.")]
@@ -77,6 +81,7 @@ def main(version: Annotated[bool, typer.Option("--version", help="Print the vers
 def serve(
     model: Models = None,
     alias: Aliases = None,
+    allow_torchscript: AllowTorchscript = None,
     host: Host = None,
     port: Port = None,
     auth: Auth = None,
@@ -92,6 +97,7 @@ def serve(
     settings = _settings(
         models=model,
         aliases=alias,
+        allow_torchscript=allow_torchscript,
         host=host,
         port=port,
         auth=auth,
@@ -437,6 +443,7 @@ def _job_progress(name: str) -> Iterator[Callable[[dict[str, Any]], None]]:
 def doctor(
     model: Models = None,
     alias: Aliases = None,
+    allow_torchscript: AllowTorchscript = None,
     host: Host = None,
     port: Port = None,
     auth: Auth = None,
@@ -449,6 +456,7 @@ def doctor(
     settings = _settings(
         models=model,
         aliases=alias,
+        allow_torchscript=allow_torchscript,
         host=host,
         port=port,
         auth=auth,

@@ -29,12 +29,6 @@ def _split(value: Any) -> Any:
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
 
-def _networks(value: list[str]) -> list[str]:
-    for text in value:
-        ip_network(text, strict=False)
-    return value
-
-
 class Tier(BaseModel):
     """What a key may do; 0 is no limit."""
 
@@ -53,6 +47,12 @@ TIERS = {
 """The hosted API's tiers."""
 
 
+def _networks(value: list[str]) -> list[str]:
+    for text in value:
+        ip_network(text, strict=False)
+    return value
+
+
 class Settings(BaseSettings):
     """What an operator can decide. Units are in the names."""
 
@@ -67,6 +67,11 @@ class Settings(BaseSettings):
         default=[],
         description="Other names of served models, each `NAME=MODEL`, for clients whose model name cannot be changed. "
         "An answer's `model` then says `MODEL`.",
+    )
+    allow_torchscript: bool = Field(
+        default=False,
+        description="Serve directories whose weights are a TorchScript file, as ELSER's are. Loading one runs the "
+        "program in it: allow it for files whose origin you know.",
     )
     host: str = Field(default="127.0.0.1", description="Address to listen on.")
     port: int = Field(default=8080, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
@@ -119,7 +124,23 @@ class Settings(BaseSettings):
         default=20_000, ge=1, description="Inputs that may wait for one model; past it the answer is 503."
     )
     max_inputs: int = Field(default=10_000, ge=1, description="Most inputs of one request.")
+    max_classifiers: int = Field(default=16, ge=0, description="Most trained classifiers of one key.")
+    max_classifier_labels: int = Field(default=16, ge=2, le=1_000, description="Most labels of one classifier.")
+    max_classifier_examples: int = Field(
+        default=8_192, ge=2, description="Most examples that one classifier learns from, all its updates together."
+    )
     max_body_mb: float = Field(default=32, gt=0, description="Largest request body, in MB.")
+    max_image_mb: float = Field(default=8, gt=0, description="Largest image or PDF, in MB.")
+    max_image_megapixels: float = Field(default=64, gt=0, description="Most pixels of an image, in millions.")
+    max_pdf_pages: int = Field(default=100, ge=1, description="Most pages of a PDF; each becomes a vector.")
+    max_recording_mb: float = Field(default=32, gt=0, description="Largest video or sound, in MB.")
+    max_recording_seconds: float = Field(default=300, gt=0, description="Longest video or sound.")
+    max_video_frames: int = Field(default=10_000, ge=1, description="Most frames of a video.")
+    max_media: int = Field(default=512, ge=0, description="Most images and other files of one request.")
+    max_media_mb: float = Field(default=128, gt=0, description="All files of one request together, in MB.")
+    max_all_media_mb: float = Field(
+        default=1024, gt=0, description="Files of all requests that are in memory, in MB; past it the answer is 503."
+    )
     allowed_networks: Annotated[list[str], NoDecode, BeforeValidator(_split), AfterValidator(_networks)] = Field(
         default=[],
         description="Networks that URLs of callers may lead to although they are not public, as in `10.0.0.0/8`. "

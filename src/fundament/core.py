@@ -42,6 +42,10 @@ class MediaLimits:
     seconds: float = 300
     video_frames: int = 10_000
 
+    def max_bytes(self, kind: MediaKind) -> int:
+        """Most bytes of a file of that kind."""
+        return self.image_bytes if kind in ("image", "pdf") else self.recording_bytes
+
 
 @dataclass(frozen=True, slots=True)
 class Media:
@@ -83,6 +87,8 @@ class Embed:
         inputs: what to read, each of a modality that the model's spec names. A PDF is the only input, and each of its
             pages counts as one.
         task: what the vectors are for; None where the model has no tasks or the caller names none.
+        instruction: what the vectors are for in the caller's own words, in place of the task's; None where the model
+            follows none or the caller gives none.
         truncate: read as much of a text as fits, in place of refusing it.
         late_chunking: read all texts as one; several give one vector each, a single one gives a vector per sentence.
         late_chunking_window: tokens of a window, special tokens included: what does not fit one is read in
@@ -94,12 +100,18 @@ class Embed:
 
     inputs: Sequence[Input]
     task: str | None = None
+    instruction: str | None = None
     truncate: bool = False
     late_chunking: bool = False
     late_chunking_window: int | None = None
     output: Output = "dense"
     role: Role | None = None
     name_tokens: bool = False
+
+    @property
+    def has_media(self) -> bool:
+        """Whether files have to be decoded."""
+        return not all(isinstance(value, str) for value in self.inputs)
 
     @property
     def texts(self) -> Sequence[str]:
@@ -118,7 +130,7 @@ class Rerank:
     """Say how relevant each document is to a query.
 
     Attributes:
-        query: what is searched for.
+        query: what is searched for; each side is of a modality that the model's spec names.
         documents: what was found.
         truncate: read as much of a query and a document as fits, in place of refusing them.
         instruction: what relevance means, in words; None where the model takes none or the caller names none.
@@ -127,13 +139,29 @@ class Rerank:
         embeddings: give the vectors too that the scores are made of.
     """
 
-    query: str
-    documents: Sequence[str]
+    query: str | Media
+    documents: Sequence[str | Media]
     truncate: bool = True
     instruction: str | None = None
     max_query_tokens: int | None = None
     max_document_tokens: int | None = None
     embeddings: bool = False
+
+    @property
+    def has_media(self) -> bool:
+        """Whether files have to be decoded."""
+        return not all(isinstance(value, str) for value in (self.query, *self.documents))
+
+    @property
+    def texts(self) -> tuple[str, Sequence[str]]:
+        """The query and the documents of a model that reads nothing but texts.
+
+        Raises:
+            TypeError: something else is among them, which `ModelSpec.modalities` should have kept out.
+        """
+        if others := {type(value).__name__ for value in (self.query, *self.documents) if not isinstance(value, str)}:
+            raise TypeError(f"a text model was given {', '.join(sorted(others))}")
+        return cast("str", self.query), cast("Sequence[str]", self.documents)
 
 
 Call = Embed | Rerank

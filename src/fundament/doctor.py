@@ -17,6 +17,7 @@ from fundament.catalog import EMBEDDED
 from fundament.config import Settings
 from fundament.engine.local import family_for, needed_bytes
 from fundament.engine.weights import (
+    PROGRAM,
     WITHOUT_SAFETENSORS,
     Local,
     damage,
@@ -27,6 +28,7 @@ from fundament.engine.weights import (
     verify_embedded,
 )
 from fundament.errors import CheckpointError, FundamentError
+from fundament.limits import limits_of
 from fundament.server import is_loopback, listen, refuse_open
 from fundament.store import keys, migrate
 from fundament.store.database import connected, is_sqlite, locate
@@ -49,7 +51,7 @@ class Finding:
 def examine(settings: Settings) -> list[Finding]:
     """Every check, in the order in which a start would meet them."""
     findings = [check_device(settings.device, settings.dtype), check_cores(settings.threads)]
-    models, locals_ = check_models(settings.models, settings.data_dir)
+    models, locals_ = check_models(settings.models, settings.data_dir, allow_torchscript=settings.allow_torchscript)
     findings += models
     findings += check_aliases(settings.aliases, locals_, settings.data_dir)
     if findings[0].level != "problem":
@@ -60,6 +62,7 @@ def examine(settings: Settings) -> list[Finding]:
         *findings,
         check_data_dir(settings.data_dir),
         *check_store(settings),
+        *check_redis(settings.redis_url),
         check_port(settings.host, settings.port),
     ]
 
@@ -99,7 +102,9 @@ def check_cores(n_threads: int) -> Finding:
     return Finding("ok", "cores", f"{n_threads or usable} of {usable}")
 
 
-def check_models(arguments: Iterable[str], data_dir: Path) -> tuple[list[Finding], list[Local]]:
+def check_models(
+    arguments: Iterable[str], data_dir: Path, *, allow_torchscript: bool = False
+) -> tuple[list[Finding], list[Local]]:
     """The models that would be served: there, whole, of a known family.
 
     Returns:
@@ -108,7 +113,7 @@ def check_models(arguments: Iterable[str], data_dir: Path) -> tuple[list[Finding
     findings, fine = [], []
     for argument in list(arguments) or [EMBEDDED.id]:
         try:
-            local = from_argument(argument, data_dir)
+            local = from_argument(argument, data_dir, allow_torchscript=allow_torchscript)
             finding = check_weights(local)
         except CheckpointError as error:
             finding = Finding("problem", f"model {argument}", error.detail)
@@ -149,6 +154,8 @@ def check_weights(local: Local) -> Finding:
     if local == embedded():
         verify_embedded(local)
         return Finding("ok", subject, f"{size}, SHA-256 as released")
+    if spec.family == PROGRAM:  # nothing of it is looked at without running it
+        return Finding("ok", subject, f"{size}, in {local.directory}")
     family_for(Checkpoint(local.directory), spec)
     receipt = read_receipt(local.directory)
     if receipt is None:
@@ -230,6 +237,23 @@ def check_store(settings: Settings) -> list[Finding]:
     if not is_loopback(settings.host):
         return [*findings, Finding("warning", "keys", f"none are asked for, as asked: whoever reaches {settings.host}")]
     return [*findings, Finding("ok", "keys", "none are asked for: only this machine's users can call")]
+
+
+def check_redis(url: str) -> list[Finding]:
+    """Whether the Redis that counts limits answers; nothing where there is none."""
+    if not url:
+        return []
+    try:
+        limits_of(url)
+        from redis import Redis, RedisError
+
+        with Redis.from_url(url, socket_timeout=5, socket_connect_timeout=5) as client:
+            client.ping()
+    except FundamentError as error:
+        return [Finding("problem", "limits", error.detail)]
+    except RedisError as error:
+        return [Finding("problem", "limits", f"Redis does not answer, and requests with limits would be 503: {error}")]
+    return [Finding("ok", "limits", "Redis answers")]
 
 
 def _check_schema(url: URL, found: str | None) -> Finding:

@@ -6,13 +6,16 @@ FundamentError
 │   └── TooLongTogetherError   400  the same, of inputs that are read as one (late chunking)
 ├── BodyError             400/413/415/422  the body cannot be read
 ├── ModelNotFoundError    400  INPUT_MODEL_NOT_FOUND
+├── InvalidLabelsError    400  INPUT_INVALID_LABELS
+├── LabelLimitError       400  INPUT_LABEL_LIMIT_EXCEEDED
+├── ResourceLimitError    403  AUTHZ_RESOURCE_LIMIT_EXCEEDED
 ├── NotFoundError         404  RESOURCE_NOT_FOUND
-├── ConflictError         409  CONFLICT_RESOURCE_BUSY
-├── FetchError            422  a URL of the caller's that cannot or may not be read
+├── BusyError             409  CONFLICT_RESOURCE_BUSY
 ├── AuthError             401  AUTH_…: no key, none of ours, or not written as one
 ├── BalanceError          403  AUTHZ_INSUFFICIENT_BALANCE
 ├── NotAllowedError       403  AUTHZ_ADMIN_REQUIRED
 ├── LimitError            429  RATE_…_LIMIT_EXCEEDED, with Retry-After
+├── FetchError            422  a URL of the caller's that cannot or may not be read
 ├── UnavailableError      503  SERVICE_UNAVAILABLE, with Retry-After
 ├── RowError              500  INTERNAL_ERROR: a row whose forward pass failed; names it
 └── CheckpointError            a checkpoint that does not load; lists what is wrong with it
@@ -117,18 +120,39 @@ class ModelNotFoundError(FundamentError):
     code = "INPUT_MODEL_NOT_FOUND"
 
 
+class InvalidLabelsError(FundamentError):
+    """Labels that nothing can be learned from, or that cannot be kept."""
+
+    status = 400
+    code = "INPUT_INVALID_LABELS"
+
+
+class LabelLimitError(FundamentError):
+    """More labels than one request or one classifier may have."""
+
+    status = 400
+    code = "INPUT_LABEL_LIMIT_EXCEEDED"
+
+
+class ResourceLimitError(FundamentError):
+    """A caller has as much of something as one caller may have."""
+
+    status = 403
+    code = "AUTHZ_RESOURCE_LIMIT_EXCEEDED"
+
+
+class BusyError(FundamentError):
+    """A resource that is being changed."""
+
+    status = 409
+    code = "CONFLICT_RESOURCE_BUSY"
+
+
 class NotFoundError(FundamentError):
     """A resource that is not there, or is somebody else's."""
 
     status = 404
     code = "RESOURCE_NOT_FOUND"
-
-
-class ConflictError(FundamentError):
-    """A resource that is not in the state which the request needs."""
-
-    status = 409
-    code = "CONFLICT_RESOURCE_BUSY"
 
 
 class AuthError(FundamentError):

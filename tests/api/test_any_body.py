@@ -68,6 +68,7 @@ RERANK_FIELDS = [
     "max_tokens_per_doc",
     "max_query_length",
     "instruction",
+    "rank_fields",
     "return_embeddings",
     "return_multivector",
     "return_sparse",

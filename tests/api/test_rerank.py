@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import httpx
@@ -15,10 +15,8 @@ from fundament.api.rerank import RerankRequest, rerank, write
 from fundament.api.similarity import rank_by_vectors, slices
 from fundament.api.state import State
 from fundament.catalog import CATALOG, ModelSpec
-from fundament.config import Settings
 from fundament.core import Call, Embed, Embeddings, Ranking, Rerank
 from fundament.errors import Fault, InputError, ModelNotFoundError, TooLongError
-from fundament.telemetry import Metrics
 from tests.checkpoints import resave
 from tests.checkpoints.bge_m3 import bge_m3
 from tests.checkpoints.colbert import colbert_v2
@@ -26,7 +24,7 @@ from tests.checkpoints.cross_encoder import bert_ranker
 from tests.checkpoints.splade import splade
 from tests.contract.schemas import conforms
 from tests.inprocess import Api, running
-from tests.served import MODEL
+from tests.served import MODEL, metrics_of
 
 QUERY = "what the search finds"
 DOCUMENTS: list[Any] = ["the search engine", {"text": "a", "url": "https://x/y"}, "", "naïve 東京", "a", "the the"]
@@ -196,8 +194,8 @@ def test_usage_counts_what_is_read(api: Api) -> None:
         ("pairs", {"documents": "x"}, "documents", "list of documents"),
         ("pairs", {"documents": None}, "documents", "list of documents"),
         ("pairs", {"documents": ["a", None]}, "documents -> 1", "string or an object"),
-        ("pairs", {"documents": ["a", {}]}, "documents -> 1", "has no text"),
-        ("pairs", {"documents": ["a", {"text": None, "id": 1}]}, "documents -> 1", "has no text"),
+        ("pairs", {"documents": ["a", {}]}, "documents -> 1", "exactly one of text"),
+        ("pairs", {"documents": ["a", {"text": None, "id": 1}]}, "documents -> 1", "exactly one of text"),
         ("pairs", {"documents": [{"text": 5}]}, "documents -> 0 -> text", "string"),
         ("pairs", {"documents": ["a", {"image": "AAAA"}]}, "documents -> 1", "ranks text only"),
         (MODEL, {"documents": [{"url": "https://x/y.png"}]}, "documents -> 0", "rank image input: none"),
@@ -244,6 +242,24 @@ def test_other_endpoints_refuse_a_reranker(api: Api) -> None:
     refused = post(api, "pairs", path="/v1/embeddings", input="x")
     assert refused.status_code == 422
     assert "is a reranker, not an embedding model" in refused.json()["detail"]
+
+
+@pytest.mark.parametrize("model", ["pairs", "bge"])
+def test_a_short_request_does_not_wait_for_a_long_one(api: Api, model: str) -> None:
+    """Rows of both share the model's time, so the short one is answered while the long one still waits."""
+    long = {"model": model, "query": QUERY, "documents": [f"the search {number} " * 20 for number in range(2_000)]}
+    short = {"model": model, "query": QUERY, "documents": ["a"]}
+
+    async def overtakes() -> bool:
+        slow = asyncio.ensure_future(api.client.post("/v1/rerank", json=long))
+        while metrics_of((await api.client.get("/metrics")).text)["fundament_rows_waiting"] < 50:
+            await asyncio.sleep(0.001)
+        assert (await api.client.post("/v1/rerank", json=short)).status_code == 200
+        first = not slow.done()
+        assert (await slow).status_code == 200
+        return first
+
+    assert api.run(overtakes())
 
 
 @dataclass
@@ -332,9 +348,11 @@ def test_a_fault_names_the_document_of_the_request(error: Exception, words: str)
         ranked(Late(), CATALOG[MODEL], ["a", "a", "b"])
 
 
-def state_of_models(engine: Recorder, *models: str) -> State:
+def state_of_models(api: Api, engine: Recorder, *models: str) -> State:
+    """The application's state with another engine, which answers for these models of the catalogue."""
+    parts: State = api.app.state.parts
     served = {model: CATALOG[model] for model in models}
-    return State(Settings(), engine, None, Metrics(), lambda: served, lambda: None)  # type: ignore[arg-type]
+    return replace(parts, engine=engine, served=lambda: served)
 
 
 def asked(state: State, **fields: Any) -> dict[str, Any]:
@@ -345,10 +363,10 @@ def asked(state: State, **fields: Any) -> dict[str, Any]:
     return asyncio.run(run())
 
 
-def test_a_listwise_reranker_is_given_every_field() -> None:
+def test_a_listwise_reranker_is_given_every_field(api: Api) -> None:
     engine = Recorder()
     body = asked(
-        state_of_models(engine, "jina-reranker-v3"),
+        state_of_models(api, engine, "jina-reranker-v3"),
         query={"text": "q"},
         documents=["a", {"text": "b", "id": 3}],
         instruction="why",
@@ -390,8 +408,8 @@ def test_a_listwise_reranker_is_given_every_field() -> None:
         (["jina-vlm"], None),
     ],
 )
-def test_what_a_request_without_a_model_means(served: list[str], meant: str | None) -> None:
-    state = state_of_models(Recorder(), *served)
+def test_what_a_request_without_a_model_means(api: Api, served: list[str], meant: str | None) -> None:
+    state = state_of_models(api, Recorder(), *served)
     if meant:
         assert asked(state, query="q", documents=["a"])["model"] == meant
         return
@@ -400,8 +418,8 @@ def test_what_a_request_without_a_model_means(served: list[str], meant: str | No
     assert caught.value.faults[0].field == "body -> model"
 
 
-def test_the_answer_is_called_what_the_caller_called_it() -> None:
-    state = state_of_models(Recorder(), "bge-reranker-v2-m3")
+def test_the_answer_is_called_what_the_caller_called_it(api: Api) -> None:
+    state = state_of_models(api, Recorder(), "bge-reranker-v2-m3")
     assert (
         asked(state, model="BAAI/bge-reranker-v2-m3", query="q", documents=["a"])["model"] == "BAAI/bge-reranker-v2-m3"
     )

@@ -51,7 +51,7 @@ def model_of(name: str, directory: Path, placement: Placement) -> Model[Any, Any
 @pytest.mark.parametrize("name", ["bert", "jina_bert", "qwen"])
 @pytest.mark.parametrize(("dtype", "least"), [(torch.float32, 0.99999), (torch.bfloat16, 0.99)])
 def test_vectors(tmp_path: Path, name: str, dtype: torch.dtype, least: float) -> None:
-    call = Embed(texts=texts([3, 40, 1, 17, 40]))
+    call = Embed(inputs=texts([3, 40, 1, 17, 40]))
     vectors = []
     for placement in (Placement(CPU, torch.float32), Placement(CUDA, dtype)):
         model = model_of(name, tmp_path, placement)

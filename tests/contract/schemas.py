@@ -7,6 +7,7 @@ import httpx
 from jsonschema import Draft202012Validator
 
 _STRING, _INTEGER, _BOOLEAN = {"type": "string"}, {"type": "integer"}, {"type": "boolean"}
+_POSITIVE = {**_INTEGER, "minimum": 1}
 
 
 def _object(required: dict[str, Any], optional: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -32,7 +33,10 @@ _ENCODINGS = {
 _MATRICES = {name: _list(vector, minItems=1) for name, vector in _ENCODINGS.items()}
 _WEIGHTS = {"type": "object", "additionalProperties": {"type": "number", "exclusiveMinimum": 0}}
 _USAGES = [
-    _object({"total_tokens": _INTEGER, "prompt_tokens": _INTEGER}),
+    _object(
+        {"total_tokens": _INTEGER, "prompt_tokens": _INTEGER},
+        dict.fromkeys(("image_tokens", "audio_tokens", "video_tokens"), _POSITIVE),
+    ),
     _object({"total_tokens": _INTEGER, "input_tokens": _INTEGER, "output_tokens": _INTEGER}),
 ]
 _EMBEDDING = {
@@ -136,6 +140,57 @@ ModelInfo = _object(
     {"licence": _STRING, "score": {"enum": [*_SCORES, None]}, "alias_of": _STRING},
 )
 ModelListResponse = _object({"object": {"const": "list"}, "data": _list(ModelInfo)})
+_SCORE = {"type": "number", "minimum": 0, "maximum": 1}
+_SCORED_LABELS = _list(_object({"label": _STRING, "score": _SCORE}), minItems=1)
+_BASE_USAGE = _object({"total_tokens": {"type": "integer", "minimum": 1}})
+
+
+def _by_group(schema: dict[str, Any]) -> dict[str, Any]:
+    return {"anyOf": [schema, {"type": "object", "additionalProperties": schema, "minProperties": 1}]}
+
+
+ClassificationResponse = _object(
+    {
+        "usage": _BASE_USAGE,
+        "data": _list(
+            _object(
+                {
+                    "object": {"const": "classification"},
+                    "index": {"type": "integer", "minimum": 0},
+                    "prediction": _by_group(_STRING),
+                    "score": _by_group(_SCORE),
+                    "predictions": _by_group(_SCORED_LABELS),
+                }
+            ),
+            minItems=1,
+        ),
+    }
+)
+_UUID = {"type": "string", "pattern": "^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$"}
+_INSTANT = {"type": "string", "pattern": r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|\+00:00)$"}
+_COUNT = {"type": "integer", "minimum": 0}
+TrainingResponse = _object(
+    {"classifier_id": _UUID, "num_samples": {"type": "integer", "minimum": 1}, "usage": _BASE_USAGE}
+)
+ClassifierSummary = _object(
+    {
+        "classifier_id": _UUID,
+        "user_id": _UUID,
+        "model": _STRING,
+        "labels": _list(_STRING, minItems=2),
+        "access": {"enum": ["public", "private"]},
+        "updated_number": _COUNT,
+        "used_number": _COUNT,
+        "created_at": _INSTANT,
+        "updated_at": _INSTANT,
+        "used_at": {"anyOf": [_INSTANT, {"type": "null"}]},
+        "is_active": _BOOLEAN,
+        "is_latest": _BOOLEAN,
+        "metadata_": {"type": "object"},
+    }
+)
+ClassifierList = _list(ClassifierSummary)
+Deleted = _object({"classifier_id": _UUID, "object": {"const": "classifier"}, "deleted": {"const": True}})
 _MOMENT = {"type": ["string", "null"], "format": "date-time"}
 _KEY = {
     "object": {"const": "key"},
@@ -185,12 +240,23 @@ def conforms(response: httpx.Response) -> None:
         _check(response.json(), EmbeddingResponse)
         _check_embeddings(response.json())
         assert response.headers["x-truncated-inputs"].isdecimal()
+    elif path == "/v1/classify":
+        _check(response.json(), ClassificationResponse)
+        _check_classification(response.json())
+        assert response.headers["x-truncated-inputs"].isdecimal()
+    elif path == "/v1/train":
+        _check(response.json(), TrainingResponse)
+        assert response.headers["x-truncated-inputs"].isdecimal()
+    elif path == "/v1/classifiers":
+        _check(response.json(), ClassifierList)
+    elif path.startswith("/v1/classifiers/"):
+        _check(response.json(), Deleted)
+    elif path in _ACCOUNTS:
+        _check(response.json(), _ACCOUNTS[path])
     elif path == "/v1/rerank":
         _check(response.json(), RerankingResponse)
         _check_ranking(response.json())
         assert response.headers["x-truncated-inputs"].isdecimal()
-    elif path in _ACCOUNTS:
-        _check(response.json(), _ACCOUNTS[path])
     elif path == "/v1/models":
         _check(response.json(), ModelListResponse)
     elif path.startswith("/v1/models/"):
@@ -206,6 +272,25 @@ def _check_embeddings(body: dict[str, Any]) -> None:
     usage = body["usage"]
     assert usage["total_tokens"] == usage.get("prompt_tokens", usage.get("input_tokens"))
     assert [item["index"] for item in body["data"]] == list(range(len(body["data"])))
+
+
+def _check_classification(body: dict[str, Any]) -> None:
+    assert list(body) == ["usage", "data"]
+    assert [item["index"] for item in body["data"]] == list(range(len(body["data"])))
+    for item in body["data"]:
+        assert list(item) == ["object", "index", "prediction", "score", "predictions"]
+        if isinstance(item["prediction"], str):
+            groups = [(item["prediction"], item["score"], item["predictions"])]
+        else:
+            assert list(item["prediction"]) == list(item["score"]) == list(item["predictions"])
+            keys = ("prediction", "score", "predictions")
+            groups = [tuple(item[key][name] for key in keys) for name in item["prediction"]]
+        for prediction, score, predictions in groups:
+            labels = [one["label"] for one in predictions]
+            assert len(set(labels)) == len(labels)
+            assert abs(sum(one["score"] for one in predictions) - 1) < 1e-4
+            assert score == max(one["score"] for one in predictions)
+            assert {"label": prediction, "score": score} in predictions
 
 
 def _check_ranking(body: dict[str, Any]) -> None:

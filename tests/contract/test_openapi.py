@@ -26,6 +26,9 @@ def document(client: httpx.Client) -> dict[str, Any]:
     "name",
     [
         "EmbeddingResponse",
+        "ClassificationResponse",
+        "TrainingResponse",
+        "ClassifierSummary",
         "ErrorResponse",
         "HTTPValidationError",
         "ModelInfo",
@@ -58,6 +61,7 @@ def test_the_server_does_what_its_document_says(document: dict[str, Any], server
     document = deepcopy(document)
     fields = {
         "model": {"enum": [MODEL]},
+        "instruction": {"enum": ["", None]},
         "dimensions": {"enum": [384, None]},
         "late_chunking": {"enum": [False, None]},
         "late_chunking_window": {"enum": [64, None]},
@@ -77,10 +81,26 @@ def test_the_server_does_what_its_document_says(document: dict[str, Any], server
     form["properties"]["model"] = {"enum": [MODEL]}
     form = document["paths"]["/v1/files"]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]
     form["properties"]["purpose"] = {"enum": ["batch"]}
+    classify = document["paths"]["/v1/classify"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    classify["properties"] |= {"model": {"enum": [MODEL]}, "classifier_id": {"type": "null"}}
+    classify["properties"]["labels"]["anyOf"].remove({"type": "null"})
+    classify["required"] = ["model", "labels", "input"]
+    train = document["paths"]["/v1/train"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    examples = [{"text": "x", "label": "a"}, {"text": "y", "label": "b"}]  # no schema says that two labels differ
+    train["properties"] |= {
+        "model": {"enum": [MODEL]},
+        "classifier_id": {"type": "null"},
+        "num_iters": {"enum": [1, 10, None]},
+        "input": {"enum": [examples]},
+    }
+    train["required"] = ["model", "input"]
+    key_body = document["paths"]["/v1/admin/keys"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    key_body["properties"] |= {"tier": {"enum": ["free"]}, "expires_at": {"enum": [None, "2100-01-01T00:00:00Z"]}}
     body = document["paths"]["/v1/rerank"]["post"]["requestBody"]["content"]["application/json"]["schema"]
     body["properties"] |= {
         "model": {"enum": [MODEL, None]},
         "instruction": {"enum": ["", None]},
+        "rank_fields": {"enum": [[], ["text"], None]},
         "top_n": {"enum": [1, 2, 10_000, None]},
         "max_doc_length": {"enum": [256, 8192, None]},
         "max_query_length": {"enum": [256, 8192, None]},
@@ -88,8 +108,6 @@ def test_the_server_does_what_its_document_says(document: dict[str, Any], server
         "return_multivector": {"enum": [False, None]},
         "return_sparse": {"enum": [False, None]},
     }
-    key_body = document["paths"]["/v1/admin/keys"]["post"]["requestBody"]["content"]["application/json"]["schema"]
-    key_body["properties"] |= {"tier": {"enum": ["free"]}, "expires_at": {"enum": [None, "2100-01-01T00:00:00Z"]}}
     for path in ("/v1/multi-vector", "/v1/multi-embeddings"):  # this model gives no vectors per token
         del document["paths"][path]
     file = tmp_path / "openapi.json"

@@ -18,11 +18,23 @@ import pytest
 from fundament.api.auth import OPEN, is_open
 from tests.accounts.keys import bearer, id_of, make_key
 from tests.contract.schemas import conforms
-from tests.served import Served, serving, wait_until
+from tests.served import MODEL, Served, serving, wait_until
 
 MARK = "belongs-to-alice"
-MAKE: Mapping[str, Mapping[str, Any]] = {}
+MAKE: Mapping[str, Mapping[str, Any]] = {
+    "/v1/train": {
+        "model": MODEL,
+        "access": "private",
+        "input": [{"text": "a cat", "label": MARK}, {"text": "shares fell", "label": "other"}],
+    }
+}
 """Path of an operation to a body with which Alice makes something of her own; its strings may hold `MARK`."""
+
+REACH: Mapping[str, Mapping[str, Any]] = {
+    "/v1/train": {"input": [{"text": "a cat", "label": "other"}]},
+    "/v1/classify": {"input": ["a cat"]},
+}
+"""Path of an operation to a body in which Bob can name something of Alice's, as `classifier_id`."""
 
 STRANGE_IDS = [
     "x",
@@ -93,7 +105,7 @@ def of(server: Served, key: str, operations: list[tuple[str, str]]) -> set[str]:
     lists = [path for method, path in operations if method == "GET" and "{" not in path]
     answers = [server.http.get(path, headers=bearer(key)) for path in lists]
     return set().union(
-        *(ids_in(answer.json()) for answer in answers if answer.is_success and answer.content[:1] == b"{")
+        *(ids_in(answer.json()) for answer in answers if answer.is_success and answer.content[:1] in b"{[")
     )
 
 
@@ -147,6 +159,11 @@ def test_what_is_another_tenants_is_not_reached(guarded: Served, operations: lis
                 assert not response.is_success, (method, path, response.text)
             for secret in (*alices, MARK):
                 assert secret in path or secret not in response.text, (method, path, response.text)
+    for path, body in REACH.items():
+        for name in alices:
+            response = guarded.http.post(path, json={**body, "classifier_id": name}, headers=bearer(bob))
+            assert response.status_code == 404, (path, response.text)
+            assert MARK not in response.text
     assert of(guarded, alice, operations) | {id_of(alice)} == alices  # all of it is still there
     assert guarded.http.get("/v1/me", headers=bearer(alice)).json()["key"]["state"] == "active"
 

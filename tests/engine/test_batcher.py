@@ -71,7 +71,7 @@ def items(*numbers: int, n_tokens: int = 10) -> list[Item]:
 def submit(batcher: Batcher, rows: list[Item], priority: Priority = Priority.INTERACTIVE, caller: str = "") -> Ticket:
     loop = asyncio.get_running_loop()
     ticket = Ticket(loop, loop.create_future(), caller)
-    ticket.open(len(rows))
+    ticket.open(rows)
     batcher.submit(ticket, rows, priority)
     return ticket
 
@@ -86,6 +86,30 @@ def test_results_come_in_the_order_of_the_rows(runner: asyncio.Runner, batcher: 
     async def scenario() -> None:
         rows = [Item(features={"n": np.array(n)}, n_tokens=1 + n * 37 % 400) for n in range(50)]
         assert [array[0] for array in await submit(batcher, rows).done] == [2.0 * n for n in range(50)]
+
+    runner.run(scenario())
+
+
+def test_an_item_that_is_there_twice_runs_once(runner: asyncio.Runner, model: Doubler, batcher: Batcher) -> None:
+    async def scenario() -> None:
+        one, two, three = items(1, 2, 3)
+        equal = items(1)[0]
+        found = await submit(batcher, [two, one, two, two, three, one, equal]).done
+        assert [array[0] for array in found] == [4.0, 2.0, 4.0, 4.0, 6.0, 2.0, 2.0]
+        assert sorted(n for batch in model.batches for n in batch) == [1, 1, 2, 3]
+
+    runner.run(scenario())
+
+
+def test_a_row_is_named_by_the_first_place_of_its_item(
+    runner: asyncio.Runner, model: Doubler, batcher: Batcher
+) -> None:
+    model.fails = lambda numbers: ValueError("13") if 13 in numbers else None
+
+    async def scenario() -> None:
+        one, bad = items(1, 13)
+        with pytest.raises(RowError, match="Input 3 failed"):
+            await submit(batcher, [one, one, one, bad, bad]).done
 
     runner.run(scenario())
 

@@ -6,13 +6,15 @@ from collections.abc import Callable, Sequence
 from datetime import date
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from fundament.backbone.device import Placement
 from fundament.catalog import CATALOG, ModelSpec
 from fundament.core import Array, Embed, Embeddings, Item
-from fundament.engine.local import EngineOptions, LocalEngine, load_model, needed_bytes, threads_of
+from fundament.engine.batcher import Ticket
+from fundament.engine.local import EngineOptions, LocalEngine, _unpaid, load_model, needed_bytes, threads_of
 from fundament.engine.weights import Local
 from fundament.errors import (
     BalanceError,
@@ -30,8 +32,8 @@ TEXTS = ["the search engine", "what people mean"]
 VOCAB, HIDDEN = 20_000, 256  # 20 MB of float32, mostly token embeddings, so that memory can be seen to come and go
 
 
-def bert(directory: Path, seed: int) -> Local:
-    """A random BERT of one layer."""
+def bert(directory: Path, seed: int, *, vocab: int = VOCAB, dtype: torch.dtype = torch.float32) -> Local:
+    """A random BERT of one layer, saved in that number format."""
     linear = {"query": (HIDDEN, HIDDEN), "key": (HIDDEN, HIDDEN), "value": (HIDDEN, HIDDEN)}
     layer = "encoder.layer.0"
     modules: dict[str, tuple[int, ...]] = {
@@ -42,7 +44,7 @@ def bert(directory: Path, seed: int) -> Local:
     }
     norms = ["embeddings.LayerNorm", f"{layer}.attention.output.LayerNorm", f"{layer}.output.LayerNorm"]
     shapes: dict[str, tuple[int, ...]] = {
-        "embeddings.word_embeddings.weight": (VOCAB, HIDDEN),
+        "embeddings.word_embeddings.weight": (vocab, HIDDEN),
         "embeddings.position_embeddings.weight": (64, HIDDEN),
         "embeddings.token_type_embeddings.weight": (2, HIDDEN),
     }
@@ -51,7 +53,7 @@ def bert(directory: Path, seed: int) -> Local:
     shapes |= {f"{name}.{kind}": (HIDDEN,) for name in norms for kind in ("weight", "bias")}
     config = {
         "model_type": "bert",
-        "vocab_size": VOCAB,
+        "vocab_size": vocab,
         "hidden_size": HIDDEN,
         "intermediate_size": 64,
         "num_hidden_layers": 1,
@@ -61,7 +63,8 @@ def bert(directory: Path, seed: int) -> Local:
         "layer_norm_eps": 1e-12,
         "hidden_act": "gelu",
     }
-    save(directory, config, random_tensors(shapes, seed), word_piece(), pooling="mean_tokens")
+    tensors = {name: tensor.to(dtype) for name, tensor in random_tensors(shapes, seed).items()}
+    save(directory, config, tensors, word_piece(), pooling="mean_tokens")
     spec = ModelSpec(
         id=directory.name,
         family="bert",
@@ -243,18 +246,18 @@ def test_a_call_is_paid_once_it_is_read_and_before_it_runs(runner: asyncio.Runne
         ran: list[float] = []
         for n in (1, 90):  # few rows and many go to the threads in different ways
             texts = TEXTS * n
-            answered = await engine.run("model-0", Embed(texts=texts), bill=Purse(10**6))
+            answered = await engine.run("model-0", Embed(inputs=texts), bill=Purse(10**6))
             expected = answered.n_tokens
             bill.n_tokens, before = expected, tokens_run(engine)
-            paid = await engine.run("model-0", Embed(texts=texts), bill=bill)
+            paid = await engine.run("model-0", Embed(inputs=texts), bill=bill)
             assert bill.asked[-1] == expected == paid.n_tokens
             assert ran[-1] == before
             bill.n_tokens, before = expected - 1, tokens_run(engine)
             with pytest.raises(BalanceError):
-                await engine.run("model-0", Embed(texts=texts), bill=bill)
+                await engine.run("model-0", Embed(inputs=texts), bill=bill)
             assert tokens_run(engine) == before
         with pytest.raises(TooLongError):
-            await engine.run("model-0", Embed(texts=["the " * 100]), bill=bill)
+            await engine.run("model-0", Embed(inputs=["the " * 100]), bill=bill)
         assert len(bill.asked) == 4
         assert bill.refunded == []
         await engine.close()
@@ -268,9 +271,10 @@ def test_what_did_not_run_is_refunded(runner: asyncio.Runner, berts: dict[str, L
         await engine.load(["model-0"])
         loaded = engine.memory.loaded["model-0"]
         assert loaded.model is not None
-        forward, held = loaded.model.forward, threading.Event()
+        forward, entered, held = loaded.model.forward, threading.Event(), threading.Event()
 
         def slow(items: Sequence[Item]) -> list[Array]:
+            entered.set()
             held.wait(30)
             return forward(items)
 
@@ -278,11 +282,10 @@ def test_what_did_not_run_is_refunded(runner: asyncio.Runner, berts: dict[str, L
             raise ValueError
 
         loaded.model.forward = slow  # type: ignore[method-assign]
-        task = asyncio.ensure_future(engine.run("model-0", Embed(texts=TEXTS), bill=bill))
+        task = asyncio.ensure_future(engine.run("model-0", Embed(inputs=TEXTS), bill=bill))
         async with asyncio.timeout(30):
-            while not bill.asked:
+            while not entered.is_set():
                 await asyncio.sleep(0.001)
-        await asyncio.sleep(0)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
@@ -290,8 +293,21 @@ def test_what_did_not_run_is_refunded(runner: asyncio.Runner, berts: dict[str, L
         assert bill.refunded == bill.asked
         loaded.model.forward = broken  # type: ignore[method-assign]
         with pytest.raises(RowError):
-            await engine.run("model-0", Embed(texts=TEXTS), bill=bill)
+            await engine.run("model-0", Embed(inputs=TEXTS), bill=bill)
         assert bill.refunded == bill.asked
         await engine.close()
+
+    runner.run(scenario())
+
+
+def test_whoever_leaves_pays_for_the_rows_that_have_run(runner: asyncio.Runner) -> None:
+    async def scenario() -> None:
+        items = [Item(features={}, n_tokens=9, n_counted=n_counted) for n_counted in (1, 10, 100)]
+        loop = asyncio.get_running_loop()
+        ticket = Ticket(loop, loop.create_future())
+        ticket.open(3)
+        ticket.arrays[1] = np.zeros(1)
+        assert _unpaid(items, ticket, asyncio.CancelledError()) == 101
+        assert _unpaid(items, ticket, RowError("broken")) == 111
 
     runner.run(scenario())

@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
+from fundament.backbone.packed import Packed
+from fundament.backbone.token_heads import HeadedEmbedder
 from fundament.core import Embed, Model, MultiVectors, Output, SparseVectors
 from fundament.engine.weights import from_argument
 from fundament.errors import CheckpointError, InputError
@@ -86,20 +88,48 @@ def test_dense_vectors_are_the_first_tokens(directory: Path, model: Model, backb
     torch.testing.assert_close(made, torch.stack(expected), atol=1e-5, rtol=1e-5)
 
 
-@settings(deadline=None, max_examples=20)
-@given(text=st.text(max_size=60), company=st.lists(st.text(max_size=120), max_size=6), place=st.integers(0, 6))
-def test_a_row_alone_equals_the_row_in_any_company(model: Model, text: str, company: list[str], place: int) -> None:
+OUTPUTS_OF: tuple[Output, ...] = ("dense", "sparse", "multi")
+OUTPUTS = st.sampled_from(OUTPUTS_OF)
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    text=st.text(max_size=60),
+    company=st.lists(st.tuples(st.text(max_size=120), OUTPUTS), max_size=6),
+    place=st.integers(0, 6),
+)
+def test_a_row_alone_equals_the_row_in_any_company(
+    model: Model, text: str, company: list[tuple[str, Output]], place: int
+) -> None:
+    """Whatever its neighbours ask for."""
     place = min(place, len(company))
-    together = [*company[:place], text, *company[place:]]
-    alone, among = run(model, [text], "sparse").weights[0], run(model, together, "sparse").weights[place]
-    assert alone == pytest.approx(among, abs=1e-5)
-    one, other = run(model, [text], "multi").vectors[0], run(model, together, "multi").vectors[place]
-    torch.testing.assert_close(torch.from_numpy(one), torch.from_numpy(other), atol=1e-5, rtol=1e-5)
+    others = [model.prepare(Embed(inputs=[other], output=output, truncate=True))[0] for other, output in company]
+    for output in OUTPUTS_OF:
+        [item] = model.prepare(Embed(inputs=[text], output=output, truncate=True))
+        [alone] = model.forward([item])
+        together = [*others[:place], item, *others[place:]]
+        assert len({each.mate for each in together}) == 1
+        among = model.forward(together)[place]
+        if output == "sparse":
+            ids, weights = alone
+            assert dict(zip(ids, weights, strict=True)) == pytest.approx(dict(zip(*among, strict=True)), abs=1e-5)
+        else:
+            torch.testing.assert_close(torch.from_numpy(alone), torch.from_numpy(among), atol=1e-5, rtol=1e-5)
 
 
-def test_rows_of_two_outputs_share_no_batch(model: Model) -> None:
-    mates = {model.prepare(Embed(inputs=["a"], output=output))[0].mate for output in ("dense", "sparse", "multi")}
-    assert len(mates) == 3
+def test_rows_of_all_outputs_run_through_the_backbone_once(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert isinstance(model, HeadedEmbedder)
+    items = [item for output in OUTPUTS_OF for item in model.prepare(Embed(inputs=TEXTS[:3], output=output))]
+    ran, transformer = [], model.dense.transformer
+
+    def count(packed: Packed) -> Tensor:
+        ran.append(packed.n_tokens)
+        return transformer(packed)
+
+    count.tokens = transformer.tokens  # type: ignore[attr-defined]
+    monkeypatch.setattr(model.dense, "transformer", count)
+    model.forward(items)
+    assert ran == [sum(item.n_tokens for item in items)]
 
 
 def test_a_directory_of_ones_own_gives_what_its_files_can(directory: Path, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
+from tokenizers.processors import TemplateProcessing
 from torch import Tensor, nn
 from transformers import (
     BertForSequenceClassification,
@@ -240,6 +241,20 @@ def test_a_missing_tensor_is_named(name: str, tensor: str, tmp_path: Path) -> No
 def test_an_extra_tensor_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"not known to the model: classifier\.other\.weight$"):
         open_model("bert", resave(bert_ranker(tmp_path), **{"classifier.other.weight": torch.zeros(2)}))
+
+
+@pytest.mark.parametrize(
+    ("template", "words"),
+    [("$A $B", "no special token before a pair"), ("[CLS]:1 $A:1 [SEP]:1 $B:0 [SEP]:0", "an order that is not served")],
+)
+def test_a_tokenizer_that_frames_pairs_otherwise_is_refused(template: str, words: str, tmp_path: Path) -> None:
+    path = bert_ranker(tmp_path) / "tokenizer.json"
+    tokenizer = Tokenizer.from_file(str(path))
+    special = [("[CLS]", 2), ("[SEP]", 3)]
+    tokenizer.post_processor = TemplateProcessing(single="$A", pair=template, special_tokens=special)
+    tokenizer.save(str(path))
+    with pytest.raises(CheckpointError, match=words):
+        open_model("bert", tmp_path)
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -159,7 +159,7 @@ def test_a_task_of_another_model_is_refused(v5: TextEmbedder) -> None:
         (qwen.QWEN3, "qwen"),
         (qwen.V5_SMALL, "qwen"),
         (qwen.V5_SMALL | {"is_decoder": True}, "qwen"),
-        (qwen.QWEN3 | {"architectures": ["JinaForRanking"]}, None),
+        (qwen.QWEN3 | {"architectures": ["JinaForRanking"]}, "listwise"),
         (qwen.QWEN3 | {"model_type": "qwen2_vl"}, None),
     ],
 )

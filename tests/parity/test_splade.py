@@ -215,7 +215,7 @@ def test_torchscript_is_refused_in_words(tmp_path: Path) -> None:
     path = tmp_path / "elser_model_2.pt"
     torch.jit.save(torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2)), path)
     for given_path in (path, tmp_path):
-        with pytest.raises(CheckpointError, match=r"elser_model_2\.pt is TorchScript"):
+        with pytest.raises(CheckpointError, match=r"elser_model_2\.pt is TorchScript.*--allow-torchscript"):
             from_argument(f"elser-v2={given_path}", tmp_path)
 
 

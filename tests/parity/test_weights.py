@@ -26,7 +26,7 @@ GOLDEN = Path(__file__).parents[1] / "golden"
 EMBEDDERS = [  # of one vector per text
     spec.id
     for spec in CATALOG.values()
-    if spec.kind == "embedding" and spec.family in families() and "colbert" not in spec.id
+    if spec.kind == "embedding" and spec.family in families() and "dense" in spec.outputs
 ]
 
 

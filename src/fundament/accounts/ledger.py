@@ -5,7 +5,7 @@ import logging
 from collections import defaultdict
 from datetime import UTC, datetime
 
-from fundament.store import keys, usage
+from fundament.store import classifiers, keys, usage
 from fundament.store.database import Database
 from fundament.store.usage import Line
 from fundament.telemetry import say
@@ -14,7 +14,7 @@ _WRITE_SECONDS = 0.8  # with the time that writing takes, at most a second is lo
 
 
 class Ledger:
-    """Usage, last uses and refunds that are not yet written.
+    """Usage, last uses, refunds and questions to classifiers that are not yet written.
 
     Args:
         store: where they go.
@@ -25,6 +25,7 @@ class Ledger:
         self._uses: dict[Line, list[int]] = {}
         self._touched: dict[str, datetime] = {}
         self._refunds: dict[str, int] = defaultdict(int)
+        self._asked: dict[str, tuple[int, datetime]] = {}
         self._writing = asyncio.Lock()
         self._failed = False
 
@@ -43,27 +44,34 @@ class Ledger:
         """Give tokens back to a balance."""
         self._refunds[key_id] += n_tokens
 
+    def ask(self, classifier_id: str, *, n_times: int = 1, at: datetime | None = None) -> None:
+        """Note that a classifier was asked, now where nothing else is said."""
+        before, last = self._asked.get(classifier_id, (0, at))
+        at = at or datetime.now(UTC)
+        self._asked[classifier_id] = before + n_times, max(last or at, at)
+
     async def keep(self) -> None:
         """Write what gathers, for as long as this is awaited."""
         while True:
             await asyncio.sleep(_WRITE_SECONDS)
-            await self.write()
+            await asyncio.shield(self.write())  # what is under way ends, so that nothing is written twice
 
     async def write(self) -> None:
         """Write what has gathered in one transaction; what cannot be written waits for the next time."""
         async with self._writing:
-            uses, touched, refunds = self._uses, self._touched, self._refunds
-            if not (uses or touched or refunds):
+            uses, touched, refunds, asked = self._uses, self._touched, self._refunds, self._asked
+            if not (uses or touched or refunds or asked):
                 return
-            self._uses, self._touched, self._refunds = {}, {}, defaultdict(int)
+            self._uses, self._touched, self._refunds, self._asked = {}, {}, defaultdict(int), {}
             try:
                 async with self._store.write() as connection:
                     await usage.add(connection, {line: (counts[0], counts[1]) for line, counts in uses.items()})
                     await keys.settle(connection, touched, refunds)
-            except BaseException as error:
+                    await classifiers.note_uses(connection, asked)
+            except Exception as error:
                 self._put_back(uses, touched, refunds)
-                if not isinstance(error, Exception):
-                    raise
+                for classifier_id, (n_times, at) in asked.items():
+                    self.ask(classifier_id, n_times=n_times, at=at)
                 if not self._failed:
                     say("usage is not written yet", level=logging.WARNING, reason=error)
                 self._failed = True

@@ -55,7 +55,7 @@ class Visit:
     endpoint: Callable[[], str]
     standing: Standing | None = None
     lease: str = ""
-    _counted: set[str] = field(default_factory=set)
+    _taken: dict[str, int] = field(default_factory=dict)  # tokens of each model, less what was given back
 
     def bill(self, model: str) -> Bill:
         """What pays for a call of that model."""
@@ -83,9 +83,14 @@ class Visit:
             await self._pay(caller.key, n_tokens)
         self._note(model, n_tokens)
 
+    def forgive(self) -> None:
+        """Give back all that was taken: nobody gets anything for it."""
+        for model, n_tokens in self._taken.items():
+            self.refund(model, n_tokens)
+
     def refund(self, model: str, n_tokens: int) -> None:
-        """Give tokens back to the balance; the minute's stay taken."""
-        if n_tokens:
+        """Give tokens back to the balance, no more than were taken; the minute's stay taken."""
+        if n_tokens := min(n_tokens, self._taken.get(model, 0)):
             if self.caller.key is not None and self.caller.key.balance is not None:
                 self.accounts.ledger.refund(self.caller.key.id, n_tokens)
             self._note(model, -n_tokens)
@@ -109,8 +114,8 @@ class Visit:
             self.accounts.ledger.refund(key.id, n_tokens)
 
     def _note(self, model: str, n_tokens: int) -> None:
-        first = model not in self._counted
-        self._counted.add(model)
+        first = model not in self._taken
+        self._taken[model] = self._taken.get(model, 0) + n_tokens
         self.accounts.ledger.use(self.caller.key_id, model, self.endpoint(), n_requests=int(first), n_tokens=n_tokens)
 
 

@@ -107,5 +107,11 @@ def _written(vectors: Floats, encodings: list[Encoding]) -> object:
 def _usage(answer: EmbeddingsAnswer) -> Mapping[str, int]:
     n_tokens = answer.made.n_tokens
     if not answer.counts_output:
-        return {"total_tokens": n_tokens, "prompt_tokens": n_tokens}
+        made = answer.made
+        n_media = {} if isinstance(made, SparseVectors) else made.n_media
+        return {
+            "total_tokens": n_tokens,
+            "prompt_tokens": n_tokens,
+            **{f"{kind}_tokens": n_media[kind] for kind in ("image", "audio", "video") if n_media.get(kind)},
+        }
     return {"total_tokens": n_tokens, "input_tokens": n_tokens, "output_tokens": 0}

@@ -1,11 +1,13 @@
 """Before every request: who asks, and whether they may. What is not named here as open needs a key."""
 
 import math
+from http import HTTPStatus
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fundament.accounts.visits import Accounts, Visit, current_visit
 from fundament.api import errors
+from fundament.api.presence import CLIENT_GONE
 from fundament.config import Tier
 from fundament.errors import FundamentError
 from fundament.limits import Standing
@@ -38,6 +40,8 @@ class AccountMiddleware:
         async def counted(message: Message) -> None:
             if visit is not None:
                 if message["type"] == "http.response.start":
+                    if message["status"] >= HTTPStatus.BAD_REQUEST and message["status"] != CLIENT_GONE:
+                        visit.forgive()
                     message["headers"].extend(rate_headers(visit.standing, visit.caller.tier))
                 elif not message.get("more_body"):
                     await visit.leave()  # first, so that a client may send the next one as soon as it has read this
@@ -56,6 +60,9 @@ class AccountMiddleware:
         outside = current_visit.set(visit)
         try:
             await self.app(scope, receive, counted)
+        except BaseException:
+            visit.forgive()
+            raise
         finally:
             current_visit.reset(outside)
             await visit.leave()

@@ -67,7 +67,7 @@ async def create_job(state: State, asked: BatchRequest, *, key_id: str, base: st
     """
     spec = state.find(asked.model)
     asked = _with_task(spec, asked)
-    check(spec, asked)
+    check(state, spec, asked)
     sources = [name for name in ("input", "input_url", "input_file_id") if getattr(asked, name) is not None]
     if len(sources) != 1:
         message = "Give exactly one of input, input_url and input_file_id."
@@ -119,7 +119,7 @@ async def _placing(state: State, asked: BatchRequest, key_id: str) -> Any:
 def _with_task(spec: ModelSpec, asked: BatchRequest) -> BatchRequest:
     """The request with the task's whole name: here `retrieval` alone is the documents' side."""
     whole = f"{asked.task}.passage"
-    if asked.task is None or asked.task in spec.tasks or whole not in spec.tasks:
+    if asked.prompt_name is not None or asked.task in (None, *spec.tasks) or whole not in spec.tasks:
         return asked
     return asked.model_copy(update={"task": whole})
 

@@ -12,7 +12,7 @@ from fundament.api.multipart import read_form
 from fundament.api.schemas import responses
 from fundament.api.state import state_of
 from fundament.api.wire import answer
-from fundament.errors import ConflictError, Fault, InputError
+from fundament.errors import BusyError, Fault, InputError
 from fundament.store import files
 
 router = APIRouter(tags=["Bulk Embeddings"])
@@ -99,5 +99,5 @@ async def result(request: Request, job_id: str) -> Response:
     state = state_of(request)
     job = await find(state, job_id, owner(request), "bulk")
     if job.state != "completed":
-        raise ConflictError(f"Job '{job_id}' is not completed, so it has no result.")
+        raise BusyError(f"Job '{job_id}' is not completed, so it has no result.")
     return answer({"id": job.id, "download_url": signed_url(state, job, "output")})

@@ -1,4 +1,4 @@
-"""`POST /v1/embeddings`: texts in; out comes a vector each, or a vector or a weight per token."""
+"""`POST /v1/embeddings`: texts and media in; out comes a vector each, or a vector or a weight per token."""
 
 from typing import Annotated, Any, get_args
 
@@ -16,7 +16,8 @@ from pydantic import (
 
 from fundament.api.answers import COUNTS_OUTPUT, EmbeddingsAnswer, cut, write
 from fundament.api.body import echo, read_body
-from fundament.api.inputs import Inputs, Reference, Sent
+from fundament.api.inputs import Inputs, check_number
+from fundament.api.media import check_media, opened, read_bare, references
 from fundament.api.presence import while_connected
 from fundament.api.schemas import request_body, responses
 from fundament.api.state import State, state_of
@@ -47,6 +48,12 @@ class EmbeddingsRequest(BaseModel):
     )
     input: Inputs
     task: str | None = Field(None, description="What the vectors are for; see the model's own list.")
+    prompt_name: str | None = Field(
+        None, description="With the older tasks `retrieval` and `code` of jina-embeddings-v4: `query` or `passage`."
+    )
+    instruction: Annotated[str, StringConstraints(max_length=2_000)] | None = Field(
+        None, description="What the vectors are for in your own words, in place of the task's (Qwen3-Embedding)."
+    )
     dimensions: Annotated[int, Field(gt=0)] | None = Field(
         None, description="Keep this many numbers of each vector (Matryoshka models)."
     )
@@ -103,22 +110,29 @@ async def embed(
     """Check what the model takes, run it, cut and scale its vectors.
 
     Raises:
-        FundamentError: a model that is not served, a field that it does not take, a text that is too long.
+        FundamentError: a model that is not served, a field that it does not take, an input that cannot be read or is
+            too long.
     """
     spec = state.find(request.model)
-    texts = _texts(spec, request.input, state)
-    check(spec, request)
-    call = Embed(
-        inputs=texts,
-        task=request.task or spec.default_task,
-        truncate=bool(request.truncate),
-        late_chunking=bool(request.late_chunking),
-        late_chunking_window=request.late_chunking_window,
-        output=output_of(spec, request),
-        role=_role(request),
-        name_tokens=bool(request.return_tokenized_input),
-    )
-    result = await state.engine.run(spec.id, call, priority=priority, caller=caller)
+    check_number(request.input, state.settings.max_inputs)
+    sent = read_bare(spec, request.input)
+    check_media(state, spec, sent)
+    check(state, spec, request)
+    if request.late_chunking and (others := references(sent)):
+        raise InputError(Fault("body -> late_chunking", f"It divides texts only; this is {others[0].kind} input."))
+    async with opened(state, sent) as inputs:
+        call = Embed(
+            inputs=inputs,
+            task=task_of(spec, request) or spec.default_task,
+            instruction=request.instruction or None,
+            truncate=bool(request.truncate),
+            late_chunking=bool(request.late_chunking),
+            late_chunking_window=request.late_chunking_window,
+            output=output_of(spec, request),
+            role=_role(spec, request),
+            name_tokens=bool(request.return_tokenized_input),
+        )
+        result = await state.engine.run(spec.id, call, priority=priority, caller=caller)
     return EmbeddingsAnswer(
         model=state.answering(request.model),
         made=cut(result, request.dimensions, normalized=request.normalized is not False),
@@ -135,7 +149,7 @@ async def embed(
     responses=responses("EmbeddingResponse"),
 )
 async def embeddings(request: Request) -> Response:
-    """Turn texts into vectors, one per input, in the order of the inputs."""
+    """Turn inputs into vectors, one per input and of a PDF one per page, in their order."""
     return await answer_embeddings(request, await read_body(request, EmbeddingsRequest))
 
 
@@ -157,41 +171,20 @@ def output_of(spec: ModelSpec, request: EmbeddingsRequest) -> Output:
     return "sparse" if request.return_sparse else spec.outputs[0]
 
 
-def _role(request: EmbeddingsRequest) -> Role:
+def _role(spec: ModelSpec, request: EmbeddingsRequest) -> Role:
     if request.input_type is not None:
         return "query" if request.input_type == "query" else "document"
-    return "query" if (request.task or "").endswith(".query") else "document"
+    return "query" if (task_of(spec, request) or "").endswith(".query") else "document"
 
 
-def _texts(spec: ModelSpec, inputs: list[Sent], state: State) -> list[str]:
-    if len(inputs) > (most := state.settings.max_inputs):
-        raise InputError(
-            Fault(
-                "body -> input",
-                f"List should have at most {most} items, not {len(inputs)}. Send several requests.",
-                "too_long",
-                echo(inputs),
-            )
-        )
-    texts = []
-    for index, value in enumerate(inputs):
-        if not isinstance(value, str):
-            kinds: set[str] = {value.kind} if isinstance(value, Reference) else {"text", "image"}
-            able = sorted(name for name, other in state.served().items() if kinds <= set(other.modalities))
-            sent = f"{value.kind} input" if isinstance(value, Reference) else "groups of parts"
-            raise InputError(
-                Fault(
-                    f"body -> input -> {index}",
-                    f"Model '{spec.id}' takes text only. Models served here that take {sent}: "
-                    f"{', '.join(able) or 'none'}.",
-                    "modality",
-                )
-            )
-        texts.append(value)
-    return texts
+def task_of(spec: ModelSpec, request: EmbeddingsRequest) -> str | None:
+    """The task that is meant: an older name is completed by `prompt_name`, as a query where that is left out."""
+    if request.task in spec.bare_tasks:
+        return f"{request.task}.{request.prompt_name or 'query'}"
+    return request.task
 
 
-def check(spec: ModelSpec, request: EmbeddingsRequest) -> None:
+def check(state: State, spec: ModelSpec, request: EmbeddingsRequest) -> None:
     """Refuse what the catalogue says that this model cannot do.
 
     Raises:
@@ -200,9 +193,8 @@ def check(spec: ModelSpec, request: EmbeddingsRequest) -> None:
     faults = []
     if spec.kind != "embedding":
         raise InputError(Fault("body -> model", f"Model '{spec.id}' is a {spec.kind}, not an embedding model."))
-    if spec.tasks and request.task is not None and request.task not in spec.tasks:
-        listed = ", ".join(f"'{task}'" for task in spec.tasks)
-        faults.append(Fault("body -> task", f"Input should be {listed}.", "enum", echo(request.task)))
+    faults += _check_task(spec, request)
+    faults += _check_instruction(state, spec, request)
     if (dimensions := request.dimensions) is not None and output_of(spec, request) == spec.outputs[0] != "sparse":
         if dimensions > spec.dim:
             message = f"Input should be less than or equal to {spec.dim}"
@@ -224,6 +216,33 @@ def check(spec: ModelSpec, request: EmbeddingsRequest) -> None:
     faults += _check_output(spec, request)
     if faults:
         raise InputError(*faults)
+
+
+def _check_task(spec: ModelSpec, request: EmbeddingsRequest) -> list[Fault]:
+    task, prompt = task_of(spec, request), request.prompt_name
+    if spec.bare_tasks and prompt is not None:
+        if prompt not in ("query", "passage"):
+            return [Fault("body -> prompt_name", "Input should be 'query' or 'passage'.", "enum", echo(prompt))]
+        if task is not None and "." in task and not task.endswith(f".{prompt}"):
+            return [Fault("body -> prompt_name", f"It contradicts the task '{echo(task)}'; leave one of them out.")]
+    if spec.tasks and task is not None and task not in spec.tasks:
+        listed = ", ".join(f"'{task}'" for task in spec.tasks)
+        return [Fault("body -> task", f"Input should be {listed}.", "enum", echo(request.task))]
+    return []
+
+
+def _check_instruction(state: State, spec: ModelSpec, request: EmbeddingsRequest) -> list[Fault]:
+    if not request.instruction:
+        return []
+    if not spec.instruct:
+        able = ", ".join(sorted(name for name, other in state.served().items() if other.instruct)) or "none"
+        message = f"Model '{spec.id}' follows no instructions. Models served here that do: {able}."
+        return [Fault("body -> instruction", message)]
+    task = spec.tasks.get(task_of(spec, request) or "")
+    if task is not None and not task.prompt:
+        message = f"Texts of task '{request.task}' are read without an instruction: leave one of the two out."
+        return [Fault("body -> instruction", message)]
+    return []
 
 
 _GIVES: dict[Output, str] = {

@@ -16,7 +16,7 @@ from fundament.api.multipart import read_form
 from fundament.api.schemas import responses, streamed
 from fundament.api.state import State, state_of
 from fundament.api.wire import answer
-from fundament.errors import ConflictError, Fault, InputError, NotFoundError
+from fundament.errors import BusyError, Fault, InputError, NotFoundError
 from fundament.store import files, jobs
 from fundament.store.files import File
 from fundament.store.jobs import Job
@@ -130,7 +130,7 @@ async def delete(request: Request, file_id: str) -> Response:
     """Remove an upload; jobs that were made from it go on."""
     state, key_id = state_of(request), owner(request)
     if job_of_result(file_id):
-        raise ConflictError("A job's files stay until the job expires.")
+        raise BusyError("A job's files stay until the job expires.")
     async with state.store.write() as connection:
         gone = await files.delete(connection, file_id, key_id)
     if not gone:

@@ -1,5 +1,6 @@
 """The `input` field in all its forms: a string, a document object, a group of parts, or a list of these."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, get_args
 
@@ -10,8 +11,8 @@ from fundament.core import MediaKind
 from fundament.errors import Fault, InputError
 
 _KINDS: tuple[MediaKind, ...] = get_args(MediaKind)
-KIND_OF: dict[str, MediaKind] = {kind: kind for kind in _KINDS}
-KIND_OF |= {"url": "image", "bytes": "image"}  # {"url": …} and {"bytes": …} were images before {"image": …} was
+_KIND_OF: dict[str, MediaKind] = {kind: kind for kind in _KINDS}
+_KIND_OF |= {"url": "image", "bytes": "image"}  # {"url": …} and {"bytes": …} were images before {"image": …} was
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,17 @@ def read_inputs(value: Any) -> list[Sent]:
     if not value:
         raise InputError(Fault("body -> input", "List should have at least 1 item, not 0.", "too_short", "a list of 0"))
     return [item if isinstance(item, str) else _read(item, f"body -> input -> {i}") for i, item in enumerate(value)]
+
+
+def check_number(inputs: Sequence[object], most: int) -> None:
+    """Refuse a list of inputs that is too long.
+
+    Raises:
+        InputError: with the limit.
+    """
+    if len(inputs) > most:
+        message = f"List should have at most {most} items, not {len(inputs)}. Send several requests."
+        raise InputError(Fault("body -> input", message, "too_long", echo(list(inputs))))
 
 
 def _read(value: Any, origin: str) -> Sent:
@@ -91,7 +103,7 @@ def read_part(value: Any, origin: str) -> Part:
     """
     if not isinstance(value, dict):
         raise InputError(Fault(origin, 'A part should be an object like {"text": "…"}.', "dict_type", echo(value)))
-    named = [key for key in ("text", *KIND_OF) if value.get(key) is not None]
+    named = [key for key in ("text", *_KIND_OF) if value.get(key) is not None]
     if len(named) != 1:
         keys = ", ".join(("text", *_KINDS))
         raise InputError(Fault(origin, f"Give exactly one of {keys}.", "value_error", echo(value)))
@@ -100,7 +112,7 @@ def read_part(value: Any, origin: str) -> Part:
         raise InputError(Fault(f"{origin} -> {key}", "Input should be a string.", "string_type", echo(content)))
     if key == "text":
         return content
-    return Reference(KIND_OF[key], content, f"{origin} -> {key}")
+    return Reference(_KIND_OF[key], content, f"{origin} -> {key}")
 
 
 def _is_token_ids(value: Any) -> bool:

@@ -16,7 +16,7 @@ from fundament.api.body import echo
 from fundament.api.state import State
 from fundament.errors import (
     BodyError,
-    ConflictError,
+    BusyError,
     Fault,
     FetchError,
     InputError,
@@ -163,12 +163,12 @@ async def cancel(state: State, job: Job) -> Job:
     """Stop a job that waits or runs; what it wrote is kept.
 
     Raises:
-        ConflictError: it has ended already.
+        BusyError: it has ended already.
     """
     async with state.store.write() as connection:
         ended = await jobs.end(connection, job.id, "cancelled", now=datetime.now(UTC))
     if ended is None:
-        raise ConflictError(f"Batch job '{job.id}' has ended already, so it cannot be cancelled.")
+        raise BusyError(f"Batch job '{job.id}' has ended already, so it cannot be cancelled.")
     state.wake()
     return ended
 
@@ -177,11 +177,11 @@ async def download(state: State, job: Job, kind: Kind) -> StreamingResponse:
     """A job's output or its errors, chunk after chunk.
 
     Raises:
-        ConflictError: the job still waits or runs.
+        BusyError: the job still waits or runs.
         NotFoundError: its files have expired.
     """
     if job.state in jobs.ACTIVE:
-        raise ConflictError(f"Batch job '{job.id}' has not ended yet; its {kind} is there once it has.")
+        raise BusyError(f"Batch job '{job.id}' has not ended yet; its {kind} is there once it has.")
     if job.state == "expired":
         raise NotFoundError(f"Batch job '{job.id}' expired at {_iso(job.expires_at)}; its files are gone.")
     async with state.store.read() as connection:

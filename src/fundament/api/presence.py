@@ -10,6 +10,8 @@ from fundament.errors import BodyError
 
 T = TypeVar("T")
 
+CLIENT_GONE = 499  # a status that nobody reads
+
 
 async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
     """Await `work`, and cancel it when the client closes the connection: its waiting rows then cost nothing.
@@ -23,7 +25,7 @@ async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
         await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
         if task.done():
             return task.result()
-        raise BodyError(499, "The client closed the connection.")
+        raise BodyError(CLIENT_GONE, "The client closed the connection.")
     finally:
         task.cancel()
         gone.cancel()

@@ -1,21 +1,22 @@
 """`POST /v1/rerank`: a query and documents in; out come the documents in the order of their relevance."""
 
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import numpy as np
 from fastapi import APIRouter, Request, Response
 from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, WithJsonSchema
 
 from fundament.api.body import echo, read_body
-from fundament.api.inputs import KIND_OF, Reference
+from fundament.api.inputs import Part, Reference, read_part
+from fundament.api.media import opened, read_bare_input
 from fundament.api.presence import while_connected
 from fundament.api.schemas import request_body, responses
 from fundament.api.similarity import rank_by_vectors
 from fundament.api.state import State, state_of
 from fundament.api.wire import long_answer
 from fundament.catalog import ModelSpec
-from fundament.core import Output, Ranking, Rerank
+from fundament.core import Media, Output, Ranking, Rerank
 from fundament.errors import Fault, InputError
 
 router = APIRouter()
@@ -30,10 +31,10 @@ class Document:
     """A document as it was sent, which an answer repeats, and what is read of it."""
 
     sent: Any
-    content: str | Reference
+    content: Part
 
 
-def read_content(value: Any, field: str) -> str | Reference:
+def read_content(value: Any, origin: str) -> Part:
     """What is to be read of a string or an object: its `text`, else its image or other medium.
 
     Raises:
@@ -43,18 +44,12 @@ def read_content(value: Any, field: str) -> str | Reference:
         return value
     if not isinstance(value, dict):
         message = 'Input should be a string or an object like {"text": "…"}.'
-        raise InputError(Fault(field, message, "string_type", echo(value)))
-    # Other keys are the caller's own, `url` beside `text` among them.
-    key = next((key for key in ("text", *KIND_OF) if value.get(key) is not None), None)
-    if key is None:
-        message = 'The object has no text: it should be like {"text": "…"}.'
-        raise InputError(Fault(field, message, "value_error", echo(value)))
-    if not isinstance(content := value[key], str):
-        raise InputError(Fault(f"{field} -> {key}", "Input should be a string.", "string_type", echo(content)))
-    return content if key == "text" else Reference(KIND_OF[key], content, field)
+        raise InputError(Fault(origin, message, "string_type", echo(value)))
+    # Beside a text all other keys are the caller's own, `url` among them.
+    return read_part({"text": value["text"]} if value.get("text") is not None else value, origin)
 
 
-def _read_query(value: Any) -> str | Reference:
+def _read_query(value: Any) -> Part:
     return read_content(value, "body -> query")
 
 
@@ -79,7 +74,7 @@ class RerankRequest(BaseModel):
         examples=["all-minilm-l6-v2"],
     )
     query: Annotated[
-        str | Reference,
+        Part,
         BeforeValidator(_read_query),
         WithJsonSchema({"anyOf": [{"type": "string"}, _TEXT_DOC], "description": "What is searched for."}),
     ]
@@ -91,7 +86,8 @@ class RerankRequest(BaseModel):
                 "type": "array",
                 "minItems": 1,
                 "items": {"anyOf": [{"type": "string"}, _TEXT_DOC]},
-                "description": 'What is ranked: strings, or objects like `{"text": …}`, whose other keys are kept.',
+                "description": 'What is ranked: strings, or objects like `{"text": …}`, whose other keys are kept. '
+                'Models that read images also take `{"image": …}`, here and as the query.',
             }
         ),
     ]
@@ -116,6 +112,7 @@ class RerankRequest(BaseModel):
     )
     instruction: str | None = Field(None, description="What relevance means, in words (jina-reranker-v3, Qwen3).")
     return_embeddings: bool | None = Field(None, description="Add each document's vector (jina-reranker-v3).")
+    rank_fields: list[str] | None = Field(None, description="Cohere's: nothing else than `text` is read.")
     return_multivector: bool | None = Field(
         None, description="Score by vectors per token, on an embedding model that gives them too (bge-m3)."
     )
@@ -151,33 +148,34 @@ async def rerank(state: State, request: RerankRequest) -> RerankAnswer:
     """
     spec = _default(state) if request.model is None else state.find(request.model)
     _check(state, spec, request)
-    call = Rerank(
-        query=_text(state, spec, request.query, "body -> query"),
-        documents=[
-            _text(state, spec, document.content, f"body -> documents -> {place}")
-            for place, document in enumerate(request.documents)
-        ],
-        truncate=request.truncation is not False,
-        instruction=request.instruction,
-        max_query_tokens=request.max_query_length,
-        max_document_tokens=request.max_doc_length,
-        embeddings=bool(request.return_embeddings),
-    )
-    if spec.kind == "reranker":
-        ranking = await state.engine.run(spec.id, call)
-    else:
-        ranking = await rank_by_vectors(state.engine, spec, call, _output(spec, request))
+    fields = ["body -> query", *(f"body -> documents -> {place}" for place in range(len(request.documents)))]
+    contents = (request.query, *(document.content for document in request.documents))
+    sent = [_readable(state, spec, content, field) for content, field in zip(contents, fields, strict=True)]
+    async with opened(state, sent, "body") as inputs:
+        query, *documents = cast("list[str | Media]", inputs)
+        call = Rerank(
+            query=query,
+            documents=documents,
+            truncate=request.truncation is not False,
+            instruction=request.instruction,
+            max_query_tokens=request.max_query_length,
+            max_document_tokens=request.max_doc_length,
+            embeddings=bool(request.return_embeddings),
+        )
+        if spec.kind == "reranker":
+            ranking = await state.engine.run(spec.id, call)
+        else:
+            ranking = await rank_by_vectors(state.engine, spec, call, _output(spec, request))
     scores = np.round(ranking.scores.astype(np.float64), 8) + 0.0  # the sum makes 0 of -0
-    documents: list[Any] | None = None
+    repeated: list[Any] | None = None
     if request.return_documents is not False:
-        documents = [{"text": text} for text in call.documents] if spec.wraps_documents else None
-        documents = documents or [document.sent for document in request.documents]
+        repeated = [_repeated(spec, document) for document in request.documents]
     return RerankAnswer(
         model=spec.id if request.model is None else state.answering(request.model),
         ranking=ranking,
         order=np.argsort(-scores, kind="stable")[: request.top_n].tolist(),
         scores=scores.tolist(),
-        documents=documents,
+        documents=repeated,
     )
 
 
@@ -199,7 +197,8 @@ async def write(answer: RerankAnswer) -> bytes:
         "results",
         answer.order,
         result,
-        numbers_per_row=512 if embeddings is None else 512 + embeddings.shape[1],  # a document is like some numbers
+        # Writing a document takes about as long as some hundred numbers do.
+        numbers_per_row=512 if embeddings is None else 512 + embeddings.shape[1],
     )
 
 
@@ -230,28 +229,41 @@ def _default(state: State) -> ModelSpec:
         InputError: several could be meant.
     """
     served = state.served()
-    rerankers = [spec for spec in served.values() if spec.kind == "reranker"]
     if DEFAULT in served:
         return served[DEFAULT]
-    for candidates in (rerankers, list(served.values())):
-        if len(candidates) == 1:
-            return candidates[0]
-        if candidates:
-            break
+    candidates = [spec for spec in served.values() if spec.kind == "reranker"] or list(served.values())
+    if len(candidates) == 1:
+        return candidates[0]
     listed = ", ".join(sorted(model for model, spec in served.items() if spec.score))
-    raise InputError(
-        Fault("body -> model", f"Field required: several models are served that can rank: {listed}.", "missing")
-    )
+    message = f"Field required: several models are served that can rank: {listed}."
+    raise InputError(Fault("body -> model", message, "missing"))
 
 
-def _text(state: State, spec: ModelSpec, content: str | Reference, field: str) -> str:
-    if isinstance(content, str):
-        return content
-    able = sorted(name for name, other in state.served().items() if other.score and content.kind in other.modalities)
+def _repeated(spec: ModelSpec, document: Document) -> Any:
+    """A document as an answer of this model repeats it."""
+    return {"text": document.content} if spec.wraps_documents and isinstance(document.content, str) else document.sent
+
+
+def _readable(state: State, spec: ModelSpec, content: str | Reference, field: str) -> str | Reference:
+    """A query or a document that the model reads; a data URI is the image that it holds, where it reads images.
+
+    Raises:
+        InputError: media that it does not read; a PDF is several images and no document.
+    """
+    bare = content if isinstance(content, Reference) else read_bare_input(spec, content, field)
+    if isinstance(bare, str):
+        return bare
+    assert isinstance(bare, Reference)
+    kinds = [kind for kind in spec.modalities if kind != "pdf"]
+    if bare.kind in kinds:
+        return bare
+    able = sorted(name for name, other in state.served().items() if other.score and bare.kind in other.modalities)
     message = (
-        f"Model '{spec.id}' ranks text only. Models served here that rank {content.kind} input: "
-        f"{', '.join(able) or 'none'}."
+        f"Model '{spec.id}' ranks {' and '.join(kinds)}{' only' if len(kinds) == 1 else ''}. "
+        f"Models served here that rank {bare.kind} input: {', '.join(able) or 'none'}."
     )
+    if bare.kind == "pdf":
+        message = "A PDF is several images, and a document is one. Send its pages as images."
     raise InputError(Fault(field, message, "modality"))
 
 
@@ -280,12 +292,12 @@ def _check(state: State, spec: ModelSpec, request: RerankRequest) -> None:
             able = sorted(name for name, other in state.served().items() if field in other.takes)
             message = f"Model '{spec.id}' does not take it. Models served here that do: {', '.join(able) or 'none'}."
             faults.append(Fault(f"body -> {field}", message))
-    output = _output(spec, request)
-    if (request.return_multivector or request.return_sparse) and (
-        spec.kind != "embedding" or output not in spec.outputs
-    ):
-        field = "return_multivector" if request.return_multivector else "return_sparse"
-        faults.append(Fault(f"body -> {field}", f"Model '{spec.id}' does not score so; leave it out."))
+    if request.rank_fields not in (None, [], ["text"]):
+        faults.append(Fault("body -> rank_fields", "Documents are ranked by their 'text' alone; leave it out."))
+    able_to = spec.outputs if spec.kind == "embedding" else ()
+    for field, output in (("return_multivector", "multi"), ("return_sparse", "sparse")):
+        if getattr(request, field) and output not in able_to:
+            faults.append(Fault(f"body -> {field}", f"Model '{spec.id}' does not score so; leave it out."))
     if request.return_multivector and request.return_sparse:
         faults.append(Fault("body -> return_sparse", "It does not go with return_multivector: ask for one of them."))
     if faults:

@@ -1,6 +1,8 @@
 """The app's OpenAPI document: what each route takes and answers, in the shapes of the public specification."""
 
+from datetime import datetime
 from typing import Any
+from uuid import UUID
 
 from pydantic import BaseModel, Field, RootModel
 from pydantic.json_schema import SkipJsonSchema
@@ -47,10 +49,13 @@ class HTTPValidationError(BaseModel):
 
 
 class EmbeddingUsage(BaseModel):
-    """Tokens read; the two numbers are equal."""
+    """Tokens read; the first two numbers are equal. The others say how many of them stand for media."""
 
     total_tokens: int
     prompt_tokens: int
+    image_tokens: int | SkipJsonSchema[None] = Field(None, json_schema_extra=_without_default)
+    audio_tokens: int | SkipJsonSchema[None] = Field(None, json_schema_extra=_without_default)
+    video_tokens: int | SkipJsonSchema[None] = Field(None, json_schema_extra=_without_default)
 
 
 class ELSERV2EmbeddingUsage(BaseModel):
@@ -94,6 +99,64 @@ class BaseUsage(BaseModel):
     """Tokens read."""
 
     total_tokens: int
+
+
+class ClassificationPredictionLabel(BaseModel):
+    """A candidate and how likely it is."""
+
+    label: str
+    score: float
+
+
+class ClassificationPrediction(BaseModel):
+    """One input's likeliest label and every label's score, each by group where the labels came in groups."""
+
+    object: str
+    index: int
+    prediction: str | dict[str, str]
+    score: float | dict[str, float]
+    predictions: list[ClassificationPredictionLabel] | dict[str, list[ClassificationPredictionLabel]]
+
+
+class ClassificationResponse(BaseModel):
+    """One item per input, in order."""
+
+    usage: BaseUsage
+    data: list[ClassificationPrediction]
+
+
+class TrainingResponse(BaseModel):
+    """What was trained, and on how many examples."""
+
+    classifier_id: UUID
+    num_samples: int
+    usage: BaseUsage
+
+
+class ClassifierSummary(BaseModel):
+    """A trained classifier."""
+
+    classifier_id: UUID
+    user_id: UUID
+    model: str
+    labels: list[str]
+    access: str
+    updated_number: int
+    used_number: int
+    created_at: datetime
+    updated_at: datetime
+    used_at: datetime | None
+    is_active: bool
+    is_latest: bool
+    metadata_: dict[str, Any]
+
+
+class Deleted(BaseModel):
+    """What is gone."""
+
+    classifier_id: UUID
+    object: str
+    deleted: bool
 
 
 class RerankingResult(BaseModel):
@@ -392,10 +455,14 @@ class Account(BaseModel):
     usage: list[UsageLine]
 
 
-_SHAPES: dict[str, type[BaseModel]] = {
+_SHAPES: dict[str, Any] = {
     shape.__name__: shape
     for shape in (
         EmbeddingResponse,
+        RerankingResponse,
+        ClassificationResponse,
+        TrainingResponse,
+        Deleted,
         ModelInfo,
         ModelListResponse,
         RerankingResponse,
@@ -414,13 +481,13 @@ _SHAPES: dict[str, type[BaseModel]] = {
         UsageList,
         Account,
     )
-}
+} | {"ClassifierList": list[ClassifierSummary]}
 _ERRORS = {
     400: "A model that is not served, or an input that is too long.",
     401: "No key, or none that works.",
-    403: "The key may not do this, or its balance is too small.",
+    403: "The key may not do or have this, or its balance is too small.",
     404: "No such resource.",
-    409: "The resource is not in the state that this needs.",
+    409: "The resource is not in the state that this needs, or is being changed.",
     429: "More than the caller may do now; `Retry-After` says when.",
     413: "The body is too large.",
     415: "The body is not JSON.",

@@ -9,8 +9,19 @@ import numpy as np
 
 from fundament.api.state import Engine
 from fundament.catalog import ModelSpec
-from fundament.core import Embed, Embedded, Embeddings, MultiVectors, Output, Ranking, Rerank, Role, SparseVectors
-from fundament.errors import InputError, TooLongError
+from fundament.core import (
+    Embed,
+    Embedded,
+    Embeddings,
+    Media,
+    MultiVectors,
+    Output,
+    Ranking,
+    Rerank,
+    Role,
+    SparseVectors,
+)
+from fundament.errors import Fault, InputError, TooLongError
 from fundament.vectors import Floats, cosine, dot, maxsim
 
 # What is embedded at a time, so that the vectors of thousands of long documents are never held together.
@@ -32,38 +43,44 @@ async def rank_by_vectors(engine: Engine, spec: ModelSpec, call: Rerank, output:
     different = list(dict.fromkeys(call.documents))
     query_task, document_task = (task or spec.default_task for task in spec.search_tasks)
 
-    async def embed(texts: Sequence[str], task: str | None, role: Role, names: Sequence[str]) -> Embedded:
-        asked = Embed(inputs=texts, task=task, truncate=call.truncate, output=output, role=role)
+    async def embed(inputs: Sequence[str | Media], task: str | None, role: Role) -> Embedded:
+        def origin(place: int) -> str:
+            return "query" if role == "query" else f"documents -> {call.documents.index(inputs[place])}"
+
+        def field_of(fault: Fault) -> str:
+            return re.sub(r"input -> (\d+)", lambda found: origin(int(found[1])), fault.field, count=1)
+
+        asked = Embed(inputs=inputs, task=task, truncate=call.truncate, output=output, role=role)
         try:
             return await engine.run(spec.id, asked)
         except TooLongError as error:
-            name = "The query" if role == "query" else f"Document {names[error.index].rpartition(' ')[2]}"
+            name = "The query" if role == "query" else f"Document {call.documents.index(inputs[error.index])}"
             raise TooLongError(name, n_tokens=error.n_tokens, limit=error.limit) from None
         except InputError as error:
-            raise InputError(*(replace(fault, field=_named(fault.field, names)) for fault in error.faults)) from None
+            raise InputError(*(replace(fault, field=field_of(fault)) for fault in error.faults)) from None
 
-    query = await embed([call.query], query_task, "query", ["query"])
+    query = await embed([call.query], query_task, "query")
     scores, n_tokens, n_truncated = np.empty(len(different), dtype=np.float32), query.n_tokens, 0
     for part in slices(different):
-        names = [f"documents -> {call.documents.index(text)}" for text in different[part]]
-        found = await embed(different[part], document_task, "document", names)
+        found = await embed(different[part], document_task, "document")
         scores[part] = await asyncio.to_thread(compare, query, found)
         n_tokens, n_truncated = n_tokens + found.n_tokens, n_truncated + found.n_truncated
-    place_of = {text: place for place, text in enumerate(different)}
-    places = [place_of[text] for text in call.documents]
+    place_of = {value: place for place, value in enumerate(different)}
+    places = [place_of[value] for value in call.documents]
     return Ranking(scores=scores[places], n_tokens=n_tokens, n_truncated=n_truncated)
 
 
-def slices(texts: Sequence[str]) -> Iterator[slice]:
-    """Divide texts, in their order, into slices of bounded number and length; a longer text is one alone."""
+def slices(documents: Sequence[str | Media]) -> Iterator[slice]:
+    """Divide documents, in their order, into slices of bounded number and text; a longer text is one alone."""
     start = n_characters = 0
-    for place, text in enumerate(texts):
-        full = place - start == _SLICE_DOCUMENTS or n_characters + len(text) > _SLICE_CHARACTERS
+    for place, document in enumerate(documents):
+        length = len(document) if isinstance(document, str) else 0
+        full = place - start == _SLICE_DOCUMENTS or n_characters + length > _SLICE_CHARACTERS
         if full and place > start:
             yield slice(start, place)
             start, n_characters = place, 0
-        n_characters += len(text)
-    yield slice(start, len(texts))
+        n_characters += length
+    yield slice(start, len(documents))
 
 
 def compare(query: Embedded, documents: Embedded) -> Floats:
@@ -76,9 +93,3 @@ def compare(query: Embedded, documents: Embedded) -> Floats:
         case SparseVectors(), SparseVectors():
             return dot(query.weights[0], documents.weights)
     raise TypeError(f"{type(query).__name__} and {type(documents).__name__} cannot be compared")
-
-
-def _named(field: str, names: Sequence[str]) -> str:
-    """The field of this request that a field of the embedding's stands for."""
-    found = re.fullmatch(r"body -> input -> (\d+)", field)
-    return f"body -> {names[int(found[1])]}" if found else field

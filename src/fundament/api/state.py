@@ -40,6 +40,7 @@ class State:
         wake: tells this process's worker that there is work.
         aliases: other names that callers may say, each with the id of the model that answers.
         n_running: requests that are being answered.
+        n_file_bytes: size of the images and other files that requests hold in memory.
         closing: the server is about to end.
     """
 
@@ -50,11 +51,12 @@ class State:
     metrics: Metrics
     served: Callable[[], Mapping[str, ModelSpec]]
     not_ready: Callable[[], str | None]
-    fetcher: Fetcher
     depot: Depot
     wake: Callable[[], None] = lambda: None
     aliases: Mapping[str, str] = field(default_factory=dict)
+    fetcher: Fetcher = field(default_factory=Fetcher)
     n_running: int = 0
+    n_file_bytes: int = 0
     closing: bool = False
 
     def find(self, model: str) -> ModelSpec:

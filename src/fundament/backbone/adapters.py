@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fundament.backbone.checkpoint import Checkpoint, Source
+from fundament.backbone.checkpoint import Checkpoint, Source, Weights
 from fundament.backbone.device import Placement
 from fundament.backbone.linear import LowRank
 from fundament.backbone.packed import BASE
@@ -131,7 +131,7 @@ def read_woven(
         CheckpointError: other adapters than the spec's, or tensors too few, too many or of other shapes, all listed.
     """
     config, names = checkpoint.config, adapters_of(spec)
-    order, rank = config["lora_adaptations"], int(config["lora_rank"])
+    order = config["lora_adaptations"]
     if not names:
         raise CheckpointError(
             f"{checkpoint.directory} holds the adapters {order}, and '{spec.id}' has no task that chooses one of them; "
@@ -142,12 +142,34 @@ def read_woven(
             f"{checkpoint.directory}: lora_adaptations of config.json should name {names}, which tasks of '{spec.id}' "
             f"need, not {order}"
         )
+    adapters = read_terms(checkpoint, config, shape, layout, placement, n_adapters=len(order), prefixes=prefixes)
+    return list(adapters), {name: place for place, name in enumerate(order)}
+
+
+def read_terms(
+    checkpoint: Checkpoint,
+    config: Mapping[str, Any],
+    shape: Shape,
+    layout: Mapping[str, Source],
+    placement: Placement,
+    *,
+    n_adapters: int,
+    prefixes: tuple[str, ...],
+) -> list[dict[str, LowRank]]:
+    """What each of so many woven adapters adds to every linear layer and table.
+
+    `config` says `lora_rank` and `lora_alpha`.
+
+    Raises:
+        CheckpointError: tensors too few, too many or of other shapes, all listed.
+    """
+    rank = int(config["lora_rank"])
     parameters: dict[str, tuple[int, ...]] = {}
     sources: dict[str, Source] = {}
     for module, (n_out, n_in) in adaptable(shape).items():
         up, down = ("A", "B") if module in _EMBEDDINGS else ("B", "A")
-        parameters[f"{module}.lora_{up}"] = (len(order), n_out, rank)
-        parameters[f"{module}.lora_{down}"] = (len(order), rank, n_in)
+        parameters[f"{module}.lora_{up}"] = (n_adapters, n_out, rank)
+        parameters[f"{module}.lora_{down}"] = (n_adapters, rank, n_in)
     for pattern in _patterns(shape):
         stem = f"{layout[pattern]}.parametrizations.weight.0"
         sources |= {pattern: layout[pattern]} | {f"{pattern}.lora_{part}": f"{stem}.lora_{part}" for part in "AB"}
@@ -160,14 +182,28 @@ def read_woven(
         prefixes=prefixes,
         ignored=rf"(?!.*\.lora_[AB]$).*|{_POOLER}",
     )
-    adapters: list[dict[str, LowRank]] = [{} for _ in order]
+    adapters: list[dict[str, LowRank]] = [{} for _ in range(n_adapters)]
     for module in adaptable(shape):
         up, down = ("A", "B") if module in _EMBEDDINGS else ("B", "A")
         ups = (read[f"{module}.lora_{up}"] * scale).to(placement.dtype)
         downs = read[f"{module}.lora_{down}"].to(placement.dtype)
         for place, adapter in enumerate(adapters):
             adapter[module] = LowRank(downs[place], (ups[place],))
-    return list(adapters), {name: place for place, name in enumerate(order)}
+    return adapters
+
+
+def merged(base: Weights, adapter: Adapter, dtype: torch.dtype) -> Weights:
+    """Base weights with an adapter's terms added to them for good; both are float32 until they are summed."""
+
+    def one(name: str) -> Tensor:
+        module, kind = name.rsplit(".", 1)
+        weight, term = base[name], adapter.get(module)
+        if term is not None and kind == "weight":
+            (up,) = term.ups
+            weight = weight + up @ term.down
+        return weight.to(dtype)
+
+    return Weights(base.keys(), one)
 
 
 def _patterns(shape: Shape) -> list[str]:
@@ -198,7 +234,9 @@ def read_adapter(files: Checkpoint, shape: Shape, layout: Mapping[str, Source], 
         CheckpointError: another kind of adapter, or tensors too few, too many or of other shapes, all listed.
     """
     config = files.json("adapter_config.json")
-    rank, scale = _read_config(files, config)
+    rank, scale = read_config(files, config)
+    if not isinstance(config.get("target_modules"), list):
+        raise CheckpointError(f"{files.directory}/adapter_config.json: target_modules should be a list of names")
     sizes = adaptable(shape)
     parameters: dict[str, tuple[int, ...]] = {}
     sources: dict[str, Source] = {}
@@ -245,13 +283,15 @@ def read_adapter(files: Checkpoint, shape: Shape, layout: Mapping[str, Source], 
     }
 
 
-def _read_config(files: Checkpoint, config: dict[str, Any]) -> tuple[int, float]:
-    """Rank and scale."""
+def read_config(files: Checkpoint, config: dict[str, Any]) -> tuple[int, float]:
+    """Rank and scale of an `adapter_config.json`.
+
+    Raises:
+        CheckpointError: another kind of adapter.
+    """
     where = files.directory / "adapter_config.json"
     other = {key: config[key] for key, plain in _PLAIN.items() if (config.get(key) or plain or None) != (plain or None)}
     if other:
         raise CheckpointError(f"{where}: only plain LoRA is served, not {other}")
-    if not isinstance(config.get("target_modules"), list):
-        raise CheckpointError(f"{where}: target_modules should be a list of names")
     rank = int(config["r"])
     return rank, float(config["lora_alpha"]) / rank

@@ -38,6 +38,17 @@ MLP: dict[str, Source] = {
     "layers.{i}.mlp_norm": "encoder.layer.{i}.output.LayerNorm",
 }
 
+FLASH: dict[str, Source] = EMBEDDINGS | {
+    "embedding_norm": "emb_ln",
+    "layers.{i}.qkv": "encoder.layers.{i}.mixer.Wqkv",
+    "layers.{i}.out": "encoder.layers.{i}.mixer.out_proj",
+    "layers.{i}.attention_norm": "encoder.layers.{i}.norm1",
+    "layers.{i}.up": "encoder.layers.{i}.mlp.fc1",
+    "layers.{i}.down": "encoder.layers.{i}.mlp.fc2",
+    "layers.{i}.mlp_norm": "encoder.layers.{i}.norm2",
+}
+"""The names of Jina's encoders that fuse queries, keys and values."""
+
 UNUSED = r"(.*\.)?(position_ids|pooler\.dense\.(weight|bias))"
 """Names of a buffer that is no weight, and of the head of next-sentence prediction, which no embedding needs."""
 

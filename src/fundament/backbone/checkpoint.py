@@ -1,8 +1,10 @@
 """A checkpoint directory, read strictly: every tensor is used and every parameter is filled, or the load fails."""
 
+import ctypes
 import math
+import mmap
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +19,7 @@ from fundament.errors import CheckpointError
 
 _MOST_LISTED = 8  # names in an error message
 _SMALL_ELEMENTS = 2**18  # below, a tensor is copied: a mapping of its own would cost more than it saves
+_BLOCK_ELEMENTS = 2**22  # copied at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,10 +36,14 @@ Source = str | Part | tuple[str, ...]
 
 
 class Config(dict[str, Any]):
-    """`config.json`: a key that a family needs and the file lacks is an error of the checkpoint."""
+    """`config.json` or a part of it: a key that a family needs and the file lacks is an error of the checkpoint."""
+
+    def __init__(self, told: Mapping[str, Any], where: str = "config.json") -> None:
+        super().__init__(told)
+        self.where = where
 
     def __missing__(self, key: str) -> Any:
-        raise CheckpointError(f"config.json does not say {key}")
+        raise CheckpointError(f"{self.where} does not say {key}")
 
 
 class Weights(Mapping[str, Tensor]):
@@ -198,7 +205,7 @@ class Checkpoint:
         misfits = [fault for name, shape in parameters.items() if (fault := self._misfit(sources[name], shape))]
         if misfits:
             raise CheckpointError(f"{self.directory} does not fit its config.json: {'; '.join(misfits[:_MOST_LISTED])}")
-        return Weights(sources.keys(), lambda name: self._assemble(sources[name]).to(device=device, dtype=dtype))
+        return Weights(sources.keys(), lambda name: self._assemble(sources[name], device, dtype))
 
     def _misfit(self, source: Source, shape: tuple[int, ...]) -> str | None:
         """What is wrong with the shapes of a parameter's tensors; None where nothing is."""
@@ -219,14 +226,45 @@ class Checkpoint:
                 return prefix
         return candidates[0]
 
-    def _assemble(self, source: Source) -> Tensor:
+    def _assemble(self, source: Source, device: torch.device, dtype: torch.dtype) -> Tensor:
         match source:
             case str():
-                return self.tensor(source)
+                parts = [self.tensor(source)]
             case Part():
-                return self.tensor(source.name).chunk(source.of)[source.index]
+                parts = [self.tensor(source.name).chunk(source.of)[source.index]]
             case tuple():
-                return torch.cat([self.tensor(name) for name in source])
+                parts = [self.tensor(name) for name in source]
+        if len(parts) == 1 and (
+            parts[0].numel() < _SMALL_ELEMENTS or (parts[0].device, parts[0].dtype) == (device, dtype)
+        ):
+            return parts[0].to(device, dtype)
+        return _copy(parts, device, dtype)
+
+
+def _copy(parts: Sequence[Tensor], device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Tensors laid one after the other, in blocks: of a mapped one, a block's pages go before the next is read."""
+    made = torch.empty((sum(map(len, parts)), *parts[0].shape[1:]), device=device, dtype=dtype)
+    done = 0
+    for part in parts:
+        for block in part.split(max(1, _BLOCK_ELEMENTS * len(part) // max(1, part.numel()))):
+            made[done : done + len(block)] = block
+            done += len(block)
+            if part.numel() >= _SMALL_ELEMENTS:  # else it may be a copy
+                _let_go(block)
+    return made
+
+
+def _let_go(mapped: Tensor) -> None:
+    """Give a mapped tensor's pages back to the system, which reads them from the file again where they are wanted.
+
+    A file in PyTorch's own format is one mapping: without this, all of it is in memory by the time the last tensor is.
+    """
+    if not hasattr(mmap, "MADV_DONTNEED"):
+        return
+    start, page = mapped.data_ptr(), mmap.PAGESIZE
+    first, last = -(-start // page) * page, (start + mapped.nbytes) // page * page
+    if first < last:
+        ctypes.CDLL(None).madvise(ctypes.c_void_p(first), ctypes.c_size_t(last - first), mmap.MADV_DONTNEED)
 
 
 def _source(parameter: str, layout: Mapping[str, Source], prefix: str) -> Source:

@@ -75,14 +75,15 @@ class CrossEncoder:
             TooLongError: a query or a document longer than what is read, without `truncate`.
         """
         frame, context = self.frame, self.spec.context
-        query = self._query(call, (context - frame.n_special) // 2)
+        asked_query, documents = call.texts
+        query = self._query(call, asked_query, (context - frame.n_special) // 2)
         room = context - frame.n_special - len(query)
         items = []
-        different = list(dict.fromkeys(call.documents))
+        different = list(dict.fromkeys(documents))
         for place, ids in enumerate(self.tokenizer.pieces(different)):
             most = len(ids) if call.max_document_tokens is None else call.max_document_tokens
             if len(asked := ids[:most]) > room and self.spec.window_overlap is None and not call.truncate:
-                name = f"Document {call.documents.index(different[place])}"
+                name = f"Document {documents.index(different[place])}"
                 raise TooLongError(name, n_tokens=len(asked), limit=room)
             starts = self._starts(len(asked), room)
             n_read = min(len(asked), starts[-1] + room)
@@ -100,9 +101,9 @@ class CrossEncoder:
                 )
         return items
 
-    def _query(self, call: Rerank, limit: int) -> Array:
+    def _query(self, call: Rerank, text: str, limit: int) -> Array:
         """The query's ids; half the context at most, so that documents keep the other half."""
-        [ids] = self.tokenizer.pieces([call.query])
+        [ids] = self.tokenizer.pieces([text])
         asked = ids if call.max_query_tokens is None else ids[: call.max_query_tokens]
         if len(asked) > limit and not call.truncate:
             raise TooLongError("The query", n_tokens=len(asked), limit=limit)

@@ -4,9 +4,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from fundament.backbone import chunking
-from fundament.backbone.packed import BASE, pack
+from fundament.backbone.packed import BASE, Packed, pack
 from fundament.backbone.pooling import Pooling, pool, pool_parts
 from fundament.backbone.tokenizing import TextTokenizer
 from fundament.backbone.transformer import Transformer
@@ -55,12 +56,24 @@ class TextEmbedder:
         if call.output != "dense":
             message = f"This checkpoint of '{self.spec.id}' has no head for {call.output} vectors: one vector per text."
             raise InputError(Fault("body -> model", message))
-        task = self._task(call.task)
-        adapter = np.array(self.adapters[task.adapter])
         if call.late_chunking:
-            return self._prepare_joint(call, task.prompt, adapter)
+            return self._prepare_joint(call, self.prompt_of(call), np.array(self.adapter_of(call.task)))
+        return self.rows(call, dict(enumerate(call.texts)))
+
+    def rows(self, call: Embed, texts: Mapping[int, str]) -> list[Item]:
+        """One row per text, each read alone.
+
+        Args:
+            call: what is asked of them.
+            texts: some of the call's inputs, by their places.
+
+        Raises:
+            InputError: a task that this checkpoint does not have, or a text without tokens.
+            TooLongError: a text longer than the context, without `truncate`.
+        """
+        adapter = np.array(self.adapter_of(call.task))
         items = []
-        for index, tokens in enumerate(self.tokenizer.encode(call.texts, task.prompt)):
+        for index, tokens in zip(texts, self.tokenizer.encode([*texts.values()], self.prompt_of(call)), strict=True):
             if tokens.truncated and not call.truncate:
                 raise TooLongError(index=index, n_tokens=tokens.n_whole, limit=self.tokenizer.context)
             n = len(tokens.ids)
@@ -115,6 +128,10 @@ class TextEmbedder:
 
     def forward(self, items: Sequence[Item]) -> list[Array]:
         """One float32 vector `[dim]` per row; of a row of parts, one per part, `[parts, dim]`."""
+        return self.pool(items, *self.run(items))
+
+    def run(self, items: Sequence[Item]) -> tuple[list[int], Packed, Tensor]:
+        """The rows' places as they are packed, the batch, and its states `[tokens, hidden]`."""
         rows = [item.features["ids"] for item in items]
         adapters = [int(item.features["adapter"]) for item in items]
         order = sorted(range(len(rows)), key=lambda place: (adapters[place], len(rows[place])))
@@ -123,10 +140,13 @@ class TextEmbedder:
             self.transformer.tokens.device,
             [adapters[place] for place in order],
         )
+        return order, packed, self.transformer(packed)
+
+    def pool(self, items: Sequence[Item], order: Sequence[int], packed: Packed, hidden: Tensor) -> list[Array]:
+        """What `forward` gives, of what `run` gave."""
         with torch.inference_mode():
-            hidden = self.transformer(packed)
             vectors = pool(hidden, packed, self.pooling).cpu().numpy()
-            arrays: list[Array] = [vectors[0]] * len(rows)
+            arrays: list[Array] = [vectors[0]] * len(items)
             for row, place in enumerate(order):
                 borders = items[place].features.get("borders")
                 if borders is None:
@@ -135,6 +155,23 @@ class TextEmbedder:
                     start, stop = packed.offsets[row : row + 2].tolist()
                     arrays[place] = pool_parts(hidden[start:stop], borders).cpu().numpy()
         return arrays
+
+    def adapter_of(self, task: str | None) -> int:
+        """The place of a task's adapter in the transformer, or `BASE`.
+
+        Raises:
+            InputError: a task that this checkpoint does not have.
+        """
+        return self.adapters[self._task(task).adapter]
+
+    def prompt_of(self, call: Embed) -> str:
+        """What goes before each text: the caller's instruction as the model is given one, else the task's prompt.
+
+        Raises:
+            InputError: a task that this checkpoint does not have.
+        """
+        task = self._task(call.task)
+        return task.prompt if call.instruction is None else self.spec.instruct.format(call.instruction)
 
     def _task(self, name: str | None) -> Task:
         if name is None or not self.spec.tasks:

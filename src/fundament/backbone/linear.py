@@ -16,7 +16,7 @@ from torch import Tensor
 from fundament.backbone.packed import Span
 from fundament.errors import CheckpointError
 
-Activation = Literal["gelu", "gelu_tanh", "silu", "relu", "tanh"]
+Activation = Literal["gelu", "gelu_tanh", "gelu_quick", "silu", "relu", "tanh"]
 
 _FUSED: dict[Activation, tuple[str, str]] = {  # activation → oneDNN's name and algorithm
     "gelu": ("gelu", "none"),
@@ -31,6 +31,7 @@ _BY_CONFIG: dict[str, Activation] = {
     "gelu": "gelu",
     "gelu_new": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
+    "quick_gelu": "gelu_quick",
     "silu": "silu",
     "swish": "silu",
     "relu": "relu",
@@ -55,6 +56,8 @@ def activate(x: Tensor, activation: Activation) -> Tensor:
             torch.ops.aten.gelu_(x)
         case "gelu_tanh":
             torch.ops.aten.gelu_(x, approximate="tanh")
+        case "gelu_quick":
+            x.mul_(torch.sigmoid(1.702 * x))
         case "silu":
             F.silu(x, inplace=True)
         case "relu":
@@ -110,6 +113,7 @@ class Linear:
         x86 = platform.machine() in ("x86_64", "AMD64")
         self.prepacked = x86 and weight.device.type == "cpu" and torch.backends.mkldnn.is_available()
         self.weight = weight
+        self.n_bytes = weight.nbytes + (0 if bias is None else bias.nbytes) + sum(t.n_bytes for t in self.terms if t)
         if self.prepacked:
             self.weight = torch.ops.mkldnn._reorder_linear_weight.default(weight.contiguous(), None)
 
@@ -139,12 +143,13 @@ class Linear:
         return y
 
     def _unary(self, x: Tensor, activation: Activation | None) -> Tensor:
+        if activation and not (self.prepacked and activation in _FUSED):
+            return activate(self._unary(x, None), activation)
         if self.prepacked:
             name, algorithm = _FUSED[activation] if activation else ("none", "")
             y: Tensor = torch.ops.mkldnn._linear_pointwise.default(x, self.weight, self.bias, name, [], algorithm)
             return y
-        y = F.linear(x, self.weight, self.bias)
-        return activate(y, activation) if activation else y
+        return F.linear(x, self.weight, self.bias)
 
     def _binary(self, x: Tensor, other: Tensor, operation: Literal["add", "mul"]) -> Tensor:
         if self.prepacked:

@@ -1,5 +1,6 @@
 """Transformers of Llama's make (Touvron et al., 2023): what Qwen and EuroBERT say alike, in names, config and files."""
 
+from dataclasses import replace
 from typing import Any
 
 from fundament.backbone.adapters import read_adapters
@@ -85,6 +86,36 @@ def read_rope_theta(config: dict[str, Any]) -> float:
     if len(thetas) != 1:
         raise CheckpointError(f"config.json should say one rope_theta, and says {sorted(thetas) or 'none'}")
     return thetas.pop()
+
+
+def read_qwen_shape(config: dict[str, Any]) -> Shape:
+    """The shape of Qwen2, which has biases on queries, keys and values, and of Qwen3, which normalises per head."""
+    shape = replace(read_shape(config), causal=True, window=read_window(config))
+    return replace(shape, qkv_bias=True) if config["model_type"] == "qwen2" else replace(shape, qk_norm="head")
+
+
+def read_window(config: dict[str, Any]) -> tuple[int | None, ...]:
+    """How many tokens each layer's tokens see; None means all before them.
+
+    Raises:
+        CheckpointError: layers of an unknown type, or windows without a size.
+    """
+    n_layers = config["num_hidden_layers"]
+    size = config.get("sliding_window") if config.get("use_sliding_window") else None
+    types = config.get("layer_types")
+    if types is None:
+        first = config["max_window_layers"] if size else n_layers
+        types = ["full_attention" if i < first else "sliding_attention" for i in range(n_layers)]
+    sizes = {"full_attention": None, "sliding_attention": size}
+    if len(types) != n_layers or not sizes.keys() >= set(types):
+        raise CheckpointError(
+            f"config.json: layer_types should name {sorted(sizes)} for {n_layers} layers, not {types}"
+        )
+    if "sliding_attention" in types and not size:
+        raise CheckpointError(
+            "config.json: layer_types has sliding_attention, but use_sliding_window and sliding_window give no size"
+        )
+    return tuple(sizes[kind] for kind in types)
 
 
 def last_token(checkpoint: Checkpoint) -> Pooling:

@@ -7,13 +7,17 @@ from numpy.typing import NDArray
 
 from fundament.core import Array
 
+# Elasticsearch keeps these weights in a field per token, and a dot would part the field's name.
+_DOTLESS = "elser-v2"
+
 
 def sparse(ids: Array, weights: Array) -> NDArray[np.float32]:
     """Ids over their weights, float32 `[2, n]`, the heaviest first and equals by id; weights of zero are left out.
 
-    Float32 holds every whole number below 2 ** 24, so that ids are exact.
+    Float32 holds every whole number below 2 ** 24, so that ids are exact. A weight that is not a number stays, for the
+    batcher to see.
     """
-    above = weights > 0
+    above = ~(weights <= 0)
     ids, weights = ids[above], weights[above]
     order = np.lexsort((ids, -weights))
     return np.stack((ids[order], weights[order])).astype(np.float32)
@@ -23,7 +27,8 @@ def heaviest(ids: Array, weights: Array) -> NDArray[np.float32]:
     """As `sparse`, of tokens that may repeat: each id has the weight of its heaviest token."""
     distinct, places = np.unique(ids, return_inverse=True)
     most = np.zeros(len(distinct), dtype=np.float32)
-    np.maximum.at(most, places, weights)
+    with np.errstate(invalid="ignore"):
+        np.maximum.at(most, places, weights)
     return sparse(distinct, most)
 
 
@@ -31,3 +36,13 @@ def named(array: Array, name: Callable[[int], str]) -> dict[str, float]:
     """Token → weight, in the array's order."""
     ids, weights = array
     return {name(int(number)): weight for number, weight in zip(ids.tolist(), weights.tolist(), strict=True)}
+
+
+def naming(model: str, token_of: Callable[[int], str]) -> Callable[[int], str]:
+    """How a model's weights name tokens: as its vocabulary writes them; ELSER's with `__` for a dot.
+
+    Args:
+        model: its id.
+        token_of: the vocabulary's token of an id.
+    """
+    return (lambda number: token_of(number).replace(".", "__")) if model == _DOTLESS else token_of

@@ -14,12 +14,12 @@ from torch import Tensor
 from fundament.backbone.checkpoint import Checkpoint
 from fundament.backbone.device import Placement
 from fundament.backbone.embedder import TextEmbedder
-from fundament.backbone.rows import states_of_rows
 from fundament.backbone.sparse import heaviest, named
-from fundament.core import Array, Embed, Embeddings, Item, MultiVectors, SparseVectors
+from fundament.core import Array, Embed, Embeddings, Item, MultiVectors, Output, SparseVectors
 from fundament.errors import CheckpointError
 
 SPARSE_FILE, MULTI_FILE = "sparse_linear.pt", "colbert_linear.pt"
+_OUTPUTS: tuple[Output, ...] = ("dense", "sparse", "multi")  # by the number that a row carries
 WEIGHTLESS = ("<s>", "</s>", "<pad>", "<unk>")  # tokens that are no words
 
 
@@ -30,9 +30,13 @@ class Head:
     weight: Tensor
     bias: Tensor
 
-    def __call__(self, hidden: Tensor) -> Tensor:
-        """`[tokens, hidden]` to float32 `[tokens, out]`."""
-        return F.linear(hidden, self.weight, self.bias).float()
+    @torch.inference_mode()
+    def of_rows(self, states: Sequence[Tensor]) -> list[Array]:
+        """The states of rows, `[tokens, hidden]` each, to float32 `[tokens, out]`."""
+        if not states:
+            return []
+        made = F.linear(torch.cat(list(states)), self.weight, self.bias).float().cpu()
+        return [part.numpy() for part in made.split([len(row) for row in states])]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,26 +63,28 @@ class HeadedEmbedder:
         self.weightless = np.array([number for number in found if number is not None])
 
     def prepare(self, call: Embed) -> list[Item]:
-        """One row per text; rows that become the same kind of thing share a batch.
+        """One row per text, with what it is to become: rows of all outputs share a batch.
 
         Raises:
             TooLongError: a text longer than the context, without `truncate`.
         """
+        output = np.array(_OUTPUTS.index(call.output))
         items = self.dense.prepare(replace(call, output="dense"))
-        return items if call.output == "dense" else [replace(item, mate=call.output) for item in items]
+        return [replace(item, features={**item.features, "output": output}) for item in items]
 
     def forward(self, items: Sequence[Item]) -> list[Array]:
         """Per row: a vector; or ids over weights, `[2, n]`; or vectors of all tokens but the first, `[tokens, dim]`."""
-        rows = [item.features["ids"] for item in items]
-        match items[0].mate:
-            case "sparse":
-                states = states_of_rows(self.dense.transformer, rows, head=self.heads.sparse)
-                return [self._weigh(ids, state[:, 0].cpu().numpy()) for ids, state in zip(rows, states, strict=True)]
-            case "multi":
-                states = states_of_rows(self.dense.transformer, rows, head=self.heads.multi)
-                return [state[1:].cpu().numpy() for state in states]
-            case _:
-                return self.dense.forward(items)
+        order, packed, hidden = self.dense.run(items)
+        arrays = self.dense.pool(items, order, packed, hidden)
+        states = dict(zip(order, hidden.split(packed.lengths.tolist()), strict=True))
+        outputs = [_OUTPUTS[int(item.features["output"])] for item in items]
+        sparse = [place for place, output in enumerate(outputs) if output == "sparse"]
+        for place, numbers in zip(sparse, self.heads.sparse.of_rows([states[place] for place in sparse]), strict=True):
+            arrays[place] = self._weigh(items[place].features["ids"], numbers[:, 0])
+        multi = [place for place, output in enumerate(outputs) if output == "multi"]
+        for place, vectors in zip(multi, self.heads.multi.of_rows([states[place] for place in multi]), strict=True):
+            arrays[place] = vectors[1:]
+        return arrays
 
     def _weigh(self, ids: Array, weights: Array) -> Array:
         words = ~np.isin(ids, self.weightless)

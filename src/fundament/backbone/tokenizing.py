@@ -67,20 +67,22 @@ class TextTokenizer:
     """A checkpoint's tokenizer. It is never changed after it is made, so threads share it.
 
     Args:
-        directory: where `tokenizer.json` lies.
+        source: where `tokenizer.json` lies, or the tokenizer itself.
         context: most tokens of a text, special tokens included.
     """
 
-    def __init__(self, directory: Path, context: int) -> None:
-        path = directory / "tokenizer.json"
-        if not path.exists():
-            raise CheckpointError(f"{directory} has no tokenizer.json")
-        self._tokenizer = Tokenizer.from_file(str(path))
+    def __init__(self, source: Path | Tokenizer, context: int) -> None:
+        self._tokenizer = source if isinstance(source, Tokenizer) else _read(source)
         # Padding and truncation saved in the file are training settings; both are decided here.
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self.context = context
         self.n_before, self.n_after = self._special_tokens_around()
+
+    @property
+    def n_vocab(self) -> int:
+        """Entries of the vocabulary."""
+        return int(self._tokenizer.get_vocab_size())
 
     def id_of(self, token: str) -> int | None:
         """The id of a token as the vocabulary writes it; None where it has no such token."""
@@ -107,6 +109,11 @@ class TextTokenizer:
             part = self._tokenizer.encode_batch_fast(texts[start : start + _SLICE], add_special_tokens=False)
             found += [np.array(encoding.ids, dtype=np.int64) for encoding in part]
         return found
+
+    def text_of(self, ids: Array) -> str:
+        """What token ids say, special tokens included."""
+        text: str = self._tokenizer.decode(ids.tolist(), skip_special_tokens=False)
+        return text
 
     def encode(self, texts: Sequence[str], prefix: str = "", *, most: int | None = None) -> list[Tokens]:
         """Token ids of each text after the prefix: special tokens stay, the text loses its end.
@@ -159,12 +166,14 @@ class TextTokenizer:
         """What the post-processor puts around two texts.
 
         Raises:
-            CheckpointError: tokens of type 0 behind those of type 1.
+            CheckpointError: it puts nothing in front of them, or tokens of type 0 behind those of type 1.
         """
         encoding = self._tokenizer.encode("a", "a")
         ids, types = np.array(encoding.ids, dtype=np.int64), np.array(encoding.type_ids)
         first, second = ([i for i, text in enumerate(encoding.sequence_ids) if text == side] for side in (0, 1))
         cuts = [first[0], first[-1] + 1, second[0], second[-1] + 1]
+        if first[0] == 0:
+            raise CheckpointError("tokenizer.json puts no special token before a pair of texts, so nothing is scored")
         if (np.diff(types) < 0).any():
             raise CheckpointError("tokenizer.json gives the tokens of a pair types in an order that is not served")
         before, _, between, _, after = np.split(ids, cuts)
@@ -183,3 +192,13 @@ class TextTokenizer:
             head = ids[: most - self.n_after]
             ids = head + ids[n_whole - self.n_after :]
         return Tokens(np.array(ids, dtype=np.int64), n_whole, max(0, n_own - (n_whole - len(ids))))
+
+
+def _read(directory: Path) -> Tokenizer:
+    path = directory / "tokenizer.json"
+    if not path.exists():
+        raise CheckpointError(f"{directory} has no tokenizer.json")
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:
+        raise CheckpointError(f"{path} is not a tokenizer: {error}") from error

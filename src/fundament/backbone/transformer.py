@@ -25,7 +25,8 @@ class Shape:
 
     Attributes:
         norm: layer normalisation with a bias, or root-mean-square without.
-        pre_norm: norms before attention and MLP, and one at the end; otherwise after each residual sum.
+        pre_norm: norms before attention and MLP; otherwise after each residual sum.
+        final_norm: with `pre_norm`, one more at the end.
         positions: a learned table, rotations of queries and keys, a bias that grows with distance (ALiBi), or a learned
             bias per bucket of distances (T5).
         n_positions: rows of the table of positions or buckets.
@@ -37,6 +38,7 @@ class Shape:
         window: of each layer, how many tokens a token sees at most; empty means all.
         gated: the MLP is `down(activation(gate(x)) * up(x))`, otherwise `down(activation(up(x)))`.
         inner_residual: JinaBERT's second residual sum and norm between attention and MLP.
+        inner_norms: EVA02's norms of what attention mixed and of the MLP's inner states, before their output layers.
     """
 
     vocab: int
@@ -49,6 +51,7 @@ class Shape:
     norm: Literal["layer", "rms"] = "layer"
     norm_eps: float
     pre_norm: bool = False
+    final_norm: bool = True
     positions: Literal["absolute", "rotary", "alibi", "bucketed"] = "absolute"
     n_positions: int = 0
     position_offset: int = 0
@@ -67,6 +70,7 @@ class Shape:
     up_bias: bool = True
     down_bias: bool = True
     inner_residual: bool = False
+    inner_norms: bool = False
 
     @property
     def qkv_widths(self) -> tuple[int, int, int]:
@@ -108,12 +112,15 @@ def parameters(shape: Shape) -> dict[str, tuple[int, ...]]:
         norm(f"{layer}.attention_norm")
         if shape.inner_residual:
             norm(f"{layer}.inner_norm")
+        if shape.inner_norms:
+            norm(f"{layer}.mixed_norm", q)
+            norm(f"{layer}.up_norm", shape.intermediate)
         if shape.gated:
             linear(f"{layer}.gate", shape.intermediate, shape.hidden, shape.up_bias)
         linear(f"{layer}.up", shape.intermediate, shape.hidden, shape.up_bias)
         linear(f"{layer}.down", shape.hidden, shape.intermediate, shape.down_bias)
         norm(f"{layer}.mlp_norm")
-    if shape.pre_norm:
+    if shape.pre_norm and shape.final_norm:
         norm("final_norm")
     return names
 
@@ -164,11 +171,18 @@ class Transformer:
         self.token_terms = [adapter.get("tokens") for adapter in adapters]
         self.type_terms = [_type_of(adapter) for adapter in adapters]
         self.layers = [_Layer(shape, weights, adapters, i) for i in range(shape.n_layers)]
-        self.final_norm = _Norm(shape, weights, "final_norm") if shape.pre_norm else None
+        self.final_norm = _Norm(shape, weights, "final_norm") if shape.pre_norm and shape.final_norm else None
 
     @torch.inference_mode()
     def __call__(self, packed: Packed) -> Tensor:
         """Hidden states after the last layer (and its norm), `[tokens, hidden]`."""
+        rotation = None
+        if self.shape.positions == "rotary":
+            rotation = rotary_angles(packed.positions, self.shape.head_dim, self.shape.rope_theta, self.tokens.dtype)
+        return self.run(self.embed(packed), [packed] * self.shape.n_layers, rotation)
+
+    def embed(self, packed: Packed) -> Tensor:
+        """What goes into the first layer, `[tokens, hidden]`, the tokens of no row at the end included."""
         x = F.embedding(packed.ids, self.tokens)
         for span in packed.spans:
             self._adapt_embeddings(x, packed.ids, span)
@@ -178,12 +192,19 @@ class Transformer:
             x = x + self.type
         if self.embedding_norm is not None:
             x = self.embedding_norm(x)
-        rotation = None
-        if self.shape.positions == "rotary":
-            rotation = rotary_angles(packed.positions, self.shape.head_dim, self.shape.rope_theta, x.dtype)
-        for layer in self.layers:
-            x = layer(x, packed, rotation, self.nearness)
-        x = x[: packed.n_tokens]
+        return x
+
+    def run(self, x: Tensor, packed: Sequence[Packed], rotation: tuple[Tensor, Tensor] | None) -> Tensor:
+        """The layers and the last norm over states that others may have changed or made.
+
+        Args:
+            x: as `embed` gives it.
+            packed: of each layer, where rows begin and end: layers may divide the same tokens in different ways.
+            rotation: cosines and sines of each token, `[tokens, 1, head_dim]`; None without rotary positions.
+        """
+        for layer, rows in zip(self.layers, packed, strict=True):
+            x = layer(x, rows, rotation, self.nearness)
+        x = x[: packed[0].n_tokens]
         return self.final_norm(x) if self.final_norm is not None else x
 
     def _adapt_embeddings(self, x: Tensor, ids: Tensor, span: Span) -> None:
@@ -233,6 +254,8 @@ class _Layer:
         self.k_norm = norm("k_norm") if shape.qk_norm else None
         self.attention_norm, self.mlp_norm = norm("attention_norm"), norm("mlp_norm")
         self.inner_norm = norm("inner_norm") if shape.inner_residual else None
+        self.mixed_norm = norm("mixed_norm") if shape.inner_norms else None
+        self.up_norm = norm("up_norm") if shape.inner_norms else None
         self.gate = linear("gate") if shape.gated else None
         self.up, self.down = linear("up"), linear("down")
 
@@ -255,8 +278,27 @@ class _Layer:
         rotation: tuple[Tensor, Tensor] | None,
         nearness: Nearness | None,
     ) -> Tensor:
+        q, k, v = self.heads(x, rotation, packed.spans)
+        mixed = attend(
+            q,
+            k,
+            v,
+            packed,
+            causal=self.shape.causal,
+            window=self.window,
+            nearness=nearness,
+            scale=self.shape.attention_scale,
+        )
+        if self.mixed_norm is not None:
+            mixed = self.mixed_norm(mixed)
+        return self.out.add(mixed, residual, packed.spans)
+
+    def heads(
+        self, x: Tensor, rotation: tuple[Tensor, Tensor] | None, spans: Sequence[Span] = ()
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries `[tokens, heads, head_dim]`, keys and values `[tokens, kv_heads, head_dim]` of `x`."""
         shape = self.shape
-        q, k, v = self.qkv(x, spans=packed.spans).split(shape.qkv_widths, dim=-1)
+        q, k, v = self.qkv(x, spans=spans).split(shape.qkv_widths, dim=-1)
         if self.q_norm is not None and self.k_norm is not None and shape.qk_norm == "all":
             q, k = self.q_norm(q), self.k_norm(k)
         q, k, v = (part.unflatten(-1, (-1, shape.head_dim)) for part in (q, k, v))
@@ -264,21 +306,18 @@ class _Layer:
             q, k = self.q_norm(q), self.k_norm(k)
         if rotation is not None:
             q, k = rotate(q, *rotation), rotate(k, *rotation)
-        mixed = attend(
-            q,
-            k,
-            v,
-            packed,
-            causal=shape.causal,
-            window=self.window,
-            nearness=nearness,
-            scale=shape.attention_scale,
-        )
-        return self.out.add(mixed, residual, packed.spans)
+        return q, k, v
+
+    def after_attention(self, mixed: Tensor, residual: Tensor) -> Tensor:
+        """The rest of a layer whose norms come first, of any of its tokens: output projection, sums and MLP."""
+        x = self.out.add(mixed, residual)
+        return self._mlp(self.mlp_norm(x), x, ())
 
     def _mlp(self, x: Tensor, residual: Tensor, spans: Sequence[Span]) -> Tensor:
         if self.gate is None:
             inner = self.up(x, self.shape.activation, spans)
         else:
             inner = self.up.multiply(x, self.gate(x, self.shape.activation, spans), spans)
+        if self.up_norm is not None:
+            inner = self.up_norm(inner)
         return self.down.add(inner, residual, spans)

@@ -38,6 +38,7 @@ class Ticket:
         caller: who waits.
         waits: whether it counts among its caller's calls.
         cancelled: set when nobody waits any more; rows that have not started are then dropped.
+        rows: of each of the call's items, the row that it is: an item that is there twice is one row.
         arrays: one per row, filled as batches finish.
         n_left: rows without an array yet.
         error: the first failure of a row.
@@ -48,13 +49,16 @@ class Ticket:
     caller: str = ""
     waits: bool = False
     cancelled: bool = False
-    arrays: list[Array | None] = field(default_factory=list)
+    rows: list[int] = field(default_factory=list)
+    arrays: dict[int, Array] = field(default_factory=dict)
     n_left: int = 0
     error: Exception | None = None
 
-    def open(self, n_rows: int) -> None:
-        """Expect that many arrays."""
-        self.arrays, self.n_left = [None] * n_rows, n_rows
+    def open(self, items: Sequence[Item]) -> None:
+        """Expect an array for each item. A row's number is the place of the first item that it stands for."""
+        first: dict[int, int] = {}
+        self.rows = [first.setdefault(id(item), place) for place, item in enumerate(items)]
+        self.n_left = len(first)
 
     def resolve(self) -> None:
         """Wake the caller; runs on its event loop."""
@@ -63,7 +67,7 @@ class Ticket:
         if self.error is not None:
             self.done.set_exception(self.error)
         else:
-            self.done.set_result([array for array in self.arrays if array is not None])
+            self.done.set_result([self.arrays[row] for row in self.rows])
 
 
 @dataclass(slots=True)
@@ -142,17 +146,18 @@ class Batcher:
         return sum(len(lane) for lane in self._lanes.values())
 
     def submit(self, ticket: Ticket, items: Sequence[Item], priority: Priority) -> None:
-        """Queue a call's rows. Any thread may call this.
+        """Queue the rows of a call whose ticket is open. Any thread may call this.
 
         Raises:
             UnavailableError: the queue is full, or the model's threads have died.
         """
         now = time.monotonic()
+        different = list(dict.fromkeys(ticket.rows))
         with self._condition:
             if self.death is not None or self._closing:
                 raise UnavailableError(f"Model '{self.name}' has stopped: {self.death or 'the server is closing'}.")
             n_waiting = self.n_waiting
-            if n_waiting and n_waiting + len(items) > self._max_waiting_rows:
+            if n_waiting and n_waiting + len(different) > self._max_waiting_rows:
                 raise UnavailableError(
                     f"The queue of model '{self.name}' is full ({n_waiting} inputs wait). Try again shortly.",
                     retry_after_seconds=self._seconds_to_drain(),
@@ -161,18 +166,15 @@ class Batcher:
                 return
             ticket.waits = True
             self._n_calls[ticket.caller] += 1
-            places = dues(
-                self._clock[priority],
-                [item.n_tokens for item in items],
-                self._n_calls[ticket.caller] if ticket.caller else 1,
-            )
+            costs = [items[place].n_tokens for place in different]
+            places = dues(self._clock[priority], costs, self._n_calls[ticket.caller] if ticket.caller else 1)
             lane = self._lanes[priority]
             lane += [
-                Row(ticket, place, item, priority, now, due)
-                for place, (item, due) in enumerate(zip(items, places, strict=True))
+                Row(ticket, place, items[place], priority, now, due)
+                for place, due in zip(different, places, strict=True)
             ]
             lane.sort(key=attrgetter("due"))
-            n_tokens = sum(item.n_tokens for item in items)
+            n_tokens = sum(costs)
             self._n_waiting_tokens += n_tokens
             self._condition.notify(1 if n_tokens <= _LEAST_SHARE_TOKENS else len(self._threads))
 

@@ -15,7 +15,7 @@ from fundament.catalog import ModelSpec
 from fundament.core import Array, Bill, Call, Embed, Embedded, Item, Model, Priority, Ranking, Rerank, Result
 from fundament.engine.batcher import Batcher, Ticket
 from fundament.engine.memory import Memory
-from fundament.engine.weights import Local, embedded, verify_embedded
+from fundament.engine.weights import PROGRAM, Local, embedded, verify_embedded
 from fundament.errors import CheckpointError, ModelNotFoundError
 from fundament.models import Family, family, family_of
 from fundament.telemetry import Metrics, say
@@ -83,6 +83,8 @@ class LocalEngine:
             load=self._load,
         )
         self._pool = ThreadPoolExecutor(max(2, self.n_cores), thread_name_prefix="prepare")
+        # Apart from the others, so that no text waits for a video; few, because what they decode is large.
+        self._decoders = ThreadPoolExecutor(max(2, self.n_cores // 2), thread_name_prefix="decode")
         metrics.gauge("fundament_rows_waiting", "Rows in the queue.", self._waiting)
         metrics.gauge("fundament_model_bytes", "Memory of each loaded model.", self._sizes)
 
@@ -103,9 +105,9 @@ class LocalEngine:
         caller: str = "",
         bill: Bill | None = None,
     ) -> Result:
-        """Answer a call: tokenize on a worker thread, wait for the batches, put the arrays together.
+        """Answer a call: tokenize and decode on a worker thread, wait for the batches, put the arrays together.
 
-        A call that fails costs nothing; one whose caller leaves costs the rows that have run.
+        A call that fails costs nothing, one that is given up the rows that have run.
 
         Args:
             model: which one.
@@ -122,11 +124,12 @@ class LocalEngine:
             loop = asyncio.get_running_loop()
             done: asyncio.Future[list[Array]] = loop.create_future()
             ticket = Ticket(loop, done, caller)
-            items: Sequence[Item] = await loop.run_in_executor(self._pool, loaded.model.prepare, call)
+            pool = self._decoders if call.has_media else self._pool
+            items: Sequence[Item] = await loop.run_in_executor(pool, loaded.model.prepare, call)
             if bill is not None:
                 await bill.admit(sum(item.n_counted for item in items))
             try:
-                ticket.open(len(items))
+                ticket.open(items)
                 if len(items) <= _FEW_ROWS:  # less than a change of threads costs
                     loaded.batcher.submit(ticket, items, priority)
                 else:
@@ -165,6 +168,7 @@ class LocalEngine:
         """Finish what runs and let go of all models."""
         await self.memory.close()
         self._pool.shutdown()
+        self._decoders.shutdown()
 
     def _measure(self, model: str) -> int:
         local = self.locals.get(model)
@@ -221,6 +225,8 @@ def family_for(checkpoint: Checkpoint, spec: ModelSpec) -> Family:
         CheckpointError: the checkpoint is of another family.
     """
     its_own = family(spec.family)
+    if spec.family == PROGRAM:  # it has no config.json to be known by: the operator said what it is
+        return its_own
     if its_own.recognises(config := checkpoint.config):
         return its_own
     told = (
@@ -240,7 +246,9 @@ def needed_bytes(local: Local, placement: Placement) -> int:
     Raises:
         CheckpointError: files that cannot be read.
     """
-    adapters = (path.parent for path in local.directory.glob("adapters/*/*.safetensors"))
+    if local.spec.family == PROGRAM:  # it keeps its own number format
+        return local.n_bytes
+    adapters = (path.parent for path in local.directory.glob("adapters/**/*.safetensors"))
     directories = [local.directory, *dict.fromkeys(adapters)]
     return placement.dtype.itemsize * sum(Checkpoint(directory).n_elements for directory in directories)
 
@@ -257,7 +265,8 @@ def threads_of(n_bytes: int, n_cores: int) -> int:
 def _unpaid(items: Sequence[Item], ticket: Ticket, error: BaseException) -> int:
     """Tokens to give back: all of a call that failed, those of rows that have not run where the caller left."""
     left = isinstance(error, asyncio.CancelledError)
-    return sum(item.n_counted for item, array in zip(items, ticket.arrays, strict=True) if array is None or not left)
+    rows = zip(items, ticket.rows, strict=True)
+    return sum(item.n_counted for item, row in rows if row not in ticket.arrays or not left)
 
 
 def _finish(model: Model[Any, Any], call: Call, items: Sequence[Item], arrays: Sequence[Array]) -> Result:

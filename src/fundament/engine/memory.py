@@ -126,12 +126,15 @@ class Memory(Generic[R]):
             return
         while True:
             await asyncio.sleep(min(self.idle_seconds / 4, 10.0))
-            limit = time.monotonic() - self.idle_seconds
-            for model, seat in list(self._seats.items()):
-                if seat.loaded and seat.n_leases == 0 and seat.last_used < limit:
-                    del self._seats[model]
-                    say("model let go after idling", model=model)
-                    await asyncio.to_thread(seat.ready.result().close)
+            await self._let_go_unused_since(time.monotonic() - self.idle_seconds)
+
+    async def _let_go_unused_since(self, limit: float) -> None:
+        # In a frame of its own, which ends: a name that is still bound while nothing happens would keep the last model.
+        for model, seat in list(self._seats.items()):
+            if seat.loaded and seat.n_leases == 0 and seat.last_used < limit:
+                del self._seats[model]
+                say("model let go after idling", model=model)
+                await asyncio.to_thread(seat.ready.result().close)
 
     async def close(self) -> None:
         """Let go of everything, after the work that runs."""

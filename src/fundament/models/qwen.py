@@ -1,17 +1,16 @@
-"""Qwen2 and Qwen3 as text embedders: Qwen3-Embedding, jina-code-embeddings, jina-embeddings-v5-text-small.
+"""Qwen2 and Qwen3: Qwen3-Embedding, jina-code-embeddings, jina-embeddings-v5-text-small, and Qwen3-Reranker.
 
-Qwen2 has biases on queries, keys and values; Qwen3 normalises queries and keys per head instead.
+An embedder and a reranker of this family have the same names and config; the catalogue's entry says which it is.
 """
 
-from dataclasses import replace
 from typing import Any
 
 from fundament.backbone.checkpoint import Checkpoint
 from fundament.backbone.device import Placement
 from fundament.backbone.embedder import TextEmbedder
-from fundament.backbone.llama import last_token, load_embedder, read_shape
+from fundament.backbone.generative import GenerativeReranker, load_generative
+from fundament.backbone.llama import last_token, load_embedder, read_qwen_shape
 from fundament.catalog import ModelSpec
-from fundament.errors import CheckpointError
 
 
 def recognises(config: dict[str, Any]) -> bool:
@@ -21,33 +20,9 @@ def recognises(config: dict[str, Any]) -> bool:
     return config.get("model_type") in ("qwen2", "qwen3") and "JinaForRanking" not in config.get("architectures", ())
 
 
-def load(checkpoint: Checkpoint, spec: ModelSpec, placement: Placement) -> TextEmbedder:
-    """An embedder from a Qwen checkpoint in transformers' names."""
-    config = checkpoint.config
-    shape = replace(read_shape(config), causal=True, window=read_window(config))
-    shape = replace(shape, qkv_bias=True) if config["model_type"] == "qwen2" else replace(shape, qk_norm="head")
+def load(checkpoint: Checkpoint, spec: ModelSpec, placement: Placement) -> TextEmbedder | GenerativeReranker:
+    """An embedder, or where the spec says so a reranker, from a Qwen checkpoint in transformers' names."""
+    shape = read_qwen_shape(checkpoint.config)
+    if spec.kind == "reranker":
+        return load_generative(checkpoint, spec, placement, shape)
     return load_embedder(checkpoint, spec, placement, shape, last_token(checkpoint))
-
-
-def read_window(config: dict[str, Any]) -> tuple[int | None, ...]:
-    """How many tokens each layer's tokens see; None means all before them.
-
-    Raises:
-        CheckpointError: layers of an unknown type, or windows without a size.
-    """
-    n_layers = config["num_hidden_layers"]
-    size = config.get("sliding_window") if config.get("use_sliding_window") else None
-    types = config.get("layer_types")
-    if types is None:
-        first = config["max_window_layers"] if size else n_layers
-        types = ["full_attention" if i < first else "sliding_attention" for i in range(n_layers)]
-    sizes = {"full_attention": None, "sliding_attention": size}
-    if len(types) != n_layers or not sizes.keys() >= set(types):
-        raise CheckpointError(
-            f"config.json: layer_types should name {sorted(sizes)} for {n_layers} layers, not {types}"
-        )
-    if "sliding_attention" in types and not size:
-        raise CheckpointError(
-            "config.json: layer_types has sliding_attention, but use_sliding_window and sliding_window give no size"
-        )
-    return tuple(sizes[kind] for kind in types)

@@ -18,7 +18,7 @@ from fundament.backbone.checkpoint import Checkpoint, Source, Weights
 from fundament.backbone.device import Placement
 from fundament.backbone.linear import Activation, activate, read_activation
 from fundament.backbone.rows import states_of_rows
-from fundament.backbone.sparse import named, sparse
+from fundament.backbone.sparse import named, naming, sparse
 from fundament.backbone.tokenizing import TextTokenizer
 from fundament.backbone.transformer import Shape, Transformer, parameters
 from fundament.catalog import ModelSpec
@@ -90,9 +90,6 @@ KINDS = {  # `model_type` → names
     ),
 }
 ARCHITECTURES = ["BertForMaskedLM", "DistilBertForMaskedLM", "RobertaForMaskedLM"]
-
-# Elasticsearch keeps these weights in a field per token, and a dot would part the field's name.
-DOTLESS = "elser-v2"
 
 _BLOCK_NUMBERS = 2**24  # predictions that are held at a time: 64 MB in float32, 549 tokens of BERT's vocabulary
 
@@ -238,15 +235,12 @@ class SPLADE:
 
     def finish(self, call: Embed, items: Sequence[Item], arrays: Sequence[Array]) -> SparseVectors:  # noqa: ARG002
         """The weights of one call, in its order."""
-        name = self._dotless if self.spec.id == DOTLESS else self.tokenizer.token_of
+        name = naming(self.spec.id, self.tokenizer.token_of)
         return SparseVectors(
             weights=[named(array, name) for array in arrays],
             n_tokens=sum(item.n_counted for item in items),
             n_truncated=sum(item.truncated for item in items),
         )
-
-    def _dotless(self, number: int) -> str:
-        return self.tokenizer.token_of(number).replace(".", "__")
 
 
 def load(checkpoint: Checkpoint, spec: ModelSpec, placement: Placement) -> SPLADE:

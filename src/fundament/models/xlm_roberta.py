@@ -17,7 +17,16 @@ from fundament.backbone.adapters import (
     read_woven,
     woven_layout,
 )
-from fundament.backbone.bert import ATTENTION, EMBEDDINGS, MLP, UNUSED, load_cross_encoder, load_embedder, read_shape
+from fundament.backbone.bert import (
+    ATTENTION,
+    EMBEDDINGS,
+    FLASH,
+    MLP,
+    UNUSED,
+    load_cross_encoder,
+    load_embedder,
+    read_shape,
+)
 from fundament.backbone.checkpoint import Checkpoint, Source
 from fundament.backbone.colbert import ColBERT, is_colbert, load_colbert
 from fundament.backbone.cross_encoder import CrossEncoder
@@ -29,16 +38,6 @@ from fundament.catalog import ModelSpec
 from fundament.errors import CheckpointError
 
 STOCK = EMBEDDINGS | ATTENTION | MLP
-
-FLASH: dict[str, Source] = EMBEDDINGS | {
-    "embedding_norm": "emb_ln",
-    "layers.{i}.qkv": "encoder.layers.{i}.mixer.Wqkv",
-    "layers.{i}.out": "encoder.layers.{i}.mixer.out_proj",
-    "layers.{i}.attention_norm": "encoder.layers.{i}.norm1",
-    "layers.{i}.up": "encoder.layers.{i}.mlp.fc1",
-    "layers.{i}.down": "encoder.layers.{i}.mlp.fc2",
-    "layers.{i}.mlp_norm": "encoder.layers.{i}.norm2",
-}
 
 PORT: dict[str, Source] = EMBEDDINGS | {
     "layers.{i}.qkv": (

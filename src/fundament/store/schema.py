@@ -6,7 +6,6 @@ from pkgutil import iter_modules
 from typing import Any
 
 from sqlalchemy import BigInteger, DateTime, Integer, MetaData
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine.interfaces import Dialect
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql.schema import Table
@@ -47,7 +46,13 @@ class Instant(TypeDecorator[datetime]):
 
 def insert_or(connection: AsyncConnection, table: Table) -> Any:
     """An INSERT that knows `on_conflict_do_update` and `on_conflict_do_nothing` of the connection's database."""
-    return (sqlite if connection.dialect.name == "sqlite" else postgresql).insert(table)
+    if connection.dialect.name == "sqlite":
+        from sqlalchemy.dialects import sqlite
+
+        return sqlite.insert(table)
+    from sqlalchemy.dialects import postgresql
+
+    return postgresql.insert(table)
 
 
 def whole_metadata() -> MetaData:

@@ -4,7 +4,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "v0003_jobs"
-down_revision = "v0001_accounts"
+down_revision = "v0002_classifiers"
 branch_labels = None
 depends_on = None
 

@@ -1,0 +1,271 @@
+"""Images per second of models that read images, beside a plain loop over the same random weights.
+
+python benchmarks/images.py                     jina-clip-v2's image tower and jina-embeddings-v4, whole
+python benchmarks/images.py --layers 2          with fewer layers, to see that it runs
+
+Both sides decode the same JPEG files and end with one vector each. The plain loop of clip is EVA02 written in PyTorch's
+own layers, in the better of batches of one and four; that of v4 is transformers' class and processor, image by image.
+"""
+
+import argparse
+import asyncio
+import io
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+from transformers import Qwen2_5_VLConfig, Qwen2_5_VLModel, Qwen2VLImageProcessorPil
+
+import corpus
+from contest import machine, n_cores, rounds, table, verdict
+from direct import batcher_of, effort, through
+from fundament.backbone.checkpoint import Checkpoint, Weights
+from fundament.backbone.device import Placement, place
+from fundament.backbone.eva02 import EVA02, THETA, read_shape, reordered, stored
+from fundament.backbone.images import levels
+from fundament.backbone.linear import Linear
+from fundament.backbone.tokenizing import TextTokenizer
+from fundament.backbone.vision import grid_rotation
+from fundament.backbone.vision_embedder import AFTER, BEFORE, VisionEmbedder
+from fundament.backbone.vision_language import PROCESSOR, load_vision_language, read_tower_of
+from fundament.catalog import CATALOG
+from fundament.core import Embed, Media, Model
+from fundament.engine.local import load_model, threads_of
+from fundament.models.clip import ClipEmbedder
+from fundament.models.qwen_vl import read_prompt
+
+MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+SIZE, PATCH, GRID = 512, 14, 36
+CLIP = {
+    "image_size": SIZE,
+    "patch_size": PATCH,
+    "width": 1024,
+    "head_width": 64,
+    "mlp_ratio": 2.6667,
+    "intp_freq": True,
+    "pt_hw_seq_len": 16,
+}
+TEXT = {
+    "hidden_size": 2048,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 2,
+    "intermediate_size": 11008,
+    "rms_norm_eps": 1e-6,
+    "vocab_size": 151_936,
+    "max_position_embeddings": 32_768,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]},
+}
+VISION = {
+    "hidden_size": 1280,
+    "intermediate_size": 3420,
+    "num_heads": 16,
+    "out_hidden_size": 2048,
+    "window_size": 112,
+    "patch_size": 14,
+    "spatial_merge_size": 2,
+    "temporal_patch_size": 2,
+}
+IDS = {"vision_start_token_id": 151_652, "vision_end_token_id": 151_653, "image_token_id": 151_655}
+
+Side = Callable[[Sequence[bytes]], list[Tensor]]
+
+
+def files(n: int) -> list[bytes]:
+    """JPEG files of photographs' sizes; what they show is noise, smoothed."""
+    draw, found = np.random.default_rng(0), []
+    for number in range(n):
+        size = ((640, 480), (480, 640), (800, 600), (500, 500))[number % 4]
+        small = Image.fromarray(draw.integers(0, 256, (40, 40, 3), dtype=np.uint8))
+        file = io.BytesIO()
+        small.resize(size, Image.Resampling.BICUBIC).save(file, "jpeg")
+        found.append(file.getvalue())
+    return found
+
+
+def ours(model: Model, runner: asyncio.Runner) -> Side:
+    """The model behind the engine's threads, as a server has it."""
+    batcher = batcher_of(model, n_threads=threads_of(model.n_bytes, n_cores()), max_batch_tokens=1_024)
+
+    def run(images: Sequence[bytes]) -> list[Tensor]:
+        items = model.prepare(Embed(inputs=[Media("image", image) for image in images]))
+        arrays, _ = runner.run(through(batcher, items))
+        return [torch.from_numpy(array) for array in arrays]
+
+    return run
+
+
+def decoded(image: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(image)).convert("RGB")
+
+
+def clip(placement: Placement, n_layers: int | None) -> tuple[Model, Side, Side]:
+    """jina-clip-v2's image tower: ours, and plainly in batches of one and of four."""
+    shape = read_shape(CLIP | {"layers": n_layers or 24})
+    draw = torch.Generator().manual_seed(0)
+    weights = {}
+    for name, size in stored(shape, GRID**2, PATCH).items():
+        numbers = torch.randn(size, generator=draw) / (size[-1] ** 0.5 if len(size) > 1 else 10)
+        weights[name] = (numbers + float("norm.weight" in name)).to(placement.dtype)
+    known = torch.from_numpy(levels(MEAN, STD))
+    tower = EVA02(shape, reordered(shape, Weights(weights, weights.__getitem__)), known, grid=GRID, grid_trained=16)
+    text = load_model(corpus.model(), placement)
+    model = ClipEmbedder(text, tower, size=SIZE, patch=PATCH)  # type: ignore[arg-type]
+    plain = partial(plain_eva02, weights, n_layers=shape.n_layers, n_heads=shape.n_heads)
+    return model, partial(plain, batch=1), partial(plain, batch=4)
+
+
+def plain_eva02(
+    weights: Mapping[str, Tensor], images: Sequence[bytes], *, n_layers: int, n_heads: int, batch: int
+) -> list[Tensor]:
+    """EVA02 as its publisher's code computes it, on a padded batch of equal images."""
+    torch.set_num_threads(n_cores())
+    dtype = weights["cls.weight"].dtype
+    steps = torch.arange(GRID, dtype=torch.float32) / GRID * 16
+    cosines, sines = grid_rotation(torch.cartesian_prod(steps, steps), 64, THETA, dtype)
+    cosines, sines = (
+        part.transpose(0, 1).chunk(2, dim=-1)[0].repeat_interleave(2, dim=-1) for part in (cosines, sines)
+    )
+
+    def turned(x: Tensor) -> Tensor:
+        rest = x[:, :, 1:]
+        half = torch.stack((-rest[..., 1::2], rest[..., ::2]), dim=-1).flatten(-2)
+        return torch.cat((x[:, :, :1], rest * cosines + half * sines), dim=2)
+
+    def norm(x: Tensor, name: str) -> Tensor:
+        return F.layer_norm(x, x.shape[-1:], weights[f"{name}.weight"], weights[f"{name}.bias"], 1e-6)
+
+    def linear(x: Tensor, name: str) -> Tensor:
+        return F.linear(x, weights[f"{name}.weight"], weights.get(f"{name}.bias"))
+
+    found: list[Tensor] = []
+    for first in range(0, len(images), batch):
+        pixels = torch.stack([processed(decoded(image), SIZE) for image in images[first : first + batch]]).to(dtype)
+        with torch.inference_mode():
+            patches = F.conv2d(pixels, weights["patches.weight"], weights["patches.bias"], PATCH).flatten(2).mT
+            x = torch.cat((weights["cls.weight"].expand(len(pixels), 1, -1), patches), dim=1) + weights["table.weight"]
+            for i in range(n_layers):
+                layer = f"layers.{i}"
+                y = norm(x, f"{layer}.attention_norm")
+                q, k, v = (linear(y, f"{layer}.{part}").unflatten(-1, (n_heads, -1)).transpose(1, 2) for part in "qkv")
+                mixed = F.scaled_dot_product_attention(turned(q), turned(k), v).transpose(1, 2).flatten(2)
+                x = x + linear(norm(mixed, f"{layer}.mixed_norm"), f"{layer}.out")
+                y = norm(x, f"{layer}.mlp_norm")
+                inner = F.silu(linear(y, f"{layer}.gate")) * linear(y, f"{layer}.up")
+                x = x + linear(norm(inner, f"{layer}.up_norm"), f"{layer}.down")
+            found += norm(x, "final_norm")[:, 0].float().unbind()
+    return found
+
+
+def processed(image: Image.Image, size: int) -> Tensor:
+    """An image as float32 `[3, size, size]`."""
+    width, height = image.size
+    short = min(width, height)
+    wide, tall = (size if side == short else int(size * side / short) for side in (width, height))
+    left, top = round((wide - size) / 2), round((tall - size) / 2)
+    square = image.resize((wide, tall), Image.Resampling.BICUBIC).crop((left, top, left + size, top + size))
+    numbers = torch.from_numpy(np.array(square)).permute(2, 0, 1).float().div(255)
+    return (numbers - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
+
+
+def v4(placement: Placement, n_layers: int | None, scratch: Path) -> tuple[Model, Side]:
+    """jina-embeddings-v4 without its adapters: ours, and transformers' class."""
+    depth = n_layers or 32
+    config = Qwen2_5_VLConfig(
+        text_config=TEXT | {"num_hidden_layers": n_layers or 36},
+        vision_config=VISION | {"depth": depth, "fullatt_block_indexes": [i for i in range(depth) if i % 8 == 7]},
+        **IDS,
+    )
+    torch.manual_seed(0)
+    dtype_before = torch.get_default_dtype()
+    torch.set_default_dtype(placement.dtype)
+    network = Qwen2_5_VLModel(config).eval()
+    torch.set_default_dtype(dtype_before)
+    network.save_pretrained(scratch)
+    processor = Qwen2VLImageProcessorPil(size={"shortest_edge": 3_136, "longest_edge": 602_112})
+    processor.save_pretrained(scratch)
+    assert (scratch / PROCESSOR).exists()
+    checkpoint = Checkpoint(scratch)
+    spec = replace(CATALOG["jina-embeddings-v4"], tasks={})
+    tokenizer = TextTokenizer(corpus.model().directory, spec.context)
+    model = VisionEmbedder(
+        tokenizer,
+        load_vision_language(checkpoint, placement, read_tower_of(checkpoint), others="(?!)"),
+        Linear(torch.zeros(128, TEXT["hidden_size"], dtype=placement.dtype)),  # type: ignore[call-overload]
+        read_prompt(checkpoint, tokenizer, pixels=None),
+        spec,
+        {},
+    )
+    before, after = (tokenizer.pieces([text])[0].tolist() for text in (BEFORE, AFTER))
+
+    def plain(images: Sequence[bytes]) -> list[Tensor]:
+        torch.set_num_threads(n_cores())
+        found = []
+        for image in images:
+            read = processor(images=[decoded(image)], return_tensors="pt")
+            n = int(read["image_grid_thw"].prod()) // 4
+            start, stop, pad = IDS.values()
+            ids = torch.tensor([[*before, start, *[pad] * n, stop, *after]])
+            with torch.inference_mode():
+                hidden = network(
+                    input_ids=ids,
+                    attention_mask=torch.ones_like(ids),
+                    mm_token_type_ids=(ids == pad).long(),
+                    pixel_values=read["pixel_values"].to(placement.dtype),
+                    image_grid_thw=read["image_grid_thw"],
+                    use_cache=False,
+                ).last_hidden_state[0]
+            found.append(hidden[len(before) : len(before) + n + 2].float().mean(0))
+        return found
+
+    return model, plain
+
+
+def compare(name: str, sides: Mapping[str, Side], images: Sequence[bytes], n_rounds: int, target: float) -> None:
+    """Images per second of all sides, the first beside the best of the others."""
+    vectors = {side: torch.stack(work(images)) for side, work in sides.items()}
+    first, *others = vectors.values()
+    nearest = min(float(F.cosine_similarity(first, other).min()) for other in others)
+    found = rounds({side: partial(effort, partial(work, images)) for side, work in sides.items()}, n_rounds)
+    rate = {side: len(images) / median(lap.seconds for lap in laps) for side, laps in found.items()}
+    table(
+        f"{name} of random weights, {len(images)} images, median of {n_rounds}, cosine at least {nearest:.5f}",
+        ("", "images/s"),
+        [(side, f"{value:,.2f}") for side, value in rate.items()],
+    )
+    best, *rest = rate.values()
+    verdict(f"{name}: ours over the plain loop", best / max(rest), ">=", target, "x")
+
+
+def main() -> None:
+    """Read the options and run."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=8, help="how many")
+    parser.add_argument("--layers", type=int, help="of every tower and model, in place of the published numbers")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto")
+    parser.add_argument("--models", nargs="+", choices=("clip", "v4"), default=("clip", "v4"))
+    asked = parser.parse_args()
+    print(machine())
+    placement, images = place("cpu", asked.dtype), files(asked.images)
+    print(placement.dtype_name)
+    with asyncio.Runner() as runner, tempfile.TemporaryDirectory() as scratch:
+        if "clip" in asked.models:
+            model, one, four = clip(placement, asked.layers)
+            sides = {"ours": ours(model, runner), "plain, one by one": one, "plain, four at once": four}
+            compare("jina-clip-v2", sides, images, asked.rounds, 1.3)
+        if "v4" in asked.models:
+            model, plain = v4(placement, asked.layers, Path(scratch))
+            sides = {"ours": ours(model, runner), "transformers": plain}
+            compare("jina-embeddings-v4", sides, images, asked.rounds, 1.3)
+
+
+if __name__ == "__main__":
+    main()

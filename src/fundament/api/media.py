@@ -1,0 +1,146 @@
+"""From what callers send to what a model may read: modalities checked, URLs fetched, base64 decoded."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager
+
+from fundament.api.body import echo
+from fundament.api.inputs import Part, Reference, Sent
+from fundament.api.state import State
+from fundament.catalog import ModelSpec
+from fundament.core import Group, Input, Media, MediaLimits
+from fundament.errors import Fault, FetchError, InputError, UnavailableError
+from fundament.media import sources
+
+_AT_ONCE = 8  # fetches of one request
+
+
+def read_bare(spec: ModelSpec, sent: Sequence[Sent], field: str = "body -> input") -> list[Sent]:
+    """The inputs, where a bare string that is a data URI is the media that it holds, if the model reads such media."""
+    return [read_bare_input(spec, value, f"{field} -> {index}") for index, value in enumerate(sent)]
+
+
+def read_bare_input(spec: ModelSpec, value: Sent, origin: str) -> Sent:
+    """The same of one input, which is at `origin` in the request."""
+    if isinstance(value, str) and (kind := sources.kind_of_data_uri(value)) and kind in spec.modalities:
+        return Reference(kind, value, origin)
+    return value
+
+
+def check_media(
+    state: State, spec: ModelSpec, sent: Sequence[Sent], field: str = "body -> input", *, pages: bool = True
+) -> None:
+    """Refuse what the model does not read, naming the models served here that do, and a PDF in company.
+
+    Args:
+        state: the application's parts.
+        spec: the model.
+        sent: every input.
+        field: where they are in the request.
+        pages: whether one input may become several, as a PDF does.
+
+    Raises:
+        InputError: naming the first input that does not fit.
+    """
+    for index, value in enumerate(sent):
+        missing = sorted({part.kind for part in references([value])}.difference(spec.modalities))
+        if isinstance(value, tuple) and (missing or not spec.groups):
+            able = [name for name, other in state.served().items() if other.groups]
+            what = "groups of parts"
+        elif missing:
+            able = [name for name, other in state.served().items() if missing[0] in other.modalities]
+            what = f"{missing[0]} input"
+        elif isinstance(value, Reference) and value.kind == "pdf" and (len(sent) > 1 or not pages):
+            way_out = "Send it alone, as the whole input." if pages else "Send its pages as images."
+            message = f"A PDF becomes one vector per page. {way_out}"
+            raise InputError(Fault(f"{field} -> {index}", message))
+        else:
+            continue
+        raise InputError(
+            Fault(
+                f"{field} -> {index}",
+                f"Model '{spec.id}' takes {_listed(spec)}. Models served here that take {what}: "
+                f"{', '.join(sorted(able)) or 'none'}.",
+                "modality",
+            )
+        )
+
+
+def _listed(spec: ModelSpec) -> str:
+    return "text only" if spec.modalities == ("text",) else f"{', '.join(spec.modalities)}, each on its own"
+
+
+@asynccontextmanager
+async def opened(state: State, sent: Sequence[Sent], field: str = "body -> input") -> AsyncIterator[list[Input]]:
+    """The inputs with their files in memory, until the block ends. A file that is named twice is read once.
+
+    Raises:
+        InputError: too many files, or too large ones, or one that cannot be fetched or is not base64.
+        UnavailableError: the files of all requests take as much memory as they may.
+    """
+    found, settings, limits = references(sent), state.settings, media_limits(state)
+    if len(found) > (most := settings.max_media):
+        message = f"A request may hold {most} images and other files, not {len(found)}. Send several requests."
+        raise InputError(Fault(field, message, "too_long", echo(found)))
+    gate = asyncio.Semaphore(_AT_ONCE)
+    n_bytes = 0
+
+    async def content(reference: Reference) -> bytes:
+        nonlocal n_bytes
+        async with gate:
+            read = await _read(state, reference, limits.max_bytes(reference.kind))
+        n_bytes += len(read)
+        state.n_file_bytes += len(read)
+        if n_bytes > settings.max_media_mb * 1_000_000:
+            message = f"Together these files are larger than the {settings.max_media_mb:g} MB that a request may hold."
+            raise InputError(Fault(field, f"{message} Send several requests.", "media"))
+        if state.n_file_bytes > max(n_bytes, settings.max_all_media_mb * 1_000_000):
+            raise UnavailableError("Too many images and other files are being read. Try again shortly.")
+        return read
+
+    distinct = {(each.kind, each.source): each for each in reversed(found)}
+    try:
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = {key: group.create_task(content(each)) for key, each in distinct.items()}
+        except ExceptionGroup as errors:
+            raise errors.exceptions[0] from None
+
+        def part_of(part: Part) -> str | Media:
+            if isinstance(part, str):
+                return part
+            return Media(part.kind, tasks[part.kind, part.source].result(), part.origin, limits)
+
+        yield [
+            Group([part_of(part) for part in value]) if isinstance(value, tuple) else part_of(value) for value in sent
+        ]
+    finally:
+        state.n_file_bytes -= n_bytes
+
+
+def references(sent: Iterable[Sent]) -> list[Reference]:
+    """Every file that is named, in order."""
+    parts = (part for value in sent for part in (value if isinstance(value, tuple) else (value,)))
+    return [part for part in parts if isinstance(part, Reference)]
+
+
+def media_limits(state: State) -> MediaLimits:
+    """What the operator lets a file be."""
+    settings = state.settings
+    return MediaLimits(
+        image_bytes=int(settings.max_image_mb * 1_000_000),
+        recording_bytes=int(settings.max_recording_mb * 1_000_000),
+        image_pixels=int(settings.max_image_megapixels * 1_000_000),
+        pdf_pages=settings.max_pdf_pages,
+        seconds=settings.max_recording_seconds,
+        video_frames=settings.max_video_frames,
+    )
+
+
+async def _read(state: State, reference: Reference, max_bytes: int) -> bytes:
+    if not sources.is_url(reference.source):
+        return await asyncio.to_thread(sources.read, reference.source, reference.origin, max_bytes)
+    try:
+        return (await state.fetcher.fetch(reference.source.strip(), max_bytes=max_bytes)).body
+    except FetchError as error:
+        raise InputError(Fault(reference.origin, error.detail, "media")) from error

@@ -1,0 +1,148 @@
+"""Causal attention of queries that end where their keys end: a row's later tokens, or all of them."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fundament.backbone.passes import Piece, Slice
+
+_QUERY_BLOCK = 128  # queries per step: few, so that little is computed of what they do not see yet
+_SCORE_BYTES = 2**22  # scores that are held at a time: few enough for the caches
+
+
+def attend_slice(
+    q: Tensor, keys: Tensor, values: Tensor, part: Slice, window: int | None, scale: float | None
+) -> Tensor:
+    """Scaled dot-product attention of a slice's tokens, each to its own row up to itself.
+
+    Args:
+        q: `[tokens of the slice, heads, head_dim]`.
+        keys: `[keys of the pass, kv_heads, head_dim]`, filled as far as the slice's rows have come.
+        values: as `keys`.
+        part: which keys are whose.
+        window: how many tokens a token sees, itself included; None means all before it.
+        scale: what scores are multiplied by; None means `1 / sqrt(head_dim)`.
+
+    Returns:
+        `[tokens of the slice, heads * head_dim]`; zero for tokens of no row.
+    """
+    if _has_varlen(q):
+        return _attend_varlen(q, keys, values, part, window, scale)
+    return _attend_pieces(q, keys, values, part.pieces, window, scale)
+
+
+def attend_asked(
+    q: Tensor, keys: Tensor, values: Tensor, part: Slice, window: int | None, scale: float | None
+) -> Tensor:
+    """The same of those tokens alone whose states are asked for, `[asked, heads * head_dim]`."""
+    if _has_varlen(q):
+        return _attend_varlen(q, keys, values, part, window, scale)[part.kept]
+    return _attend_pieces(q[part.kept], keys, values, part.asked, window, scale)
+
+
+def _has_varlen(q: Tensor) -> bool:
+    return q.is_cuda and q.dtype != torch.float32
+
+
+def _attend_pieces(
+    q: Tensor, keys: Tensor, values: Tensor, pieces: Sequence[Piece], window: int | None, scale: float | None
+) -> Tensor:
+    out = torch.zeros_like(q)
+    for piece in pieces:
+        tokens, row = slice(piece.start, piece.stop), slice(piece.key_start, piece.key_stop)
+        attend_last(q[tokens], keys[row], values[row], out[tokens], window=window, scale=scale)
+    return out.flatten(1)
+
+
+def _attend_varlen(
+    q: Tensor, keys: Tensor, values: Tensor, part: Slice, window: int | None, scale: float | None
+) -> Tensor:
+    from torch.nn.attention.varlen import varlen_attn
+
+    n, first, last = part.pieces[-1].stop, part.pieces[0].key_start, part.pieces[-1].key_stop
+    mixed = varlen_attn(
+        q[:n],
+        keys[first:last],
+        values[first:last],
+        part.offsets,
+        part.key_offsets,
+        part.longest,
+        part.key_longest,
+        scale=scale,
+        window_size=(window - 1 if window else -1, 0),  # counted from the end of queries and keys
+        enable_gqa=keys.shape[1] != q.shape[1],
+    )
+    assert isinstance(mixed, Tensor)
+    return mixed.flatten(1)
+
+
+def attend_last(
+    q: Tensor, keys: Tensor, values: Tensor, out: Tensor, *, window: int | None = None, scale: float | None = None
+) -> None:
+    """Scaled dot-product attention of one row's last tokens to all of the row.
+
+    Args:
+        q: `[queries, heads, head_dim]`, of the last so many tokens.
+        keys: `[tokens, kv_heads, head_dim]`, in `key_dtype`; each serves `heads // kv_heads` query heads.
+        values: as `keys`, in the number format of `q`.
+        out: the result, as `q`.
+        window: how many tokens a token sees, itself included; None means all before it.
+        scale: what scores are multiplied by; None means `1 / sqrt(head_dim)`.
+    """
+    before = len(keys) - len(q)
+    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
+    attend = _attend_in_float32 if keys.dtype == torch.float32 else _attend_fused
+    for first in range(0, len(q), _QUERY_BLOCK):
+        block = slice(first, min(first + _QUERY_BLOCK, len(q)))
+        seen = slice(0 if window is None else max(0, before + first - window + 1), before + block.stop)
+        attend(q[block], keys[seen], values[seen], out[block], window, scale)
+
+
+def key_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
+    """The number format in which keys wait for their queries.
+
+    A CPU without matrix tiles multiplies bfloat16 in its fused attention hardly faster than float32. There scores are
+    made by a float32 product, and what gains from bfloat16 is the product of weights and values
+    (`benchmarks/attention.py`).
+    """
+    tiles = torch.cpu.get_capabilities().get("amx_bf16", False)
+    return torch.float32 if device.type == "cpu" and not tiles else dtype
+
+
+def _attend_in_float32(q: Tensor, keys: Tensor, values: Tensor, out: Tensor, window: int | None, scale: float) -> None:
+    n, n_keys, n_kv = len(q), len(keys), keys.shape[1]
+    # Of the keys before the queries' own, only a window hides any.
+    n_hiding = n if window is None or window >= n_keys else n_keys
+    bias = hidden_bias(n, n_hiding, window, q.device)
+    # Heads that share a key head are laid one after the other, so that keys are not repeated: `[kv_heads, group, …]`.
+    queries, result = (part.unflatten(1, (n_kv, -1)).permute(1, 2, 0, 3) for part in (q, out))
+    step = max(1, _SCORE_BYTES // (4 * n * queries.shape[1] * n_keys))
+    for first in range(0, n_kv, step):
+        heads = slice(first, first + step)
+        asked = queries[heads].flatten(1, 2).float() * scale
+        scores = torch.bmm(asked, keys[:, heads].permute(1, 2, 0))
+        scores.unflatten(1, (-1, n))[..., n_keys - n_hiding :] += bias
+        weights = torch.softmax(scores, dim=-1).to(values.dtype)
+        result[heads] = torch.bmm(weights, values[:, heads].transpose(0, 1)).unflatten(1, (-1, n))
+
+
+def _attend_fused(q: Tensor, keys: Tensor, values: Tensor, out: Tensor, window: int | None, scale: float) -> None:
+    n_group = q.shape[1] // keys.shape[1]
+    bias = hidden_bias(len(q), len(keys), window, q.device).to(q.dtype)[None, None]
+    # The heads of a group are a batch over the same keys: `[group, kv_heads, tokens, head_dim]`.
+    queries, result = (part.unflatten(1, (-1, n_group)).permute(2, 1, 0, 3) for part in (q, out))
+    by_head, of_head = (part.transpose(0, 1).expand(n_group, -1, -1, -1) for part in (keys, values))
+    result.copy_(F.scaled_dot_product_attention(queries, by_head, of_head, attn_mask=bias, scale=scale))
+
+
+def hidden_bias(n: int, n_keys: int, window: int | None, device: torch.device) -> Tensor:
+    """What is added to the scores of the last `n` of `n_keys` tokens, `[n, n_keys]`: minus infinity out of sight."""
+    places = torch.arange(n_keys, device=device)
+    distance = places[n_keys - n :, None] - places
+    hidden = distance < 0
+    if window is not None:
+        hidden |= distance >= window
+    return torch.zeros(n, n_keys, device=device).masked_fill_(hidden, -math.inf)

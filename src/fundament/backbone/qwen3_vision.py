@@ -1,0 +1,139 @@
+"""The vision tower of Qwen3-VL: patches of two frames, a learned table of places that is stretched, and rotations."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fundament.backbone.checkpoint import Checkpoint, Config, Source, Weights
+from fundament.backbone.device import Placement
+from fundament.backbone.images import Patches
+from fundament.backbone.linear import read_activation
+from fundament.backbone.transformer import Shape, Transformer, parameters
+from fundament.backbone.vision import PatchEmbedding, grid_rotation, padded, rows_of
+from fundament.errors import CheckpointError
+
+THETA = 10_000.0
+PREFIXES = ("vision_tower.", "visual.", "model.vision_tower.", "model.visual.")
+
+LAYOUT: dict[str, Source] = {
+    "patches": "patch_embed.proj",
+    "places.weight": "pos_embed.weight",
+    "layers.{i}.qkv": "blocks.{i}.attn.qkv",
+    "layers.{i}.out": "blocks.{i}.attn.proj",
+    "layers.{i}.attention_norm": "blocks.{i}.norm1",
+    "layers.{i}.up": "blocks.{i}.mlp.linear_fc1",
+    "layers.{i}.down": "blocks.{i}.mlp.linear_fc2",
+    "layers.{i}.mlp_norm": "blocks.{i}.norm2",
+}
+
+
+def read_shape(config: Config) -> Shape:
+    """The transformer that a `vision_config` describes.
+
+    Raises:
+        CheckpointError: a key is missing, or states of inner layers are asked for.
+    """
+    if config.get("deepstack_visual_indexes"):
+        raise CheckpointError(f"{config.where}: deepstack_visual_indexes is not served")
+    hidden, n_heads = config["hidden_size"], config["num_heads"]
+    return Shape(
+        vocab=0,
+        hidden=hidden,
+        intermediate=config["intermediate_size"],
+        n_layers=config["depth"],
+        n_heads=n_heads,
+        n_kv_heads=n_heads,
+        head_dim=hidden // n_heads,
+        norm_eps=1e-6,
+        pre_norm=True,
+        final_norm=False,
+        positions="rotary",
+        rope_theta=THETA,
+        activation=read_activation(config.get("hidden_act", "gelu_pytorch_tanh")),
+    )
+
+
+class Qwen3Vision:
+    """Pictures, each of two frames, to states of their patches.
+
+    Args:
+        shape: of the transformer.
+        weights: `patches.*`, `places.weight` `[side * side, hidden]`, and what the transformer names.
+        levels: what the values of each channel become, float32 `[3, 256]`.
+        merge: patches come in squares of this many by this many.
+    """
+
+    def __init__(self, shape: Shape, weights: Mapping[str, Tensor], levels: Tensor, *, merge: int) -> None:
+        self.shape, self.merge = shape, merge
+        self.embedding = PatchEmbedding(levels, weights["patches.weight"].flatten(1), weights["patches.bias"])
+        self.places = weights["places.weight"]
+        self.transformer = Transformer(shape, weights)
+        self.n_bytes = self.embedding.n_bytes + self.transformer.n_bytes + self.places.nbytes
+
+    @torch.inference_mode()
+    def __call__(self, pictures: Sequence[Patches]) -> list[Tensor]:
+        """The states after the last layer, without a norm, of each picture: `[patches, hidden]`."""
+        x = self.embedding(pictures)
+        grids = [_grid(picture.rows, picture.columns, self.merge) for picture in pictures]
+        stretched = [
+            self._stretched(grid, picture.rows, picture.columns) for grid, picture in zip(grids, pictures, strict=True)
+        ]
+        x = x + torch.cat(stretched).to(x.dtype)
+        lengths = [len(grid) for grid in grids]
+        packed = rows_of(lengths, x.device)
+        places = torch.from_numpy(np.concatenate(grids)).float().to(x.device)
+        cosines, sines = grid_rotation(places, self.shape.head_dim, THETA, x.dtype)
+        rotation = padded(cosines, packed), padded(sines, packed)
+        states = self.transformer.run(padded(x, packed), [packed] * self.shape.n_layers, rotation)
+        return list(states.split(lengths))
+
+    def _stretched(self, grid: np.ndarray, rows: int, columns: int) -> Tensor:
+        """The table stretched over a picture: its rows are mixed by nearness, float32 `[patches, hidden]`."""
+        side = round(len(self.places) ** 0.5)
+        sizes = np.array([rows, columns])
+        spot = grid.astype(np.float32) * (side - 1) / np.maximum(sizes - 1, 1).astype(np.float32)
+        low = np.floor(spot).astype(np.int64)
+        high, share = np.minimum(low + 1, side - 1), spot - low
+        found = torch.zeros(len(grid), self.places.shape[1], device=self.places.device)
+        for row, row_share in ((low[:, 0], 1 - share[:, 0]), (high[:, 0], share[:, 0])):
+            for column, column_share in ((low[:, 1], 1 - share[:, 1]), (high[:, 1], share[:, 1])):
+                taken = self.places[torch.from_numpy(row * side + column).to(found.device)]
+                weight = torch.from_numpy((row_share * column_share).astype(np.float32)).to(found.device)
+                found += taken * weight[:, None]
+        return found
+
+
+def _grid(rows: int, columns: int, merge: int) -> np.ndarray:
+    """Row and column of each patch, in the order of `images.cut`, int64 `[patches, 2]`."""
+    places = np.indices((rows, columns)).transpose(1, 2, 0)
+    squares = places.reshape(rows // merge, merge, columns // merge, merge, 2)
+    return squares.transpose(0, 2, 1, 3, 4).reshape(-1, 2)
+
+
+def load_qwen3_vision(
+    checkpoint: Checkpoint, config: Config, levels: Tensor, placement: Placement, *, ignored: str
+) -> Qwen3Vision:
+    """Read a tower, strictly; `ignored` is a pattern of names that are not its own.
+
+    Raises:
+        CheckpointError: it does not fit.
+    """
+    shape = read_shape(config)
+    named = parameters(shape)
+    del named["tokens.weight"]
+    patch = config["patch_size"]
+    named |= {
+        "patches.weight": (shape.hidden, 3, config["temporal_patch_size"], patch, patch),
+        "patches.bias": (shape.hidden,),
+        "places.weight": (config["num_position_embeddings"], shape.hidden),
+    }
+    read = checkpoint.read(
+        named, LAYOUT, device=placement.device, dtype=placement.dtype, prefixes=PREFIXES, ignored=ignored
+    )
+
+    def one(name: str) -> Tensor:
+        return read["patches.bias"].new_empty(0, shape.hidden) if name == "tokens.weight" else read[name]
+
+    return Qwen3Vision(shape, Weights({*read, "tokens.weight"}, one), levels, merge=config["spatial_merge_size"])

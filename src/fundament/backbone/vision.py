@@ -1,0 +1,67 @@
+"""What vision towers share: patches of many images end to end, and rotations by row and column."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fundament.backbone.images import Patches
+from fundament.backbone.linear import Linear
+from fundament.backbone.packed import Packed, pack
+
+Rotation = tuple[Tensor, Tensor]
+"""Cosines and sines of each token, `[tokens, 1, head_dim]`."""
+
+
+class PatchEmbedding:
+    """Patches to the first layer's inputs: bytes to numbers around zero, then a linear layer.
+
+    Args:
+        levels: what the 256 values of each channel become, float32 `[3, 256]`.
+        weight: `[hidden, 3 * patch * patch]`.
+        bias: `[hidden]`, or None.
+    """
+
+    def __init__(self, levels: Tensor, weight: Tensor, bias: Tensor | None = None) -> None:
+        self.linear = Linear(weight, bias)
+        self.levels = levels.flatten().to(weight.device)
+        self.dtype, self.n_bytes = weight.dtype, self.linear.n_bytes
+        n_each = weight.shape[1] // 3
+        self.channels = 256 * torch.arange(3, dtype=torch.int32, device=weight.device).repeat_interleave(n_each)
+
+    def numbers(self, images: Sequence[Patches]) -> Tensor:
+        """The patches of all images as the numbers that go in, float32 `[patches, 3 * patch * patch]`."""
+        pixels = torch.from_numpy(np.concatenate([image.pixels for image in images])).to(self.levels.device)
+        return self.levels[pixels.int().add_(self.channels)]
+
+    def __call__(self, images: Sequence[Patches]) -> Tensor:
+        """`[patches, hidden]`."""
+        return self.linear(self.numbers(images).to(self.dtype))
+
+
+def rows_of(lengths: Sequence[int], device: torch.device) -> Packed:
+    """A batch of rows that have states and no token ids."""
+    return pack([np.zeros(length, dtype=np.int64) for length in lengths], device)
+
+
+def padded(x: Tensor, packed: Packed) -> Tensor:
+    """What tokens have, `[tokens, …]`, and zeros for those of no row."""
+    more = len(packed.ids) - len(x)
+    return torch.cat((x, x.new_zeros(more, *x.shape[1:]))) if more else x
+
+
+def grid_rotation(places: Tensor, head_dim: int, theta: float, dtype: torch.dtype) -> Rotation:
+    """Rotations by two coordinates: the first half of the pairs turns by the row, the second by the column.
+
+    Args:
+        places: row and column of each token, float32 `[tokens, 2]`; at zero nothing is turned.
+        head_dim: numbers of a head, a multiple of four.
+        theta: the base of the frequencies.
+        dtype: of the result; angles are float32.
+    """
+    half = head_dim // 2
+    frequencies = theta ** (-torch.arange(0, half, 2, device=places.device, dtype=torch.float32) / half)
+    angles = (places[:, :, None] * frequencies).flatten(1)
+    angles = torch.cat((angles, angles), dim=-1)[:, None, :]
+    return angles.cos().to(dtype), angles.sin().to(dtype)

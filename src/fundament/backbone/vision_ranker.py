@@ -1,0 +1,148 @@
+"""A reranker on a language model that reads pictures: texts and images on either side."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fundament import media
+from fundament.backbone.images import Patches
+from fundament.backbone.vision_language import Prompt, VisionLanguage, n_patches
+from fundament.catalog import ModelSpec
+from fundament.core import Array, Item, Media, Ranking, Rerank
+from fundament.errors import Fault, InputError, TooLongError
+
+BEFORE_DOCUMENT, BEFORE_QUERY = "**Document**:\n", "\n**Query**:\n"
+SCORE_TOKEN = 100
+"""The id after the prompt, whose state is scored: a word of the vocabulary like any other."""
+LOGIT_BIAS = 2.65
+"""Taken from every logit before the sigmoid, as the publisher's code does; it moves scores and no document's place."""
+MOST_QUERY_TOKENS = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """Two layers from a state to a logit, float32: `[hidden, hidden]` and `[1, hidden]`, each with its bias."""
+
+    inner: tuple[Tensor, Tensor]
+    outer: tuple[Tensor, Tensor]
+
+    def __call__(self, states: Tensor) -> Tensor:
+        """`[rows, hidden]` to probabilities, float32 `[rows, 1]`."""
+        logits = F.linear(F.linear(states.float(), *self.inner).relu_(), *self.outer)
+        return torch.sigmoid(logits - LOGIT_BIAS)
+
+    @property
+    def n_bytes(self) -> int:
+        """Memory that it takes."""
+        return sum(tensor.nbytes for tensor in (*self.inner, *self.outer))
+
+
+@dataclass(frozen=True, slots=True)
+class _Side:
+    """A query or a document as the prompt takes it."""
+
+    part: str | Patches
+    truncated: bool = False
+
+
+class VisionRanker:
+    """A query and documents to a score between zero and one for each document.
+
+    A pair is one row, the document first. Equal documents are read once.
+
+    Args:
+        model: the checkpoint's own.
+        score: its head.
+        prompt: how rows with pictures are put together.
+        spec: how long a pair may be.
+    """
+
+    def __init__(self, model: VisionLanguage, score: Score, prompt: Prompt, spec: ModelSpec) -> None:
+        self.model, self.score, self.prompt, self.spec = model, score, prompt, spec
+        self.n_bytes = model.n_bytes + score.n_bytes
+
+    def prepare(self, call: Rerank) -> list[Item]:
+        """One row per document; equal ones share it.
+
+        Raises:
+            InputError: an image that cannot be read.
+            TooLongError: a query or a document longer than what is read, without `truncate`.
+        """
+        limits = MOST_QUERY_TOKENS, self.spec.context - MOST_QUERY_TOKENS
+        asked = call.max_query_tokens, call.max_document_tokens
+        most_query, most_document = (
+            limit if n is None else min(n, limit) for n, limit in zip(asked, limits, strict=True)
+        )
+        query = self._side(call, call.query, "The query", most_query)
+        rows: dict[str | Media, Item] = {}
+        for place, document in enumerate(call.documents):
+            if document not in rows:
+                rows[document] = self._row(self._side(call, document, f"Document {place}", most_document), query)
+        return [rows[document] for document in call.documents]
+
+    def _side(self, call: Rerank, value: str | Media, name: str, most: int) -> _Side:
+        """One side of a pair.
+
+        Cut text is read as text again, since it meets the prompt's words in one string.
+        """
+        if isinstance(value, Media):
+            pictures = list(media.pictures(value))
+            if len(pictures) != 1:
+                message = f"This file has {len(pictures)} pages; send each as an image."
+                raise InputError(Fault(value.origin, message))
+            return _Side(self.prompt.sizes.patches(pictures[0], value.origin))
+        [ids] = self.prompt.tokenizer.pieces([value])
+        if len(ids) <= most:
+            return _Side(value)
+        if not call.truncate:
+            raise TooLongError(name, n_tokens=len(ids), limit=most)
+        return _Side(self.prompt.tokenizer.text_of(ids[:most]), truncated=True)
+
+    def _row(self, document: _Side, query: _Side) -> Item:
+        parts: list[str | Patches] = [BEFORE_DOCUMENT, document.part, BEFORE_QUERY, query.part]
+        features, slots = self.prompt.read(_joined(parts))
+        ids, most = features["ids"], self.spec.context - 1
+        n = min(len(ids), most)
+        if slots and slots[-1].stop >= n:
+            raise TooLongError("A pair of images", n_tokens=len(ids), limit=most)
+        features["ids"] = np.append(ids[:most], SCORE_TOKEN)
+        return Item(
+            features=features,
+            n_tokens=n + 1 + n_patches(slots, self.prompt.sizes),
+            n_counted=n,
+            truncated=document.truncated or n < len(ids),
+            n_media={"image": sum(slot.stop - slot.start for slot in slots)} if slots else {},
+        )
+
+    def forward(self, items: Sequence[Item]) -> list[Array]:
+        """The score of each row, float32 `[1]`."""
+        with torch.inference_mode():
+            hidden, packed, order = self.model(items)
+            scores = self.score(hidden[packed.offsets[1:] - 1]).cpu().numpy()
+        arrays: list[Array] = [scores[0]] * len(items)
+        for row, place in enumerate(order):
+            arrays[place] = scores[row]
+        return arrays
+
+    def finish(self, call: Rerank, items: Sequence[Item], arrays: Sequence[Array]) -> Ranking:  # noqa: ARG002
+        """The scores of one call's documents, in their order."""
+        return Ranking(
+            scores=np.concatenate(arrays),
+            n_tokens=sum(item.n_counted for item in items),
+            n_truncated=sum(item.truncated for item in items),
+        )
+
+
+def _joined(parts: Sequence[str | Patches]) -> list[str | Patches]:
+    """Parts with neighbouring texts made one: tokens may reach from one into the next."""
+    found: list[str | Patches] = []
+    for part in parts:
+        if found and isinstance(part, str) and isinstance(found[-1], str):
+            found[-1] += part
+        else:
+            found.append(part)
+    return found

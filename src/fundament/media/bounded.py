@@ -1,0 +1,59 @@
+"""A program that runs another one within bounds: `python bounded.py SECONDS BYTES PROGRAM ARGUMENT…`.
+
+What a PDF or an SVG asks its renderer to do has no bounds of its own. Past these the system ends the process, and
+with it nothing but the one file.
+"""
+
+import runpy
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+_MOST_BYTES = 2 * 1024**3
+
+
+@contextmanager
+def bounded(program: str, *arguments: int, seconds: int) -> Iterator["subprocess.Popen[bytes]"]:
+    """Start a Python program with pipes; it has ended when the block has.
+
+    Args:
+        program: its file.
+        arguments: what it is given.
+        seconds: most processor time that it may take.
+    """
+    command = [sys.executable, "-P", __file__, str(seconds), str(_MOST_BYTES), program, *map(str, arguments)]
+    with subprocess.Popen(  # noqa: S603 no word of the command is a caller's
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def feed(process: "subprocess.Popen[bytes]", content: bytes) -> None:
+    """Give a program its whole input. One that has ended takes none; what it does not answer will tell."""
+    assert process.stdin is not None
+    try:
+        with process.stdin as pipe:
+            pipe.write(content)
+    except BrokenPipeError:
+        return
+
+
+def _bound(seconds: int, n_bytes: int) -> None:
+    if sys.platform == "win32":
+        return
+    import resource
+
+    for what, most in ((resource.RLIMIT_CPU, seconds), (resource.RLIMIT_AS, n_bytes), (resource.RLIMIT_CORE, 0)):
+        hard = resource.getrlimit(what)[1]
+        least = most if hard == resource.RLIM_INFINITY else min(most, hard)
+        resource.setrlimit(what, (least, least))
+
+
+if __name__ == "__main__":
+    _bound(int(sys.argv[1]), int(sys.argv[2]))
+    sys.argv = sys.argv[3:]
+    runpy.run_path(sys.argv[0], run_name="__main__")

@@ -1,0 +1,119 @@
+"""Images to RGB arrays: what a viewer shows on a white page, the first frame of an animation."""
+
+import io
+import struct
+
+import numpy as np
+from PIL import Image
+
+from fundament.core import Media
+from fundament.media.arrays import RGB, refusal
+from fundament.media.drawings import draw
+from fundament.media.formats import SVG, expect
+
+# Pixels are counted here, against the operator's own limit.
+Image.MAX_IMAGE_PIXELS = None
+
+_ORIENTATION_TAG = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def picture(media: Media) -> RGB:
+    """An image as it is meant to be seen, uint8 `[height, width, 3]`.
+
+    It is turned as its EXIF says and laid on white where it is transparent; 16 bits per channel become 8.
+
+    Raises:
+        InputError: it cannot be decoded, has too many pixels, or is no image.
+    """
+    form = expect(media)
+    if form is SVG:
+        return draw(media)
+    if form.reader == "HEIF":
+        _register_heif(media)
+    if form.reader == "WEBP":  # Pillow's reader makes room for the whole canvas before it tells its size
+        _check_size(media, *_webp_size(media.content))
+    try:
+        with Image.open(io.BytesIO(media.content), formats=(form.reader,)) as image:
+            _check_size(media, *image.size)
+            image.load()
+            return _rgb(media, _upright(image))
+    except (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, EOFError, OverflowError) as error:
+        raise _undecodable(media, form.name) from error
+    except (MemoryError, RuntimeError, struct.error, ArithmeticError, Warning) as error:
+        raise _undecodable(media, form.name) from error
+
+
+def _undecodable(media: Media, name: str) -> Exception:
+    return refusal(media, f"This {name} cannot be decoded: it is damaged or cut short.")
+
+
+def _check_size(media: Media, width: int, height: int) -> None:
+    if width * height > (most := media.limits.image_pixels):
+        raise refusal(
+            media,
+            f"This image has {width} x {height} pixels, more than the {most / 1e6:g} million allowed. Send it smaller.",
+        )
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        orientation = image.getexif().get(_ORIENTATION_TAG)
+    except Exception:  # whatever a damaged EXIF block makes of its reader, the picture is there
+        return image
+    method = _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
+    return image if method is None else image.transpose(method)
+
+
+def _rgb(media: Media, image: Image.Image) -> RGB:
+    if image.mode.startswith("I"):
+        return _of_grey(media, np.asarray(image))
+    if image.mode == "F":
+        raise refusal(media, "This image has floating-point pixels, whose range nothing tells. Send 8 or 16 bits.")
+    if image.mode == "La":
+        image = image.convert("LA")
+    if image.has_transparency_data:
+        white = Image.new("RGBA", image.size, "white")
+        white.alpha_composite(image.convert("RGBA"))
+        image = white
+    return np.array(image.convert("RGB"))
+
+
+def _of_grey(media: Media, grey: np.ndarray) -> RGB:
+    """8 of a channel's 16 bits, rounded; Pillow would cut everything above 255 to white."""
+    if grey.min(initial=0) < 0 or grey.max(initial=0) > 0xFFFF:
+        raise refusal(media, "This image has more than 16 bits per channel. Send 8 or 16 bits.")
+    narrow = ((grey.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    return np.repeat(narrow[:, :, None], 3, axis=2)
+
+
+def _webp_size(content: bytes) -> tuple[int, int]:
+    """Width and height by the header (RFC 9649); nothing where it is damaged, which the decoder then says."""
+    chunk, body = content[12:16], content[20:30]
+    if len(body) < 10:
+        return 0, 0
+    if chunk == b"VP8X":
+        return 1 + int.from_bytes(body[4:7], "little"), 1 + int.from_bytes(body[7:10], "little")
+    if chunk == b"VP8L":
+        bits = int.from_bytes(body[1:5], "little")
+        return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+    width, height = struct.unpack("<HH", body[6:10])
+    return width & 0x3FFF, height & 0x3FFF
+
+
+def _register_heif(media: Media) -> None:
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError:
+        raise refusal(
+            media, "HEIC needs a package that this server lacks: pip install 'fundament[heic]'. Or send JPEG or PNG."
+        ) from None
+    register_heif_opener()

@@ -1,0 +1,163 @@
+"""Videos to frames and sounds to samples, where the `video` extra is installed."""
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import chain
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import numpy as np
+
+from fundament.core import Array, Media
+from fundament.media.arrays import RGB, Samples, refusal
+from fundament.media.formats import Format, expect
+
+if TYPE_CHECKING:
+    from av.container import InputContainer
+    from av.stream import Stream
+    from av.video.frame import VideoFrame
+
+_MOST_FRAME_PIXELS = 4096 * 2304  # a decoder keeps up to sixteen frames
+
+
+def frames(media: Media, n: int) -> Iterator[RGB]:
+    """At most `n` frames of a video, evenly spread from its first to its last, uint8 `[height, width, 3]`.
+
+    One frame at a time is in memory. A video with fewer frames gives all of them.
+
+    Raises:
+        InputError: it cannot be decoded, has no frames, or is too long or too large.
+    """
+    n_frames = _count_frames(media)
+    wanted = np.linspace(0, n_frames - 1, min(n, n_frames)).astype(int).tolist()
+    with _opened(media) as container:
+        stream = container.streams.video[0]
+        stream.codec_context.thread_count = 1
+        last: RGB | None = None
+        for place, frame in enumerate(container.decode(stream)):
+            _check_frame(media, frame.width, frame.height)
+            if wanted and place == wanted[0]:
+                last = _upright(frame)
+                yield last
+                wanted.pop(0)
+            if not wanted:
+                return
+    if last is None:
+        raise refusal(media, "This video has no frames that can be decoded.")
+    yield from [last] * len(wanted)  # the file ends before its own index does
+
+
+def sound(media: Media, rate: int) -> Samples | None:
+    """The mean of all channels, float32 `[samples]` at `rate` per second; None of a video without a sound track.
+
+    Raises:
+        InputError: it cannot be decoded, has no samples, samples that are not finite, or is too long.
+    """
+    av = _library(media)
+    most = int(media.limits.seconds * rate)
+    found: list[Samples] = []
+    n_samples = 0
+    with _opened(media) as container:
+        if not container.streams.audio:
+            if media.kind == "video":
+                return None
+            raise refusal(media, "This file has no sound track.")
+        stream = container.streams.audio[0]
+        _check_seconds(media, container, stream)
+        resampler = av.AudioResampler(format="fltp", rate=rate)
+        for frame in chain(container.decode(stream), [None]):
+            for piece in resampler.resample(frame):
+                found.append(piece.to_ndarray().mean(axis=0))
+                n_samples += len(found[-1])
+            if n_samples > most:
+                raise _too_long(media)
+    if n_samples == 0:
+        raise refusal(media, "This sound has no samples that can be decoded.")
+    samples = np.concatenate(found)
+    if not np.isfinite(samples).all():
+        raise refusal(media, "This sound has samples that are not finite numbers.")
+    return samples
+
+
+def _upright(frame: "VideoFrame") -> RGB:
+    picture: Array = frame.to_ndarray(format="rgb24")
+    return np.ascontiguousarray(np.rot90(picture, frame.rotation // 90))
+
+
+def _count_frames(media: Media) -> int:
+    """How many frames a video has, by its packets: nothing is decoded."""
+    with _opened(media) as container:
+        if not container.streams.video:
+            raise refusal(media, "This file has no pictures.")
+        stream = container.streams.video[0]
+        if stream.codec_context is None:
+            raise refusal(media, "This video's codec is not known here.")
+        _check_frame(media, stream.codec_context.width, stream.codec_context.height)
+        _check_seconds(media, container, stream)
+        n_frames, most = 0, media.limits.video_frames
+        for packet in container.demux(stream):
+            n_frames += packet.size > 0
+            if n_frames > most:
+                raise refusal(media, f"This video has more than the {most:,} frames allowed. Send a part of it.")
+    if n_frames == 0:
+        raise refusal(media, "This video has no frames.")
+    return n_frames
+
+
+def _check_frame(media: Media, width: int, height: int) -> None:
+    if width * height > (most := min(_MOST_FRAME_PIXELS, media.limits.image_pixels)):
+        raise refusal(
+            media,
+            f"This video has frames of {width} x {height} pixels, more than the {most / 1e6:.3g} million allowed. "
+            "Send it smaller.",
+        )
+
+
+def _check_seconds(media: Media, container: "InputContainer", stream: "Stream") -> None:
+    """Refuse what says that it is too long; what says less than it holds is counted while it is read."""
+    told = [container.duration / 1e6] if container.duration else []
+    if stream.duration and stream.time_base:
+        told.append(float(stream.duration * stream.time_base))
+    if told and max(told) > media.limits.seconds:
+        raise _too_long(media)
+
+
+def _too_long(media: Media) -> Exception:
+    return refusal(
+        media, f"This {media.kind} is longer than the {media.limits.seconds:g} seconds allowed. Send a part."
+    )
+
+
+@contextmanager
+def _opened(media: Media) -> Iterator["InputContainer"]:
+    form, av = expect(media), _library(media)
+    try:
+        with av.open(
+            io.BytesIO(media.content),
+            format=form.reader,  # by its first bytes: play lists and the like, which name other files, have no reader
+            io_open=_refuse_other_files,
+            options={"max_pixels": str(_MOST_FRAME_PIXELS)},
+            metadata_errors="ignore",
+        ) as container:
+            yield container
+    except (av.FFmpegError, ValueError, MemoryError, OverflowError, UnicodeError) as error:
+        raise _undecodable(media, form) from error
+
+
+def _undecodable(media: Media, form: Format) -> Exception:
+    return refusal(media, f"This {form.name} file cannot be decoded: it is damaged or cut short.")
+
+
+def _refuse_other_files(url: str, flags: int, options: dict[str, str]) -> NoReturn:
+    del flags, options
+    raise PermissionError(f"a file of a caller's refers to {url[:100]!r}")
+
+
+def _library(media: Media) -> Any:
+    try:
+        import av
+    except ImportError:
+        raise refusal(
+            media, f"To read {media.kind} this server needs a package that it lacks: pip install 'fundament[video]'."
+        ) from None
+    return av

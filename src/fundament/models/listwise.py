@@ -1,0 +1,233 @@
+"""Listwise rerankers on Qwen3: jina-reranker-v3 and v3.5. All documents of a block are read in one prompt.
+
+Behind each document and behind the query stands a token of its own; a projection of its state is the vector of what
+stands before it, and a score the cosine of the two. The prompt is that of the publishers' model card.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fundament.backbone.checkpoint import Checkpoint
+from fundament.backbone.decoder import Decoder
+from fundament.backbone.device import Placement
+from fundament.backbone.excerpts import Excerpt, excerpts
+from fundament.backbone.llama import IGNORED, LAYOUT, PREFIXES, read_qwen_shape
+from fundament.backbone.passes import Row, share
+from fundament.backbone.tokenizing import TextTokenizer
+from fundament.backbone.transformer import Transformer, parameters
+from fundament.catalog import ModelSpec
+from fundament.core import Array, Item, Ranking, Rerank
+from fundament.errors import CheckpointError
+
+ARCHITECTURE = "JinaForRanking"
+
+DOCUMENT_MARK, QUERY_MARK = "<|embed_token|>", "<|rerank_token|>"
+"""Tokens behind a document and behind the query; a caller's text must not say them."""
+
+BLOCK_DOCUMENTS = 125
+QUERY_TOKENS, DOCUMENT_TOKENS = 512, 2048
+"""Most tokens of a query and of a document where the caller does not say."""
+
+_HEAD = (
+    "<|im_start|>system\n"
+    "You are a search relevance expert who can determine a ranking of the passages based on how relevant they are to "
+    "the query. If the query is a question, how relevant a passage is depends on how well it answers the question. If "
+    "not, try to analyze the intent of the query and assess how well each passage satisfies the intent. If an "
+    "instruction is provided, you should follow the instruction when determining the ranking.<|im_end|>\n"
+    "<|im_start|>user\n"
+    "I will provide you with {n} passages, each indicated by a numerical identifier. Rank the passages based on their "
+    "relevance to query: {query}\n"
+)
+_INSTRUCTION = "<instruct>\n{instruction}\n</instruct>\n"
+_PASSAGE = f'<passage id="{{number}}">\n{{text}}{DOCUMENT_MARK}\n</passage>\n'
+_TAIL = f"<query>\n{{query}}{QUERY_MARK}\n</query><|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
+
+_LEAST_NORM = 1e-8  # a shorter vector counts as this long, so that a cosine is always a number
+
+
+def recognises(config: dict[str, Any]) -> bool:
+    """Qwen3 with the class of its publishers' own for rankings."""
+    return config.get("model_type") == "qwen3" and ARCHITECTURE in (config.get("architectures") or ())
+
+
+class ListwiseReranker:
+    """A query and documents to cosines.
+
+    Args:
+        tokenizer: the checkpoint's own.
+        decoder: the checkpoint's own.
+        projection: two matrices with a rectifier between them, `[inner, hidden]` and `[dim, inner]`.
+        spec: how long a prompt may be.
+
+    Raises:
+        CheckpointError: the tokenizer lacks a mark.
+    """
+
+    def __init__(
+        self, tokenizer: TextTokenizer, decoder: Decoder, projection: tuple[Tensor, Tensor], spec: ModelSpec
+    ) -> None:
+        self.tokenizer, self.decoder, self.projection, self.spec = tokenizer, decoder, projection, spec
+        self.n_bytes = decoder.n_bytes + sum(matrix.nbytes for matrix in projection)
+        found = {mark: tokenizer.id_of(mark) for mark in (DOCUMENT_MARK, QUERY_MARK)}
+        if missing := [mark for mark, number in found.items() if number is None]:
+            raise CheckpointError(f"the tokenizer of '{spec.id}' lacks {' and '.join(missing)}")
+        self.marks = np.array(list(found.values()), dtype=np.int64)
+
+    def prepare(self, call: Rerank) -> list[Item]:
+        """One row per block of documents; what the blocks' prompts begin with alike is their prefix.
+
+        Raises:
+            TooLongError: a query or a document longer than is read, without `truncate`.
+        """
+        text, texts = call.texts
+        asked = replace(call, query=unmarked(text), documents=[unmarked(each) for each in texts])
+        query, documents = excerpts(self.tokenizer, asked, QUERY_TOKENS, DOCUMENT_TOKENS)
+        longest = call.max_document_tokens or DOCUMENT_TOKENS
+        blocks = list(divide(documents, self.spec.context - 2 * query.n_tokens, longest))
+        instruction = unmarked(call.instruction or "")
+        ids = self.tokenizer.pieces([prompt(query.text, [d.text for d in block], instruction) for block in blocks])
+        kept = [np.flatnonzero(np.isin(row, self.marks)) for row in ids]
+        items = []
+        for place, row in enumerate(share(ids, kept, self.decoder.most_shared)):
+            first, block = place == 0, blocks[place]
+            items.append(
+                Item(
+                    features=row.features | {"cut": np.array(sum(document.truncated for document in block))},
+                    n_tokens=len(row.ids) + (len(row.prefix) if first else 0),  # the prefix runs once
+                    n_counted=sum(document.n_tokens for document in block) + (query.n_tokens if first else 0),
+                )
+            )
+        return items
+
+    def forward(self, items: Sequence[Item]) -> list[Array]:
+        """The vectors of each block's documents, and of its query as the last, float32 `[documents + 1, dim]`."""
+        states = self.decoder.states([Row.of(item) for item in items])
+        inner, outer = self.projection
+        with torch.inference_mode():
+            vectors = F.linear(F.linear(torch.cat(states), inner).relu_(), outer).float().cpu().numpy()
+        return np.split(vectors, np.cumsum([len(state) for state in states])[:-1])
+
+    def finish(self, call: Rerank, items: Sequence[Item], arrays: Sequence[Array]) -> Ranking:
+        """The cosines of one call, in the order of its documents."""
+        scores, vectors = merge(arrays)
+        return Ranking(
+            scores=scores,
+            embeddings=vectors if call.embeddings else None,
+            n_tokens=sum(item.n_counted for item in items),
+            n_truncated=sum(int(item.features["cut"]) for item in items),
+        )
+
+
+def unmarked(text: str) -> str:
+    """The text without the marks, and without those that taking one away would leave behind."""
+    while DOCUMENT_MARK in text or QUERY_MARK in text:
+        text = re.sub(f"{re.escape(DOCUMENT_MARK)}|{re.escape(QUERY_MARK)}", "", text)
+    return text
+
+
+def divide(documents: Sequence[Excerpt], room: int, longest: int) -> Iterator[list[Excerpt]]:
+    """Blocks of documents, in their order: a block ends where another document might not fit.
+
+    Args:
+        documents: one at least.
+        room: tokens of all documents of a block.
+        longest: most tokens of a document.
+    """
+    block: list[Excerpt] = []
+    left = room
+    for document in documents:
+        block.append(document)
+        left -= document.n_tokens
+        if len(block) == BLOCK_DOCUMENTS or left <= longest:
+            yield block
+            block, left = [], room
+    if block:
+        yield block
+
+
+def prompt(query: str, documents: Sequence[str], instruction: str = "") -> str:
+    """The text that is read of a block."""
+    query = unmarked(query)
+    told = _INSTRUCTION.format(instruction=instruction) if instruction else ""
+    passages = (_PASSAGE.format(number=number, text=unmarked(text)) for number, text in enumerate(documents))
+    return "".join([_HEAD.format(n=len(documents), query=query), told, *passages, _TAIL.format(query=query)])
+
+
+def merge(blocks: Sequence[Array]) -> tuple[Array, Array]:
+    """One ranking from the vectors of several blocks.
+
+    The query's vector is the blocks' mean, each weighted by its best document: `(1 + score) / 2`.
+
+    Args:
+        blocks: float32 `[documents + 1, dim]` of each, the query's vector last.
+
+    Returns:
+        Scores `[documents]`, and the documents' vectors at unit length, `[documents, dim]`; float32.
+    """
+    documents = [_unit(block[:-1]) for block in blocks]
+    queries = np.stack([block[-1] for block in blocks])
+    weights = np.array([(1 + float((its @ own).max())) / 2 for its, own in zip(documents, _unit(queries), strict=True)])
+    if len(blocks) > 1 and weights.sum() > 0:
+        query = np.average(queries, axis=0, weights=weights)
+    else:
+        query = queries.mean(axis=0)
+    vectors = np.concatenate(documents)
+    return (vectors @ _unit(query)).astype(np.float32), vectors.astype(np.float32)
+
+
+def _unit(vectors: Array) -> Array:
+    unit: Array = vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), _LEAST_NORM)
+    return unit
+
+
+def load(checkpoint: Checkpoint, spec: ModelSpec, placement: Placement) -> ListwiseReranker:
+    """A listwise reranker from a Qwen3 checkpoint with a projector.
+
+    Raises:
+        CheckpointError: the checkpoint does not fit.
+    """
+    shape = read_qwen_shape(checkpoint.config)
+    weights = checkpoint.read(
+        parameters(shape),
+        LAYOUT,
+        device=placement.device,
+        dtype=placement.dtype,
+        prefixes=PREFIXES,
+        ignored=rf"{IGNORED}|projector\.[02]\.weight",
+    )
+    inner = _width(checkpoint, "projector.0.weight")
+    projector = checkpoint.read(
+        {"inner.weight": (inner, shape.hidden), "outer.weight": (spec.dim, inner)},
+        {"inner": "projector.0", "outer": "projector.2"},
+        device=placement.device,
+        dtype=placement.dtype,
+        ignored=".*",  # the backbone's, which are read above
+    )
+    return ListwiseReranker(
+        TextTokenizer(checkpoint.directory, spec.context),
+        Decoder(Transformer(shape, weights)),
+        (projector["inner.weight"], projector["outer.weight"]),
+        spec,
+    )
+
+
+def read_dim(checkpoint: Checkpoint) -> int:
+    """Numbers of a document's vector.
+
+    Raises:
+        CheckpointError: no projector.
+    """
+    return _width(checkpoint, "projector.2.weight")
+
+
+def _width(checkpoint: Checkpoint, name: str) -> int:
+    if name not in checkpoint.names:
+        raise CheckpointError(f"{checkpoint.directory} has no {name}, which {ARCHITECTURE} projects with")
+    return checkpoint.shape(name)[0]

@@ -1,0 +1,128 @@
+"""Files that no client means well: each costs its own request a clear refusal, and the server nothing."""
+
+import base64
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+
+from tests.checkpoints.clip import clip
+from tests.contract.schemas import conforms
+from tests.media.files import (
+    RED,
+    bmp,
+    encrypted,
+    gif,
+    many_pages,
+    noise,
+    painted,
+    pdf,
+    plain,
+    png,
+    saved,
+    stream,
+    tiff,
+    video,
+    wav,
+    webp,
+)
+from tests.served import Served, serving
+
+MODEL = "jina-clip-v2"
+ROOM_MEGABYTES = 400  # far less than any of these would fill, far more than decoding what is allowed takes here
+
+
+def zeros(n: int) -> bytes:
+    """A million bytes of nothing, n times over, compressed."""
+    packer = zlib.compressobj(9)
+    return b"".join(packer.compress(bytes(1_000_000)) for _ in range(n)) + packer.flush()
+
+
+def page_of_a_large_image() -> bytes:
+    """A page that shows 1.6 thousand million pixels."""
+    entries = b"/Type/XObject/Subtype/Image/Width 40000/Height 40000/ColorSpace/DeviceGray/BitsPerComponent 8"
+    image = stream(zeros(1600), entries + b"/Filter/FlateDecode")
+    return pdf([b"72 0 0 36 0 0 cm /I Do"], resources=b"/XObject<</I 5 0 R>>", more=[image])
+
+
+PNG, JPEG = saved(noise(64, 64)), saved(noise(64, 64), "JPEG")
+HOSTILE = {
+    "nothing": ("image", b"", "neither a URL, nor a data URI, nor base64"),
+    "a text": ("image", b"once upon a time", "not an image of a known format"),
+    "a cut PNG": ("image", PNG[: len(PNG) // 2], "damaged or cut short"),
+    "a cut JPEG": ("image", JPEG[:700], "damaged or cut short"),
+    "a PNG's name alone": ("image", PNG[:8], "damaged or cut short"),
+    "a PNG without pixels": ("image", png(64, 64), "damaged or cut short"),
+    "no height": ("image", png(64, 0), "damaged or cut short"),
+    "40,000 x 40,000": ("image", png(40_000, 40_000), "40000 x 40000 pixels"),
+    "a PNG bomb": ("image", png(30_000, 30_000, zeros(20)), "30000 x 30000 pixels"),
+    "a WebP bomb": ("image", webp(16_384, 16_384), "16384 x 16384 pixels"),
+    "a GIF bomb": ("image", gif(65_535, 65_535), "65535 x 65535 pixels"),
+    "a BMP bomb": ("image", bmp(50_000, 50_000), "50000 x 50000 pixels"),
+    "a TIFF bomb": ("image", tiff(60_000, 60_000), "60000 x 60000 pixels"),
+    "a line": ("image", plain(RED, 10_000, 1), "10000 x 1 pixels"),
+    "text that unfolds": ("image", png(8, 8, b"", (b"zTXt", b"a\0\0" + zeros(200))), "damaged or cut short"),
+    "a sound for an image": ("image", wav(np.zeros(100)), "its bytes are WAV"),
+    "a PDF for an image": ("image", pdf([b""]), "its bytes are PDF"),
+    "an image for a PDF": ("pdf", PNG, "its bytes are PNG"),
+    "a page behind a page": ("image", b"<html><svg></svg></html>", "not an image of a known format"),
+    "a GIF that is a script": ("image", b"GIF89a/*" + b"\xff" * 30 + b"*/=1;alert(1)", "damaged or cut short|pixels"),
+    "a JPEG that is a PDF": ("pdf", JPEG + pdf([b""]), "its bytes are JPEG"),
+    "10,000 pages": ("pdf", many_pages(10_000), "10,000 pages, more than the 100 allowed"),
+    "an encrypted PDF": ("pdf", encrypted(), "needs a password"),
+    "a cut PDF": ("pdf", b"%PDF-1.7\n1 0 obj\n<</Type/Catalog", "damaged or cut short"),
+    "a video": ("video", video([1, 2]), "Models served here that take video input: none"),
+    "NaN": ("audio", wav([np.nan] * 100), "Models served here that take audio input: none"),
+}
+TAKEN = {
+    "trailing bytes": ("image", PNG + b"PK\x03\x04" + bytes(1000)),
+    "a damaged EXIF block": ("image", saved(noise(8, 8), "JPEG", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff")),
+    "a page as large as a country": ("pdf", pdf([painted(RED)], box="0 0 1000000 1000000")),
+    "a page of a large image": ("pdf", page_of_a_large_image()),
+}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    folder = tmp_path_factory.mktemp("hostile")
+    with serving(folder, models=f"{MODEL}={clip(folder / 'clip')}", dtype="float32") as server:
+        server.http.event_hooks["response"].append(conforms)
+        yield server
+
+
+def send(server: Served, kind: str, content: bytes) -> httpx.Response:
+    body = {"model": MODEL, "input": {kind: base64.b64encode(content).decode()}}
+    return server.http.post("/v1/embeddings", json=body)
+
+
+def peak_megabytes(server: Served) -> float:
+    """The most memory that the server has had."""
+    status = Path(f"/proc/{server.process.pid}/status")
+    if not status.exists():
+        pytest.skip("this system does not tell")
+    [line] = [line for line in status.read_text().splitlines() if line.startswith("VmHWM")]
+    return int(line.split()[1]) / 1000
+
+
+@pytest.mark.parametrize("name", [*HOSTILE, *TAKEN])
+def test_a_hostile_file_costs_its_own_request_only(server: Served, name: str) -> None:
+    good = send(server, "image", PNG)
+    assert good.status_code == 200
+    before = peak_megabytes(server)
+    kind, content, *words = {**HOSTILE, **TAKEN}[name]  # type: ignore[dict-item]
+    answer = send(server, kind, content)
+    if words:
+        assert answer.status_code == 422, answer.text
+        assert any(word in answer.json()["detail"] for word in words[0].split("|")), answer.json()["detail"]
+        assert answer.json()["errors"][0]["field"].startswith("body -> input")
+    else:
+        assert answer.status_code == 200, answer.text
+    assert peak_megabytes(server) - before < ROOM_MEGABYTES
+    assert send(server, "image", PNG).json()["data"] == good.json()["data"]
+
+
+def test_no_refusal_is_an_error_of_the_server(server: Served) -> None:
+    assert not [event for event in server.events() if event.get("level") in ("error", "critical")]

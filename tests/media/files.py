@@ -1,0 +1,198 @@
+"""Files as callers send them, made here: whole ones, and ones that mean harm."""
+
+import io
+import struct
+import zlib
+from collections.abc import Sequence
+from typing import Any
+
+import av
+import numpy as np
+from PIL import Image
+
+Pixels = np.ndarray[Any, np.dtype[np.uint8]]
+
+RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
+
+
+def noise(height: int, width: int, seed: int = 0) -> Pixels:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def saved(image: Image.Image | Pixels, form: str = "PNG", **how: Any) -> bytes:
+    file = io.BytesIO()
+    (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(file, form, **how)
+    return file.getvalue()
+
+
+def plain(colour: tuple[int, int, int], width: int = 8, height: int = 8, form: str = "PNG") -> bytes:
+    """An image of one colour."""
+    return saved(Image.new("RGB", (width, height), colour), form)
+
+
+def animation(form: str, colours: Sequence[tuple[int, int, int]] = (RED, GREEN, BLUE)) -> bytes:
+    first, *others = [Image.new("RGB", (8, 8), colour) for colour in colours]
+    return saved(
+        first, form, save_all=True, append_images=others, duration=40, **({"lossless": True} if form == "WEBP" else {})
+    )
+
+
+def png(width: int, height: int, data: bytes = b"", *more: tuple[bytes, bytes]) -> bytes:
+    """A PNG that says it has so many pixels, whatever it holds."""
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    chunks = [(b"IHDR", header), *more, (b"IDAT", zlib.compress(data)), (b"IEND", b"")]
+    written = (
+        struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body)) for name, body in chunks
+    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(written)
+
+
+def webp(width: int, height: int) -> bytes:
+    """The header of a WebP that says it has so many pixels."""
+    body = (
+        b"WEBPVP8X"
+        + struct.pack("<I", 10)
+        + bytes(4)
+        + (width - 1).to_bytes(3, "little")
+        + (height - 1).to_bytes(3, "little")
+    )
+    return b"RIFF" + struct.pack("<I", len(body)) + body
+
+
+def gif(width: int, height: int) -> bytes:
+    """A GIF whose one frame says that it has so many pixels."""
+    size = struct.pack("<HH", width, height)
+    return b"GIF89a" + size + b"\x80\0\0" + bytes(6) + b"," + bytes(4) + size + b"\0\x02\0;"
+
+
+def bmp(width: int, height: int) -> bytes:
+    """The header of a BMP that says it has so many pixels."""
+    return b"BM" + bytes(8) + struct.pack("<IIiiHH", 54, 40, width, height, 1, 24) + bytes(24)
+
+
+def tiff(width: int, height: int) -> bytes:
+    """A TIFF in one strip that says it has so many pixels, and holds none."""
+    tags = {256: width, 257: height, 258: 8, 259: 1, 262: 1, 273: 8, 277: 1, 278: height, 279: width * height % 2**32}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    return b"II*\0\x08\0\0\0" + struct.pack("<H", len(tags)) + entries + bytes(4)
+
+
+def stream(body: bytes, entries: bytes = b"") -> bytes:
+    return b"<<" + entries + b"/Length %d>>stream\n" % len(body) + body + b"\nendstream"
+
+
+def pdf(
+    contents: Sequence[bytes],
+    *,
+    resources: bytes = b"",
+    box: str = "0 0 72 36",
+    trailer: bytes = b"",
+    more: Sequence[bytes] = (),
+) -> bytes:
+    """A PDF with a page for each content stream. Objects of `more` are numbered from 3 + 2 times the pages."""
+    kids = b" ".join(b"%d 0 R" % (3 + 2 * number) for number in range(len(contents)))
+    objects = [b"<</Type/Catalog/Pages 2 0 R>>", b"<</Type/Pages/Kids[%s]/Count %d>>" % (kids, len(contents))]
+    for number, content in enumerate(contents):
+        page = b"<</Type/Page/Parent 2 0 R/MediaBox[%s]/Contents %d 0 R/Resources<<%s>>>>"
+        objects += [page % (box.encode(), 4 + 2 * number, resources), stream(content)]
+    return assembled([*objects, *more], trailer)
+
+
+def assembled(objects: Sequence[bytes], trailer: bytes = b"") -> bytes:
+    """A PDF of these objects, numbered from one; the first is its catalogue."""
+    written, offsets = b"%PDF-1.7\n", []
+    for number, body in enumerate(objects, 1):
+        offsets.append(len(written))
+        written += b"%d 0 obj\n%s\nendobj\n" % (number, body)
+    table = b"".join(b"%010d 00000 n \n" % offset for offset in offsets)
+    return (
+        written
+        + b"xref\n0 %d\n0000000000 65535 f \n%s" % (len(objects) + 1, table)
+        + b"trailer<</Size %d/Root 1 0 R%s>>\nstartxref\n%d\n%%%%EOF" % (len(objects) + 1, trailer, len(written))
+    )
+
+
+def painted(colour: tuple[int, int, int]) -> bytes:
+    """A page's content: all of it in one colour."""
+    return b"%d %d %d rg 0 0 1000 1000 re f" % tuple(value // 255 for value in colour)
+
+
+def many_pages(n: int) -> bytes:
+    """A PDF that shows one page over and over."""
+    return assembled(
+        [
+            b"<</Type/Catalog/Pages 2 0 R>>",
+            b"<</Type/Pages/Kids[%s]/Count %d>>" % (b"3 0 R " * n, n),
+            b"<</Type/Page/Parent 2 0 R/MediaBox[0 0 72 72]>>",
+        ]
+    )
+
+
+def encrypted() -> bytes:
+    locked = b"<</Filter/Standard/V 1/R 2/P -4/O<%s>/U<%s>>>" % (b"41" * 32, b"42" * 32)
+    return pdf([b""], trailer=b"/Encrypt 5 0 R/ID[<00><00>]", more=[locked])
+
+
+def unfolding(depth: int = 9) -> bytes:
+    """A page that draws a form ten times, which draws another ten times, and so on."""
+    forms = []
+    for level in range(depth):
+        inner = b"/Resources<</XObject<</F %d 0 R>>>>" % (6 + level) if level < depth - 1 else b""
+        body = b"/F Do " * 10 if level < depth - 1 else b"0 0 72 36 re f"
+        forms.append(stream(body, b"/Type/XObject/Subtype/Form/BBox[0 0 72 36]" + inner))
+    return pdf([b"/F Do"], resources=b"/XObject<</F 5 0 R>>", more=forms)
+
+
+def wav(samples: Sequence[float] | np.ndarray[Any, Any], rate: int = 8000, n_channels: int = 1) -> bytes:
+    """32-bit floating-point samples, `[samples * channels]`."""
+    data = np.asarray(samples, dtype="<f4").tobytes()
+    form = struct.pack("<HHIIHH", 3, n_channels, rate, rate * 4 * n_channels, 4 * n_channels, 32)
+    body = b"WAVEfmt " + struct.pack("<I", len(form)) + form + b"data" + struct.pack("<I", len(data)) + data
+    return b"RIFF" + struct.pack("<I", len(body)) + body
+
+
+def video(
+    shades: Sequence[int],
+    form: str = "matroska",
+    *,
+    width: int = 32,
+    height: int = 16,
+    codec: str = "ffv1",
+    rate: int = 10,
+    tone: bool = False,
+) -> bytes:
+    """A video whose frames are grey, one for each shade."""
+    file = io.BytesIO()
+    with av.open(file, "w", format=form) as container:
+        stream = container.add_stream(codec, rate=rate)
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        sound = (
+            container.add_stream("pcm_s16le" if form == "matroska" else "aac", rate=8000, layout="mono")
+            if tone
+            else None
+        )
+        container.start_encoding()
+        for shade in shades:
+            frame = av.VideoFrame.from_ndarray(np.full((height, width, 3), shade, np.uint8), format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+        if sound:
+            wave = (8000 * np.sin(np.arange(4000) / 5)).astype(np.int16)[None]
+            heard = av.AudioFrame.from_ndarray(wave, format="s16", layout="mono")
+            heard.sample_rate = 8000
+            container.mux(sound.encode(heard))
+            container.mux(sound.encode())
+    return file.getvalue()
+
+
+def audio(form: str, codec: str, rate: int) -> bytes:
+    """A second of a tone."""
+    file = io.BytesIO()
+    with av.open(file, "w", format=form) as container:
+        stream = container.add_stream(codec, rate=rate, layout="mono")
+        wave = (8000 * np.sin(np.arange(rate) / 5)).astype(np.int16)[None]
+        frame = av.AudioFrame.from_ndarray(wave, format="s16", layout="mono")
+        frame.sample_rate = rate
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return file.getvalue()

@@ -1,0 +1,159 @@
+"""Videos and sounds: which frames, which samples, and what is refused."""
+
+import numpy as np
+import pytest
+
+from fundament.core import Media, MediaLimits
+from fundament.errors import InputError
+from fundament.media import frames, sound
+from fundament.media.formats import format_of
+from tests.media.files import audio, plain, video, wav
+
+pytest.importorskip("av")
+
+SHADES = list(range(0, 200, 20))
+
+
+def shades(content: bytes, n: int, limits: MediaLimits | None = None) -> list[int]:
+    return [round(float(frame.mean())) for frame in frames(Media("video", content, limits=limits or MediaLimits()), n)]
+
+
+def heard(content: bytes, rate: int = 8000, limits: MediaLimits | None = None) -> np.ndarray:
+    found = sound(Media("audio", content, limits=limits or MediaLimits()), rate)
+    assert found is not None
+    assert found.dtype == np.float32
+    return found
+
+
+def refused(content: bytes, kind: str = "video", limits: MediaLimits | None = None) -> str:
+    with pytest.raises(InputError) as refusal:
+        shades(content, 4, limits) if kind == "video" else heard(content, limits=limits)
+    return refusal.value.faults[0].message
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 9, 10, 11, 32])
+def test_frames_are_evenly_spread_from_the_first_to_the_last(n: int) -> None:
+    wanted = np.linspace(0, 9, min(n, 10)).astype(int)
+    np.testing.assert_allclose(shades(video(SHADES), n), [SHADES[place] for place in wanted], atol=1)
+
+
+@pytest.mark.parametrize(
+    ("form", "codec"),
+    [("matroska", "ffv1"), ("mp4", "mpeg4"), ("avi", "mpeg4"), ("mpegts", "mpeg2video"), ("mov", "mpeg4")],
+)
+def test_every_container_is_known_by_its_bytes(form: str, codec: str) -> None:
+    content = video(SHADES, form, codec=codec, rate=25)
+    found = list(frames(Media("video", content), 4))
+    assert [frame.shape for frame in found] == [(16, 32, 3)] * 4
+    for frame, shade in zip(found, (0, 60, 120, 180), strict=True):
+        assert abs(float(frame.mean()) - shade) < 4
+
+
+@pytest.mark.parametrize(
+    ("form", "codec", "name"), [("webm", "libvpx", "Matroska"), ("flv", "flv1", "FLV"), ("asf", "wmv2", "ASF")]
+)
+def test_older_and_other_videos_are_read(form: str, codec: str, name: str) -> None:
+    content = video([10, 20, 30], form, codec=codec, rate=25)
+    assert format_of(content).name == name
+    assert len(shades(content, 3)) == 3
+
+
+@pytest.mark.parametrize(
+    ("form", "codec", "name"),
+    [
+        ("wav", "pcm_s16le", "WAV"),
+        ("flac", "flac", "FLAC"),
+        ("mp3", "libmp3lame", "MP3"),
+        ("ogg", "libopus", "Ogg"),
+        ("ipod", "aac", "M4A"),
+        ("adts", "aac", "AAC"),
+        ("aiff", "pcm_s16be", "AIFF"),
+        ("matroska", "aac", "Matroska"),
+    ],
+)
+def test_sounds_are_read_whatever_they_are_packed_in(form: str, codec: str, name: str) -> None:
+    content = audio(form, codec, 48_000)
+    assert format_of(content).name == name
+    samples = heard(content, 16_000)
+    assert 0.9 < len(samples) / 16_000 < 1.15  # codecs add silence at the ends
+    assert 0.2 < np.abs(samples).max() < 0.3
+
+
+def test_a_video_may_have_a_sound_track_or_none() -> None:
+    assert sound(Media("video", video([1, 2])), 16000) is None
+    with_tone = sound(Media("video", video([1, 2], tone=True)), 16000)
+    assert with_tone is not None
+    assert with_tone.shape == (8000,)
+
+
+def test_samples_at_the_files_own_rate_are_the_files_own() -> None:
+    samples = np.sin(np.arange(800) / 10).astype(np.float32)
+    np.testing.assert_allclose(heard(wav(samples)), samples, atol=1e-6)
+
+
+def test_channels_become_one_and_the_rate_becomes_what_is_asked() -> None:
+    left = np.sin(np.arange(8000) / 40).astype(np.float32)
+    mono = heard(wav(np.stack([left, left / 2], axis=1).ravel(), n_channels=2))
+    np.testing.assert_allclose(mono, 0.75 * left, atol=1e-6)
+    assert abs(len(heard(wav(left), 16000)) - 16000) <= 32
+    np.testing.assert_allclose(heard(wav(left), 16000)[100:-100:2][:7000], left[50:7050], atol=0.01)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_samples_that_are_no_numbers_are_refused(bad: float) -> None:
+    samples = np.zeros(1000, np.float32)
+    samples[500] = bad
+    assert refused(wav(samples), "audio") == "This sound has samples that are not finite numbers."
+
+
+def test_length_is_checked_by_what_the_file_says_and_by_what_it_holds() -> None:
+    limits = MediaLimits(seconds=1)
+    assert len(heard(wav(np.zeros(8000)), limits=limits)) == 8000
+    assert "longer than the 1 seconds allowed" in refused(wav(np.zeros(8001)), "audio", limits)
+    says_less = bytearray(wav(np.zeros(16000)))
+    says_less[40:44] = (100).to_bytes(4, "little")  # the size of its samples
+    assert len(heard(bytes(says_less), limits=limits)) <= 8000
+    assert "longer than the 1 seconds" in refused(video(SHADES, rate=5), limits=limits)
+    assert "more than the 9 frames allowed" in refused(video(SHADES), limits=MediaLimits(video_frames=9))
+
+
+@pytest.mark.parametrize(
+    ("content", "kind", "words"),
+    [
+        (video([]), "video", "cannot be decoded"),
+        (video([1, 2], "mp4", codec="mpeg4")[:600], "video", "cannot be decoded"),
+        (video([1, 2], "mp4", codec="mpeg4")[:-300], "video", "cannot be decoded"),
+        (video([0], "mp4", codec="mpeg4", width=4000, height=2500), "video", "frames of 4000 x 2500 pixels"),
+        (wav([]), "audio", "no samples"),
+        (wav(np.zeros(100))[:30], "audio", "cannot be decoded"),
+        (video([1, 2]), "audio", "no sound track"),
+        (wav(np.zeros(100)), "video", 'its bytes are WAV. Send it as {"audio": …}'),
+        (plain((0, 0, 0)), "video", 'its bytes are PNG. Send it as {"image": …}'),
+        (b"#EXTM3U\n#EXTINF:10,\nhttp://127.0.0.1/x.ts\n", "video", "not a video of a known format"),
+        (b"ffconcat version 1.0\nfile /etc/passwd\n", "video", "not a video of a known format"),
+        (b"\x1a\x45\xdf\xa3" + bytes(1000), "video", "cannot be decoded"),
+        (b"OggS" + bytes(1000), "audio", "cannot be decoded"),
+        (b"ID3" + bytes(1000), "audio", "cannot be decoded"),
+    ],
+)
+def test_what_cannot_be_decoded_is_refused(content: bytes, kind: str, words: str) -> None:
+    assert words in refused(content, kind)
+
+
+@pytest.mark.parametrize(
+    ("head", "name"),
+    [
+        (b"\0\0\0\x1cftypM4A \0\0\0\0M4A mp42isom", "M4A"),
+        (b"\0\0\0\x18ftypqt  \0\0\0\0qt  ", "MP4"),
+        (b"\0\0\0\x1cftypmif1\0\0\0\0mif1avifmiaf", "AVIF"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEIC"),
+        (b"\xff\xfb\x90\x64" + bytes(10), "MP3"),
+        (b"\xff\xf1\x50\x80" + bytes(10), "AAC"),
+        (b"fLaC" + bytes(10), "FLAC"),
+        (b"hello", None),
+        (b"", None),
+    ],
+)
+def test_formats_are_told_by_their_first_bytes(head: bytes, name: str | None) -> None:
+    form = format_of(head)
+    assert (form and form.name) == name

@@ -1,0 +1,188 @@
+"""jina-reranker-m0 against transformers' Qwen2-VL with the head put on by hand."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from torch import Tensor, nn
+from transformers import Qwen2VLImageProcessorPil
+
+from fundament.backbone.vision_ranker import VisionRanker
+from fundament.core import Media, Rerank
+from fundament.errors import CheckpointError, InputError, TooLongError
+from tests.checkpoints import load, resave, texts
+from tests.checkpoints import qwen_vl as tiny
+from tests.checkpoints.clip import picture, png
+from tests.checkpoints.qwen_vl import qwen_vl
+
+IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
+SIZES = [(56, 56), (60, 200), (140, 85)]
+TEXTS = ["a", "\nthe", *texts([1, 3, 12])]
+
+Side = str | tuple[int, int]
+"""A text, or the size of a picture."""
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> VisionRanker:
+    return loaded(qwen_vl(tmp_path_factory.mktemp("m0"), "m0"))
+
+
+@pytest.fixture(scope="module")
+def network() -> nn.Module:
+    return tiny.network("m0", tiny.tensors("m0"))
+
+
+def loaded(directory: Path, *, context: int = 1024, dtype: torch.dtype = torch.float32) -> VisionRanker:
+    model = load(directory, "qwen_vl", context=context, dtype=dtype, kind="reranker", modalities=("text", "image"))
+    assert isinstance(model, VisionRanker)
+    # Pictures of the published size would take longer than they tell.
+    model.prompt.sizes = replace(model.prompt.sizes, most=tiny.MOST)
+    return model
+
+
+def sent(side: Side) -> str | Media:
+    return side if isinstance(side, str) else png(picture(*side))
+
+
+def scores(model: VisionRanker, query: Side, documents: Sequence[Side]) -> Tensor:
+    call = Rerank(query=sent(query), documents=[*map(sent, documents)])
+    items = model.prepare(call)
+    return torch.from_numpy(model.finish(call, items, model.forward(items)).scores)
+
+
+def expected(network: nn.Module, query: Side, document: Side) -> Tensor:
+    """One pair as the publisher's code reads it."""
+    pictures = [picture(*side) for side in (document, query) if not isinstance(side, str)]
+    slots = [side if isinstance(side, str) else IMAGE for side in (document, query)]
+    prompt = f"**Document**:\n{slots[0]}\n**Query**:\n{slots[1]}"
+    given: dict[str, Tensor] = {}
+    if pictures:
+        processor = Qwen2VLImageProcessorPil(size={"shortest_edge": tiny.LEAST, "longest_edge": tiny.MOST})
+        given = dict(processor(images=[Image.fromarray(pixels) for pixels in pictures], return_tensors="pt"))
+        pieces = prompt.split("<|image_pad|>")
+        counts = [int(grid.prod()) // 4 for grid in given["image_grid_thw"]]
+        prompt = pieces[0] + "".join("<|image_pad|>" * n + piece for n, piece in zip(counts, pieces[1:], strict=True))
+    ids = torch.tensor([[*tiny.tokenizer().encode(prompt).ids, 100]])
+    kinds = (ids == tiny.IDS["image_token_id"]).long()
+    head = tiny.head("m0")
+    with torch.inference_mode():
+        hidden = network(
+            input_ids=ids, attention_mask=torch.ones_like(ids), mm_token_type_ids=kinds, **given
+        ).last_hidden_state[0, -1]
+        inner = F.relu(F.linear(hidden, head["score.0.weight"], head["score.0.bias"]))
+        return torch.sigmoid(F.linear(inner, head["score.2.weight"], head["score.2.bias"]) - 2.65)[0]
+
+
+def assert_same(found: Tensor, wanted: Tensor) -> None:
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("query", ["the search", "", (56, 84)])
+def test_scores_equal_transformers(model: VisionRanker, network: nn.Module, query: Side) -> None:
+    documents: list[Side] = [*TEXTS, *SIZES]
+    found = scores(model, query, documents)
+    assert_same(found, torch.stack([expected(network, query, document) for document in documents]))
+    assert found.std() > 0.01
+
+
+sides = st.one_of(
+    st.text(max_size=20).filter(lambda text: "<|" not in text),
+    st.tuples(st.integers(20, 120), st.integers(20, 120)),
+)
+
+
+@settings(deadline=None, max_examples=20)
+@given(query=sides, one=sides, company=st.lists(sides, max_size=6), place=st.integers(0, 6))
+def test_a_pair_alone_equals_the_pair_in_mixed_company(
+    model: VisionRanker, query: Side, one: Side, company: list[Side], place: int
+) -> None:
+    place = min(place, len(company))
+    among = scores(model, query, [*company[:place], one, *company[place:]])[place]
+    assert_same(among, scores(model, query, [one])[0])
+
+
+def test_counts_leave_the_score_token_out(model: VisionRanker) -> None:
+    call = Rerank(query="the", documents=["in", png(picture(56, 84)), "in"])
+    items = model.prepare(call)
+    assert items[0] is items[2]
+    n_text = len(tiny.tokenizer().encode("**Document**:\nin\n**Query**:\nthe").ids)
+    assert items[0].n_counted == n_text == len(items[0].features["ids"]) - 1
+    assert items[0].features["ids"][-1] == 100
+    assert items[1].n_media == {"image": 6}
+
+
+def test_a_text_that_spells_the_mark_of_an_image_holds_none(model: VisionRanker) -> None:
+    assert torch.isfinite(scores(model, IMAGE, [IMAGE, (56, 56)])).all()
+
+
+def test_long_texts_are_cut_and_counted(tmp_path: Path, network: nn.Module) -> None:
+    model = loaded(qwen_vl(tmp_path, "m0"), context=512 + 40)
+    call = Rerank(query="b " * 400, documents=["a " * 100, "a"], max_query_tokens=7, max_document_tokens=5)
+    items = model.prepare(call)
+    made = model.finish(call, items, model.forward(items))
+    assert made.n_truncated == 1
+    assert_same(
+        torch.from_numpy(made.scores), torch.stack([expected(network, "b b b b", doc) for doc in ("a a a", "a")])
+    )
+    with pytest.raises(TooLongError, match="Document 1 has 200 tokens and exceeds the model's maximum of 40"):
+        model.prepare(Rerank(query="b", documents=["a", "a " * 100], truncate=False))
+    with pytest.raises(TooLongError, match="The query has 600 tokens and exceeds the model's maximum of 512"):
+        model.prepare(Rerank(query="b " * 300, documents=["a"], truncate=False))
+    whole = model.prepare(Rerank(query="b" * 600, documents=["a" * 600]))
+    assert len(whole[0].features["ids"]) == 512 + 40
+    assert whole[0].truncated
+
+
+def test_images_longer_than_the_context_are_refused(tmp_path: Path) -> None:
+    model = loaded(qwen_vl(tmp_path, "m0"), context=530)
+    model.prompt.sizes = replace(model.prompt.sizes, least=28 * 28 * 300, most=28 * 28 * 400)
+    with pytest.raises(TooLongError, match="A pair of images has"):
+        model.prepare(Rerank(query=png(picture(200, 200)), documents=[png(picture(200, 210))]))
+    with pytest.raises(InputError, match="201 pixels"):
+        model.prepare(Rerank(query="a", documents=[png(picture(201, 1))]))
+
+
+def test_newer_names_load_the_same(tmp_path: Path, model: VisionRanker) -> None:
+    other = loaded(qwen_vl(tmp_path, "m0", newer_names=True))
+    documents: list[Side] = ["the search", (60, 90)]
+    assert_same(scores(other, "what", documents), scores(model, "what", documents))
+
+
+def test_the_processors_own_limits_are_not_read(tmp_path: Path) -> None:
+    unlimited = {"min_pixels": None, "max_pixels": None, "size": {"shortest_edge": 1, "longest_edge": 2}}
+    model = load(qwen_vl(tmp_path, "m0", processor=unlimited), "qwen_vl", kind="reranker")
+    assert isinstance(model, VisionRanker)
+    assert (model.prompt.sizes.least, model.prompt.sizes.most) == (3_136, 602_112)
+
+
+@pytest.mark.parametrize(("size", "n_tokens"), [((1200, 1600), 768), ((224, 224), 64)])
+def test_pictures_have_the_officially_recorded_numbers_of_tokens(
+    tmp_path: Path, size: tuple[int, int], n_tokens: int
+) -> None:
+    model = load(qwen_vl(tmp_path, "m0"), "qwen_vl", kind="reranker")
+    assert isinstance(model, VisionRanker)
+    rows, columns = model.prompt.sizes.grid(model.prompt.sizes.patches(np.zeros((*size, 3), np.uint8), "image"))
+    assert rows * columns == n_tokens
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("score.2.bias", None, r"not in the checkpoint: score\.2\.bias"),
+        ("score.0.weight", torch.zeros(2, tiny.HIDDEN), "score.0.weight should have the shape"),
+        ("score.4.weight", torch.zeros(2), r"not known to the model: score\.4"),
+        ("visual.blocks.0.mlp.fc1.bias", None, r"not in the checkpoint: visual\.blocks\.0\.mlp\.fc1\.bias"),
+        ("multi_vector_projector.weight", torch.zeros(2), "not known to the model: multi_vector_projector"),
+    ],
+)
+def test_tensors_that_do_not_fit_are_named(tmp_path: Path, name: str, change: Tensor | None, message: str) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        loaded(resave(qwen_vl(tmp_path, "m0"), **{name: change}))
