@@ -10,8 +10,10 @@ Nothing here knows whose they are: that, and what counts, is the store's.
 import os
 import secrets
 import shutil
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Literal
 
 _PIECE_BYTES = 256 * 1024
 
@@ -84,6 +86,14 @@ class Depot:
     def remove_file(self, file_id: str) -> None:
         """Remove an upload."""
         self.file(file_id).unlink(missing_ok=True)
+
+    def old(self, kind: Literal["jobs", "files"], *, seconds: float) -> list[str]:
+        """The ids of jobs or uploads that began to lie here more than that long ago."""
+        try:
+            entries = list(os.scandir(self.root / kind))
+        except FileNotFoundError:
+            return []
+        return [entry.name for entry in entries if entry.stat().st_mtime < time.time() - seconds]
 
     def secret(self, name: str) -> bytes:
         """32 random bytes, the same at every start, readable by this user only."""

@@ -40,6 +40,7 @@ _INPUTS_AT_A_TIME = 4
 _WEBHOOKS_AT_A_TIME = 8
 _IDLE_SECONDS = 1.0  # between looks at a store that has nothing to do
 _AGAIN_SECONDS = (0.1, 0.5, 2.0, 5.0)  # between tries of a model that cannot answer now
+_STRAY_SECONDS = 3600.0  # an upload may take as long before a row knows it
 _FORGET_AFTER = timedelta(days=30)
 
 
@@ -64,7 +65,7 @@ class Worker:
 
     async def run(self) -> None:
         """Work until cancelled; what is held is then let go, for others to take."""
-        loops = (self._work, self._keep_leases, self._keep_house)
+        loops = (self._work, self._keep_leases, self._keep_house, self._sweep)
         tasks = [asyncio.create_task(_forever(loop)) for loop in loops]
         try:
             await asyncio.gather(*tasks)
@@ -243,6 +244,18 @@ class Worker:
             self._webhooks.add(task)
             task.add_done_callback(self._webhooks.discard)
         await asyncio.sleep(_IDLE_SECONDS)
+
+    async def _sweep(self) -> None:
+        """Remove what a killed process left behind: bytes that no row knows."""
+        old_jobs = await asyncio.to_thread(self.depot.old, "jobs", seconds=_STRAY_SECONDS)
+        old_files = await asyncio.to_thread(self.depot.old, "files", seconds=_STRAY_SECONDS)
+        async with self.store.read() as connection:
+            kept = await jobs.kept(connection, old_jobs) | await files.kept(connection, old_files)
+        for job_id in set(old_jobs) - kept:
+            await asyncio.to_thread(self.depot.remove_job, job_id)
+        for file_id in set(old_files) - kept:
+            await asyncio.to_thread(self.depot.remove_file, file_id)
+        await asyncio.sleep(_STRAY_SECONDS)
 
     async def _due(self) -> Job | None:
         async with self.store.write() as connection:

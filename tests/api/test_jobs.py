@@ -2,7 +2,8 @@
 
 import asyncio
 import json
-from collections.abc import Iterator
+import os
+from collections.abc import Awaitable, Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from sqlalchemy import update
 
 from fundament.store.jobs import jobs
 from fundament.worker import Worker
-from tests.accounts.keys import bearer, id_of, make_key, read_key
+from tests.accounts.keys import bearer, make_key, read_key
 from tests.inprocess import Api, running
 from tests.served import MODEL
 
@@ -46,22 +47,31 @@ def status(api: Api, key: str, job: str) -> dict[str, Any]:
     return found
 
 
-def work(api: Api, key: str, job: str) -> dict[str, Any]:
-    """Run a worker until the job has ended."""
+def work_until(api: Api, happened: Callable[[], Awaitable[Any]]) -> Any:
+    """Run a worker until something has happened; what `happened` then gives."""
 
-    async def until_ended() -> dict[str, Any]:
-        running = asyncio.ensure_future(Worker(api.app.state.parts).run())
+    async def until() -> Any:
+        working = asyncio.ensure_future(Worker(api.app.state.parts).run())
         try:
-            while True:
-                found: dict[str, Any] = (await api.client.get(f"/v1/batch/{job}", headers=bearer(key))).json()
-                if found["status"] not in ("pending", "processing"):
-                    return found
+            while not (value := await happened()):
                 await asyncio.sleep(0.01)
+            return value
         finally:
-            running.cancel()
-            await asyncio.gather(running, return_exceptions=True)
+            working.cancel()
+            await asyncio.gather(working, return_exceptions=True)
 
-    return api.run(until_ended())
+    return api.run(until())
+
+
+def work(api: Api, key: str, job: str) -> dict[str, Any]:
+    """Run a worker until a job has ended."""
+
+    async def ended() -> dict[str, Any] | None:
+        found: dict[str, Any] = (await api.client.get(f"/v1/batch/{job}", headers=bearer(key))).json()
+        return None if found["status"] in ("pending", "processing") else found
+
+    found: dict[str, Any] = work_until(api, ended)
+    return found
 
 
 def test_a_job_is_its_keys_alone(api: Api, folder: Path) -> None:
@@ -144,7 +154,7 @@ def test_a_job_stops_where_its_balance_ends_and_keeps_its_output(api: Api, folde
 
 
 def test_a_job_ends_with_its_key(api: Api, folder: Path) -> None:
-    key, watcher = make_key(folder), make_key(folder)
+    key = make_key(folder)
     job = submit(api, key, ["one"])
 
     async def move() -> None:
@@ -154,23 +164,14 @@ def test_a_job_ends_with_its_key(api: Api, folder: Path) -> None:
 
     api.run(move())
 
-    async def look() -> dict[str, Any]:
-        running = asyncio.ensure_future(Worker(api.app.state.parts).run())
-        try:
-            while True:
-                async with api.app.state.parts.store.read() as connection:
-                    [row] = await connection.execute(jobs.select().where(jobs.c.id == job))
-                if row.ended_at is not None:
-                    return dict(row._mapping)
-                await asyncio.sleep(0.01)
-        finally:
-            running.cancel()
-            await asyncio.gather(running, return_exceptions=True)
+    async def look() -> dict[str, Any] | None:
+        async with api.app.state.parts.store.read() as connection:
+            [row] = await connection.execute(jobs.select().where(jobs.c.id == job))
+        return dict(row._mapping) if row.ended_at is not None else None
 
-    ended = api.run(look())
+    ended = work_until(api, look)
     assert (ended["state"], ended["n_completed"]) == ("failed", 0)
     assert "revoked" in ended["error"]
-    assert id_of(watcher)
 
 
 def test_a_job_expires_with_its_files_and_links(api: Api, folder: Path) -> None:
@@ -211,3 +212,25 @@ def test_output_is_json_lines(api: Api, folder: Path) -> None:
     found = work(api, key, submit(api, key, [{"custom_id": "a", "input": "one"}]))
     [row] = [json.loads(line) for line in ask(api, "", "GET", found["output_url"]).text.splitlines()]
     assert list(row) == ["id", "custom_id", "response", "error"]
+
+
+def test_what_a_killed_process_left_is_removed(api: Api, folder: Path) -> None:
+    key = make_key(folder)
+    kept = submit(api, key, ["one"])
+    stray = folder / "jobs" / "batch_stray"
+    stray.mkdir()
+    (stray / "input").write_text("x")
+    young = folder / "jobs" / "batch_young"
+    young.mkdir()
+    upload = folder / "files" / "file-stray"
+    upload.parent.mkdir(exist_ok=True)
+    upload.write_text("x")
+    for path in (stray, upload, folder / "jobs" / kept):
+        os.utime(path, (0, 0))
+
+    async def swept() -> bool:
+        return not stray.exists() and not upload.exists()
+
+    work_until(api, swept)
+    assert young.exists()
+    assert (folder / "jobs" / kept).exists()

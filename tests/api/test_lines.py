@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from fundament.api import lines
 from fundament.api.embeddings import EmbeddingsRequest
@@ -18,6 +20,14 @@ from fundament.errors import FundamentError, InputError, RowError, TooLongError,
 from fundament.store.jobs import Span
 from tests.inprocess import Api, running
 from tests.served import MODEL
+
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["body", "input", "custom_id", "text", "url", "model"]), inner, max_size=4)
+    ),
+)
 
 
 def read(path: Path, text: str | bytes, **defaults: Any) -> list[Line]:
@@ -254,3 +264,23 @@ def test_real_vectors_are_those_of_the_endpoint(tmp_path: Path, path: Path) -> N
         [each["data"][0]["embedding"] for each in written], [item["embedding"] for item in body["data"]], atol=0.01
     )
     assert sum(each["usage"]["total_tokens"] for each in written) == body["usage"]["total_tokens"]
+
+
+@given(
+    st.lists(
+        st.one_of(st.binary(max_size=40), st.text(max_size=40).map(str.encode), _JSON.map(json.dumps).map(str.encode))
+    )
+)
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_bytes_are_lines(path: Path, given_lines: list[bytes]) -> None:
+    path.write_bytes(b"\n".join(given_lines))
+    expected = [line for line in path.read_bytes().split(b"\n") if line.strip()]
+    try:
+        spans = lines.divide(path, max_lines=1000)
+    except InputFileError:
+        assert expected == []
+        return
+    found = [line for span in spans for line in lines.read(path, span, {"model": MODEL})]
+    assert [line.number for line in found] == list(range(len(expected)))
+    refused = [lines.Embedded(line, line.request) for line in found if isinstance(line.request, FundamentError)]
+    assert len([json.loads(line) for line in lines.error_lines(refused)]) == len(refused)

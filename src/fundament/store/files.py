@@ -1,7 +1,7 @@
 """The table `files`: what callers uploaded; the bytes lie in the depot under the file's id."""
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
@@ -83,6 +83,11 @@ async def expire(connection: AsyncConnection, *, now: datetime) -> Sequence[str]
     """Forget every file whose time is over; their ids, whose bytes are to be removed."""
     over = await connection.execute(files.delete().where(files.c.expires_at <= now).returning(files.c.id))
     return list(over.scalars())
+
+
+async def kept(connection: AsyncConnection, ids: Collection[str]) -> set[str]:
+    """Which of these are files."""
+    return set((await connection.execute(select(files.c.id).where(files.c.id.in_(ids)))).scalars())
 
 
 async def stored_bytes(connection: AsyncConnection, key_id: str) -> int:

@@ -458,6 +458,12 @@ async def expire(connection: AsyncConnection, *, now: datetime) -> Sequence[str]
     return ids
 
 
+async def kept(connection: AsyncConnection, ids: Collection[str]) -> set[str]:
+    """Which of these are jobs that have files."""
+    there = select(jobs.c.id).where(jobs.c.id.in_(ids), jobs.c.state != "expired")
+    return set((await connection.execute(there)).scalars())
+
+
 async def forget(connection: AsyncConnection, *, before: datetime) -> None:
     """Remove jobs that expired long ago."""
     await connection.execute(jobs.delete().where(jobs.c.state == "expired", jobs.c.expires_at < before))
