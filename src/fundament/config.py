@@ -146,6 +146,31 @@ class Settings(BaseSettings):
         description="Networks that URLs of callers may lead to although they are not public, as in `10.0.0.0/8`. "
         "None: only public addresses are dialled.",
     )
+    worker: bool = Field(default=True, description="Run batch jobs in this process; `fundament worker` runs them too.")
+    max_job_lines: int = Field(default=50_000, ge=1, description="Most lines of a batch job.")
+    max_inline_lines: int = Field(
+        default=10_000, ge=1, description="Most lines of a batch job whose lines are in the request itself."
+    )
+    max_job_mb: float = Field(default=512, gt=0, description="Largest input of a batch job and largest upload, in MB.")
+    max_jobs_per_key: int = Field(
+        default=100, ge=1, description="Batch jobs of one key that may wait or run; past it the answer is 429."
+    )
+    max_stored_mb_per_key: float = Field(
+        default=10_000, gt=0, description="Most of one key's uploads and inputs of batch jobs together, in MB."
+    )
+    job_hours: float = Field(
+        default=24, gt=0, description="How long a batch job and its files stay, from when it was handed in."
+    )
+    job_lease_seconds: float = Field(
+        default=20, gt=0, description="After how long without a sign of life a worker's chunks go to another one."
+    )
+    public_url: str = Field(
+        default="", description="Where callers reach this server, for links in answers. None: as the request came."
+    )
+    webhook_secret: str = Field(
+        default="",
+        description="Signs webhooks, as `whsec_` and base64. None: a random one, in `webhook.secret` below `data_dir`.",
+    )
     drain_seconds: float = Field(
         default=1, ge=0, description="After SIGTERM, how long `/ready` says 503 before the port closes."
     )
