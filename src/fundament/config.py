@@ -4,6 +4,7 @@ A flag wins over the environment (`FUNDAMENT_PORT`), which wins over the file (`
 `FUNDAMENT_CONFIG` names).
 """
 
+import base64
 import os
 from ipaddress import ip_network
 from pathlib import Path
@@ -45,6 +46,14 @@ TIERS = {
     "tier2": Tier(requests_per_minute=5_000, tokens_per_minute=100_000_000, concurrency=500),
 }
 """The hosted API's tiers."""
+
+
+def _secret(value: str) -> str:
+    try:
+        base64.b64decode(value.removeprefix("whsec_"), validate=True)
+    except ValueError as error:
+        raise ValueError("write whsec_ and base64, as in whsec_MDEyMzQ1Njc4OWFiY2RlZg==") from error
+    return value
 
 
 def _networks(value: list[str]) -> list[str]:
@@ -167,7 +176,7 @@ class Settings(BaseSettings):
     public_url: str = Field(
         default="", description="Where callers reach this server, for links in answers. None: as the request came."
     )
-    webhook_secret: str = Field(
+    webhook_secret: Annotated[str, AfterValidator(_secret)] = Field(
         default="",
         description="Signs webhooks, as `whsec_` and base64. None: a random one, in `webhook.secret` below `data_dir`.",
     )

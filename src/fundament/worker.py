@@ -18,6 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from fundament.api.jobs import describe, message_secret
 from fundament.api.lines import (
+    Embedded,
     convert_csv,
     divide,
     embed_lines,
@@ -160,7 +161,7 @@ class Worker:
             say("unexpected error", level=logging.ERROR, error=error, job=job.id)
             await self._end(job, "An unexpected error occurred.")
 
-    def _write(self, job_id: str, name: str, found: list[Any]) -> Written:
+    def _write(self, job_id: str, name: str, found: list[Embedded]) -> Written:
         n_failed = sum(isinstance(each.answer, FundamentError) for each in found)
         n_tokens = sum(each.answer.made.n_tokens for each in found if not isinstance(each.answer, FundamentError))
         n_output = self.depot.write(job_id, f"{name}.output", output_lines(found))
