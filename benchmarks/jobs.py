@@ -147,9 +147,10 @@ def queries(n_lines: int, n_rounds: int, _: str) -> None:
         while ask(server, "GET", f"/v1/batch/{job}")["request_counts"]["completed"] == 0:
             time.sleep(0.02)
         busy = laps(server)
-        if ask(server, "GET", f"/v1/batch/{job}")["status"] != "in_progress":
+        if ask(server, "GET", f"/v1/batch/{job}")["status"] == "in_progress":
+            ask(server, "DELETE", f"/v1/batch/{job}")
+        else:
             print("the job ended before the queries did: raise --lines")
-        ask(server, "DELETE", f"/v1/batch/{job}")
     rows = [
         [name, f"{1000 * quantile(found, 0.5):.1f}", f"{1000 * quantile(found, 0.99):.1f}"]
         for name, found in (("idle", idle), ("beside a job", busy))
