@@ -9,6 +9,7 @@ import pwd
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -34,7 +35,7 @@ def postgres() -> Iterator[str]:
     program = str(found[-1]) if found else shutil.which("postgres")
     if program is None:
         _missing("PostgreSQL", "postgresql", "TEST_POSTGRES_URL")
-    port = _free_port()
+    port = free_port()
     with _scratch() as (folder, account):
         initdb = [str(Path(program).resolve().with_name("initdb")), "--auth=trust", "--username=test", "--no-sync"]
         made = subprocess.run(
@@ -71,12 +72,24 @@ def redis() -> Iterator[str]:
     program = shutil.which("redis-server") or shutil.which("valkey-server")
     if program is None:
         _missing("Redis", "redis-server", "TEST_REDIS_URL")
-    port = _free_port()
+    port = free_port()
     with _scratch() as (folder, account):
         options = ["--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(folder)]
         with _process([program, *options], folder / "log", signal.SIGTERM, account) as is_up:
             wait_until(lambda: is_up() and _listens(port), "Redis")
             yield f"redis://127.0.0.1:{port}/0"
+
+
+@contextmanager
+def s3() -> Iterator[str]:
+    """The URL of an S3 server that is up and empty; it takes any credentials."""
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    with tempfile.TemporaryDirectory(prefix="fundament-") as folder:
+        command = [sys.executable, "-m", "moto.server", "--host", "127.0.0.1", "--port", str(port)]
+        with _process(command, Path(folder) / "log", signal.SIGTERM, {"cwd": folder}) as is_up:
+            wait_until(lambda: is_up() and _listens(port), "S3")
+            yield url
 
 
 @contextmanager
@@ -161,7 +174,8 @@ def _listens(port: int) -> bool:
     return True
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
     with socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -31,6 +31,7 @@ from fundament.api.auth import AccountMiddleware
 from fundament.api.billing import BilledEngine
 from fundament.api.middleware import RequestMiddleware
 from fundament.api.state import State, read_aliases
+from fundament.buckets import require_client
 from fundament.catalog import EMBEDDED, ModelSpec
 from fundament.config import Settings
 from fundament.depot import Depot
@@ -78,6 +79,8 @@ def create_app(settings: Settings) -> FastAPI:
         FundamentError: a model, an alias, a device or a number format that cannot be served here; or a store that
             cannot be used.
     """
+    if settings.input_buckets:
+        require_client()
     named = named_models(settings)
     found = {**pulled(settings.data_dir), **named}
     aliases = read_aliases(settings.aliases, {model: local.spec for model, local in found.items()})

@@ -6,6 +6,7 @@ A flag wins over the environment (`FUNDAMENT_PORT`), which wins over the file (`
 
 import base64
 import os
+import re
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -59,6 +60,13 @@ def _secret(value: str) -> str:
 def _networks(value: list[str]) -> list[str]:
     for text in value:
         ip_network(text, strict=False)
+    return value
+
+
+def _buckets(value: list[str]) -> list[str]:
+    for text in value:
+        if not re.fullmatch("(s3|gs)://[^/]+", text):
+            raise ValueError(f"'{text}' is no bucket; write s3://NAME or gs://NAME")
     return value
 
 
@@ -154,6 +162,11 @@ class Settings(BaseSettings):
         default=[],
         description="Networks that URLs of callers may lead to although they are not public, as in `10.0.0.0/8`. "
         "None: only public addresses are dialled.",
+    )
+    input_buckets: Annotated[list[str], NoDecode, BeforeValidator(_split), AfterValidator(_buckets)] = Field(
+        default=[],
+        description="Buckets that every caller's batch jobs may take their input from, as in `s3://NAME` or "
+        "`gs://NAME`, with the credentials of the server's environment.",
     )
     worker: bool = Field(default=True, description="Run batch jobs in this process; `fundament worker` runs them too.")
     max_job_lines: int = Field(default=50_000, ge=1, description="Most lines of a batch job.")

@@ -16,6 +16,7 @@ from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from fundament import buckets
 from fundament.api.jobs import describe, message_secret
 from fundament.api.lines import (
     Embedded,
@@ -129,7 +130,8 @@ class Worker:
     async def _prepare(self, job: Job) -> tuple[Path, str, list[jobs.Span]]:
         settings, path = self.state.settings, self.depot.input(job.id)
         if job.url is not None:
-            await self.state.fetcher.save(job.url, path, max_bytes=int(settings.max_job_mb * 1e6))
+            read_url = buckets.save if buckets.is_listed(job.url, settings.input_buckets) else self.state.fetcher.save
+            await read_url(job.url, path, max_bytes=int(settings.max_job_mb * 1e6))
         if job.asked.get("csv"):
             await asyncio.to_thread(convert_csv, self.depot.job(job.id) / "upload", path)
         spans = await asyncio.to_thread(divide, path, max_lines=settings.max_job_lines)

@@ -14,6 +14,7 @@ from starlette.responses import StreamingResponse
 
 from fundament.api.body import echo
 from fundament.api.state import State
+from fundament.buckets import is_listed
 from fundament.errors import (
     BodyError,
     BusyError,
@@ -75,9 +76,10 @@ async def submit(
         BodyError: the key's inputs and files take as many bytes as they may.
         UnavailableError: the disk is full.
     """
-    for field, given in (("input_url", url), ("webhook_url", webhook_url)):
-        if given is not None:
-            _check_url(field, given)
+    if url is not None and not is_listed(url, state.settings.input_buckets):
+        _check_url("input_url", url)
+    if webhook_url is not None:
+        _check_url("webhook_url", webhook_url)
     job_id, now = jobs.new_id(), datetime.now(UTC)
 
     def put() -> int:
