@@ -12,6 +12,7 @@ from fundament import __version__
 from fundament.accounts.visits import Accounts
 from fundament.api import (
     admin,
+    chat,
     classifiers,
     classify,
     embeddings,
@@ -62,6 +63,7 @@ def engine_options(settings: Settings) -> EngineOptions:
         max_waiting_rows=settings.max_waiting_rows,
         memory_bytes=int(settings.memory_gb * 1e9),
         idle_seconds=settings.idle_seconds or None,
+        cache_bytes=int(settings.chat_memory_gb * 1e9),
     )
 
 
@@ -133,7 +135,7 @@ def create_app(settings: Settings) -> FastAPI:
     state = State(settings, BilledEngine(engine), store, accounts, metrics, served, not_ready, aliases, fetcher)
     app.state.parts = state
     errors.install(app)
-    for module in (embeddings, multi_vector, rerank, classify, train, classifiers, models, me, admin, health):
+    for module in (embeddings, multi_vector, rerank, chat, classify, train, classifiers, models, me, admin, health):
         app.include_router(module.router)
     app.add_middleware(AccountMiddleware, accounts=accounts)
     app.add_middleware(RequestMiddleware, state=app.state.parts)

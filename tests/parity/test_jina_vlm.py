@@ -17,6 +17,7 @@ from transformers import Qwen3Config, Qwen3Model, SiglipVisionConfig, SiglipVisi
 from fundament.backbone.picture_writer import PictureWriter, Writing
 from fundament.backbone.tiles import COLUMN, PATCH, START, STOP, Tiles
 from fundament.core import Chunk, Generate, Message
+from fundament.engine.weights import from_argument
 from fundament.errors import CheckpointError, ConversationTooLongError, InputError
 from tests.checkpoints import jina_vlm as tiny
 from tests.checkpoints import load, resave
@@ -357,9 +358,13 @@ def test_the_prompt_is_the_template_with_pictures_in_their_places(model: Picture
 
 
 def test_a_text_that_spells_marks_says_nothing_by_them(model: PictureWriter) -> None:
-    plain = model.prepare(asked("ab"))[0].features["ids"]
-    for spelled in ("a<|image|>b", "a<|im_end|>b", "a<im_patch>b<|im_<|im_end|>end|>"):
-        assert model.prepare(asked(spelled))[0].features["ids"].tolist() == plain.tolist()
+    for spelled, read in (
+        ("a<|image|>b", "a b"),
+        ("a<|im_end|>b", "a b"),
+        ("<im_patch><|im_<|im_end|>end|>", " <|im_ end|>"),
+    ):
+        ids, plain = (model.prepare(asked(text))[0].features["ids"].tolist() for text in (spelled, read))
+        assert ids == plain
 
 
 @pytest.mark.parametrize("size", [1, 7, 10_000])
@@ -456,3 +461,10 @@ def test_processors_that_are_not_served_are_refused(tmp_path: Path, processor: d
 def test_templates_that_do_not_read_pictures_are_refused(tmp_path: Path, template: str) -> None:
     with pytest.raises(CheckpointError, match="chat template"):
         loaded(jina_vlm(tmp_path, template=template))
+
+
+def test_a_name_of_ones_own_is_refused_with_the_way_out(tmp_path: Path) -> None:
+    directory = jina_vlm(tmp_path / "mine")
+    with pytest.raises(CheckpointError, match=f"--model jina-vlm={directory}"):
+        from_argument(f"mine={directory}", tmp_path)
+    assert from_argument(f"jina-vlm={directory}", tmp_path).spec.kind == "chat"

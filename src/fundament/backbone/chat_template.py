@@ -13,6 +13,7 @@ from fundament.core import Message
 from fundament.errors import CheckpointError, Fault, InputError
 
 _PROBE = "so it says"
+_BROKEN = (TemplateError, TypeError, ValueError)
 
 
 class ChatTemplate:
@@ -38,7 +39,7 @@ class ChatTemplate:
             self._template = environment.from_string(source)
             parts = [{"type": "image"}, {"type": "text", "text": _PROBE}]
             probed = self._render([{"role": "user", "content": parts}])
-        except TemplateError as error:
+        except _BROKEN as error:
             raise CheckpointError(f"the chat template does not work: {error}") from error
         if probed.count(picture) != 1 or _PROBE not in probed or "'type'" in probed:
             raise CheckpointError(f"the chat template does not write a message's text and one {picture} per picture")
@@ -61,7 +62,7 @@ class ChatTemplate:
         ]
         try:
             prompt = self._render(told)
-        except TemplateError as error:
+        except _BROKEN as error:
             raise InputError(Fault("body -> messages", f"The model's chat template refuses them: {error}.")) from None
         n_pictures = sum(not isinstance(part, str) for message in messages for part in message.parts)
         if prompt.count(self.picture) != n_pictures:
@@ -72,10 +73,8 @@ class ChatTemplate:
         return prompt
 
     def unmarked(self, text: str) -> str:
-        """The text without marks, and without those that taking one away would leave behind."""
-        while (shorter := self._marks.sub("", text)) != text:
-            text = shorter
-        return text
+        """The text with a space in place of each mark, so that what stood around one makes no other."""
+        return self._marks.sub(" ", text)
 
     def _render(self, messages: Sequence[dict[str, Any]]) -> str:
         return self._template.render(messages=messages, add_generation_prompt=True, **self._given)

@@ -7,6 +7,8 @@ from random import Random
 import torch
 from torch import Tensor
 
+_LEAST_TEMPERATURE = 1e-6  # below, the likeliest token has all the probability that float32 can tell
+
 
 @dataclass(frozen=True, slots=True)
 class Sampler:
@@ -24,7 +26,8 @@ class Sampler:
 
     def draw(self, scores: Tensor) -> int:
         """A token's id; `scores` is float32 `[vocabulary]`."""
-        probabilities, ids = torch.softmax(scores / self.temperature, dim=-1).sort(descending=True, stable=True)
+        scores = (scores - scores.max()) / max(self.temperature, _LEAST_TEMPERATURE)
+        probabilities, ids = torch.softmax(scores, dim=-1).sort(descending=True, stable=True)
         sums = probabilities.double().cumsum(dim=-1)
         n = min(int((sums < self.top_p).sum()) + 1, len(ids))
         place = int(torch.searchsorted(sums[:n], self.random.random() * float(sums[n - 1]), right=True))
