@@ -73,12 +73,10 @@ def metrics_of(page: str) -> dict[str, float]:
 def serving(folder: Path, *, until_ready: bool = True, **settings: object) -> Iterator[Served]:
     """Start a server on a free port, with settings of the environment; it has ended afterwards."""
     given = {"PORT": 0, "LOG_FORMAT": "json", "DATA_DIR": folder, **settings}
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("FUNDAMENT_")}
-    environment |= {f"FUNDAMENT_{name}".upper(): str(value) for name, value in given.items()}
     log_file = folder / "server.log"
     with log_file.open("wb") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "fundament", "serve"], env=environment, cwd=folder, stdout=log, stderr=log
+            [sys.executable, "-m", "fundament", "serve"], env=_environment(given), cwd=folder, stdout=log, stderr=log
         )
     with httpx.Client(timeout=PATIENCE_SECONDS) as http:
         server = Served(process, log_file, http)
@@ -96,3 +94,26 @@ def serving(folder: Path, *, until_ready: bool = True, **settings: object) -> It
 def _address(server: Served) -> str | None:
     assert server.process.poll() is None, server.log()
     return next((event["url"] for event in server.events() if event["event"] == "serving"), None)
+
+
+@contextmanager
+def working(folder: Path, name: str = "worker", **settings: object) -> Iterator[subprocess.Popen[bytes]]:
+    """Start a worker of batch jobs on a folder that a server has, or has had; it has ended afterwards."""
+    with (folder / f"{name}.log").open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "fundament", "worker"],
+            env=_environment({"LOG_FORMAT": "json", "DATA_DIR": folder, **settings}),
+            cwd=folder,
+            stdout=log,
+            stderr=log,
+        )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _environment(given: dict[str, object]) -> dict[str, str]:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("FUNDAMENT_")}
+    return environment | {f"FUNDAMENT_{name}".upper(): str(value) for name, value in given.items()}

@@ -12,11 +12,15 @@ from fundament import __version__
 from fundament.accounts.visits import Accounts
 from fundament.api import (
     admin,
+    batch,
+    batches,
+    bulk,
     chat,
     classifiers,
     classify,
     embeddings,
     errors,
+    files,
     health,
     me,
     models,
@@ -30,6 +34,7 @@ from fundament.api.middleware import RequestMiddleware
 from fundament.api.state import State, read_aliases
 from fundament.catalog import EMBEDDED, ModelSpec
 from fundament.config import Settings
+from fundament.depot import Depot
 from fundament.engine.local import EngineOptions, LocalEngine
 from fundament.engine.weights import Local, from_argument, pulled
 from fundament.errors import FundamentError
@@ -38,6 +43,7 @@ from fundament.limits import limits_of
 from fundament.store import migrate
 from fundament.store.database import Database, locate
 from fundament.telemetry import Metrics, say
+from fundament.worker import Worker
 
 
 def named_models(settings: Settings) -> dict[str, Local]:
@@ -112,13 +118,31 @@ def create_app(settings: Settings) -> FastAPI:
             starting["reason"] = f"A model did not load: {error!r}."
             say("model did not load", level=logging.ERROR, error=error)
 
+    state = State(
+        settings,
+        BilledEngine(engine),
+        store,
+        accounts,
+        metrics,
+        served,
+        not_ready,
+        Depot(settings.data_dir),
+        aliases=aliases,
+        fetcher=fetcher,
+    )
+
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         tasks = [asyncio.ensure_future(start()), asyncio.ensure_future(engine.memory.expire())]
         tasks.append(asyncio.ensure_future(accounts.ledger.keep()))
+        if settings.worker:
+            worker = Worker(state)
+            state.wake = worker.wake
+            tasks.append(asyncio.ensure_future(worker.run()))
         yield
         for task in tasks:
             task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         await fetcher.close()
         await engine.close()
         await accounts.close()
@@ -132,10 +156,12 @@ def create_app(settings: Settings) -> FastAPI:
         # Looked up anew for every request; the metrics are our own.
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
-    state = State(settings, BilledEngine(engine), store, accounts, metrics, served, not_ready, aliases, fetcher)
     app.state.parts = state
     errors.install(app)
-    for module in (embeddings, multi_vector, rerank, chat, classify, train, classifiers, models, me, admin, health):
+    for module in (
+        *(embeddings, multi_vector, rerank, chat, classify, train, classifiers),
+        *(models, batch, batches, files, bulk, me, admin, health),
+    ):
         app.include_router(module.router)
     app.add_middleware(AccountMiddleware, accounts=accounts)
     app.add_middleware(RequestMiddleware, state=app.state.parts)

@@ -1,5 +1,6 @@
 """The `fundament` command: parses and delegates. What loads torch is imported by the command that needs it."""
 
+import asyncio
 import os
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ import typer
 from pydantic import ValidationError
 
 from fundament import __version__
-from fundament.catalog import CATALOG, ModelSpec, short_id
+from fundament.catalog import CATALOG, EMBEDDED, ModelSpec, short_id
 from fundament.config import Settings
 from fundament.engine.weights import Local, directory_of, embedded, where_whole
 from fundament.errors import FundamentError
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
 
 T = TypeVar("T")
+
+if TYPE_CHECKING:
+    from fundament.client import Server
 
 app = typer.Typer(
     help="The Jina Search Foundation API on your own hardware.",
@@ -34,6 +38,8 @@ keys = typer.Typer(help="Keys: who may call.", no_args_is_help=True)
 app.add_typer(keys, name="keys")
 db = typer.Typer(help="The store: keys, usage and what else survives a restart.", no_args_is_help=True)
 app.add_typer(db, name="db")
+batch = typer.Typer(help="Batch jobs of a running server: many lines, handed in once.", no_args_is_help=True)
+app.add_typer(batch, name="batch")
 
 # Options that several commands take. None means that neither the environment nor the file is overruled.
 Models = Annotated[
@@ -56,6 +62,10 @@ Dtype = Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or floa
 DataDir = Annotated[Path | None, typer.Option(help="Where models and the store are kept.")]
 Json = Annotated[bool, typer.Option("--json", help="JSON, for scripts.")]
 KeyId = Annotated[str, typer.Argument(metavar="ID", help="The key's id: `fundament keys list`.")]
+Files = Annotated[list[str], typer.Argument(metavar="FILE...", help=".jsonl, .csv, .parquet or .txt.")]
+FilesOrJobs = Annotated[list[str], typer.Argument(metavar="FILE...", help="Files that were handed in, or ids of jobs.")]
+Url = Annotated[str, typer.Option(envvar="FUNDAMENT_URL", help="The server.")]
+ApiKey = Annotated[str | None, typer.Option(envvar="FUNDAMENT_API_KEY", help="The key, where it asks for one.")]
 MemoryGb = Annotated[float | None, typer.Option(help="Most memory of all models together.")]
 
 
@@ -103,6 +113,34 @@ def serve(
 
     try:
         run(settings)
+    except FundamentError as error:
+        _refuse(error.detail)
+
+
+@app.command()
+def worker(
+    model: Models = None,
+    alias: Aliases = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    data_dir: DataDir = None,
+    memory_gb: MemoryGb = None,
+    log_format: Annotated[str | None, typer.Option(help="text or json.  [text]")] = None,
+) -> None:
+    """Run batch jobs of the servers that share the store and the data directory; any number of workers may."""
+    settings = _settings(
+        models=model,
+        aliases=alias,
+        device=device,
+        dtype=dtype,
+        data_dir=data_dir,
+        memory_gb=memory_gb,
+        log_format=log_format,
+    )
+    from fundament.server import work
+
+    try:
+        work(settings)
     except FundamentError as error:
         _refuse(error.detail)
 
@@ -265,6 +303,140 @@ def db_upgrade(data_dir: DataDir = None) -> None:
     except FundamentError as error:
         _refuse(error.detail)
     typer.echo(f"schema {now}" if before == now else f"schema {before or 'none'} -> {now}")
+
+
+@batch.command("submit")
+def batch_submit(
+    file: Files,
+    model: Annotated[str, typer.Option("--model", help="The model that embeds them.")] = EMBEDDED.id,
+    task: Annotated[str | None, typer.Option(help="What the vectors are for.")] = None,
+    dimensions: Annotated[int | None, typer.Option(help="Keep this many numbers of each vector.")] = None,
+    embedding_type: Annotated[str | None, typer.Option(help="float, base64, binary or ubinary.  [float]")] = None,
+    truncate: Annotated[bool, typer.Option("--truncate", help="Cut what is longer than the context.")] = False,
+    webhook_url: Annotated[str | None, typer.Option(help="Told when the job ends.")] = None,
+    url: Url = "http://127.0.0.1:8080",
+    key: ApiKey = None,
+) -> None:
+    """Hand files in: .jsonl, .csv, .parquet or .txt. The job's id is printed, and kept in FILE.job."""
+    given = {"task": task, "dimensions": dimensions, "embedding_type": embedding_type, "webhook_url": webhook_url}
+    fields = {"model": model, "truncate": truncate} | {
+        name: value for name, value in given.items() if value is not None
+    }
+    with _asking(url, key) as server:
+        for path in map(Path, file):
+            job = asyncio.run(server.submit(path, fields))
+            _note(path).write_text(f"{job}\n")
+            typer.echo(job)
+
+
+@batch.command("status")
+def batch_status(file: FilesOrJobs, url: Url = "http://127.0.0.1:8080", key: ApiKey = None) -> None:
+    """Say how far jobs are."""
+    with _asking(url, key) as server:
+        for name in file:
+            _tell(name, asyncio.run(server.status(_job_of(name))))
+
+
+@batch.command("wait")
+def batch_wait(file: FilesOrJobs, url: Url = "http://127.0.0.1:8080", key: ApiKey = None) -> None:
+    """Wait for jobs to end, with a bar on a terminal. Exit code 1 where one did not complete."""
+    failed = False
+    with _asking(url, key) as server:
+        for name in file:
+            with _job_progress(name) as seen:
+                ended = asyncio.run(server.wait(_job_of(name), seen))
+            _tell(name, ended)
+            failed |= ended["status"] != "completed"
+    if failed:
+        raise typer.Exit(1)
+
+
+@batch.command("fetch")
+def batch_fetch(file: FilesOrJobs, url: Url = "http://127.0.0.1:8080", key: ApiKey = None) -> None:
+    """Fetch what jobs made into FILE.output.jsonl, and what failed into FILE.errors.jsonl."""
+    with _asking(url, key) as server:
+        for name in file:
+            job = _job_of(name)
+            counts = asyncio.run(server.status(job))["request_counts"]
+            for kind, count in (("output", counts["completed"]), ("errors", counts["failed"])):
+                if count or kind == "output":
+                    target = Path(f"{name}.{kind}.jsonl")
+                    typer.echo(f"{target}: {count:,} lines, {_size(asyncio.run(server.fetch(job, kind, target)))}")
+
+
+@batch.command("cancel")
+def batch_cancel(file: FilesOrJobs, url: Url = "http://127.0.0.1:8080", key: ApiKey = None) -> None:
+    """Stop jobs; lines that are done stay and can be fetched."""
+    with _asking(url, key) as server:
+        for name in file:
+            _tell(name, asyncio.run(server.cancel(_job_of(name))))
+
+
+def _note(path: Path) -> Path:
+    """Where the id of a file's job is kept."""
+    return path.with_name(f"{path.name}.job")
+
+
+def _job_of(name: str) -> str:
+    """The job of a file that was handed in, or the job that is named itself."""
+    note = _note(Path(name))
+    if note.is_file():
+        return note.read_text().strip()
+    if Path(name).exists():
+        raise FundamentError(f"{name} has not been handed in: there is no {note}. fundament batch submit {name}")
+    return name
+
+
+def _tell(name: str, job: dict[str, Any]) -> None:
+    counts = job["request_counts"]
+    of = f" of {counts['total']:,}" if counts["total"] else ""
+    failed = f", {counts['failed']:,} failed" if counts["failed"] else ""
+    why = f": {job['error']}" if job["error"] else ""
+    typer.echo(f"{name}: {job['status']}, {counts['completed']:,}{of} lines{failed}{why}")
+
+
+@contextmanager
+def _asking(url: str, key: str | None) -> Iterator["Server"]:
+    from fundament.client import Server
+
+    try:
+        yield Server(url, key)
+    except (FundamentError, OSError) as error:
+        _refuse(error.detail if isinstance(error, FundamentError) else str(error))
+    except KeyboardInterrupt:
+        _refuse("interrupted; jobs that were handed in go on")
+
+
+@contextmanager
+def _job_progress(name: str) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """A bar on a terminal: lines, tokens, rate, time left."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[tokens]:,} tokens"),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task(name, total=None, tokens=0, rate="")
+
+        def seen(job: dict[str, Any]) -> None:
+            counts = job["request_counts"]
+            bar.update(
+                task,
+                completed=counts["completed"] + counts["failed"],
+                total=counts["total"] or None,
+                tokens=job["usage"]["total_tokens"],
+            )
+            if speed := bar.tasks[0].speed:
+                bar.update(task, rate=f"{speed:,.0f} lines/s")
+
+        yield seen
 
 
 @app.command()

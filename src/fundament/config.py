@@ -4,6 +4,7 @@ A flag wins over the environment (`FUNDAMENT_PORT`), which wins over the file (`
 `FUNDAMENT_CONFIG` names).
 """
 
+import base64
 import os
 from ipaddress import ip_network
 from pathlib import Path
@@ -45,6 +46,14 @@ TIERS = {
     "tier2": Tier(requests_per_minute=5_000, tokens_per_minute=100_000_000, concurrency=500),
 }
 """The hosted API's tiers."""
+
+
+def _secret(value: str) -> str:
+    try:
+        base64.b64decode(value.removeprefix("whsec_"), validate=True)
+    except ValueError as error:
+        raise ValueError("write whsec_ and base64, as in whsec_MDEyMzQ1Njc4OWFiY2RlZg==") from error
+    return value
 
 
 def _networks(value: list[str]) -> list[str]:
@@ -148,6 +157,31 @@ class Settings(BaseSettings):
         default=[],
         description="Networks that URLs of callers may lead to although they are not public, as in `10.0.0.0/8`. "
         "None: only public addresses are dialled.",
+    )
+    worker: bool = Field(default=True, description="Run batch jobs in this process; `fundament worker` runs them too.")
+    max_job_lines: int = Field(default=50_000, ge=1, description="Most lines of a batch job.")
+    max_inline_lines: int = Field(
+        default=10_000, ge=1, description="Most lines of a batch job whose lines are in the request itself."
+    )
+    max_job_mb: float = Field(default=512, gt=0, description="Largest input of a batch job and largest upload, in MB.")
+    max_jobs_per_key: int = Field(
+        default=100, ge=1, description="Batch jobs of one key that may wait or run; past it the answer is 429."
+    )
+    max_stored_mb_per_key: float = Field(
+        default=10_000, gt=0, description="Most of one key's uploads and inputs of batch jobs together, in MB."
+    )
+    job_hours: float = Field(
+        default=24, gt=0, description="How long a batch job and its files stay, from when it was handed in."
+    )
+    job_lease_seconds: float = Field(
+        default=20, gt=0, description="After how long without a sign of life a worker's chunks go to another one."
+    )
+    public_url: str = Field(
+        default="", description="Where callers reach this server, for links in answers. None: as the request came."
+    )
+    webhook_secret: Annotated[str, AfterValidator(_secret)] = Field(
+        default="",
+        description="Signs webhooks, as `whsec_` and base64. None: a random one, in `webhook.secret` below `data_dir`.",
     )
     drain_seconds: float = Field(
         default=1, ge=0, description="After SIGTERM, how long `/ready` says 503 before the port closes."

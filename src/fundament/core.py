@@ -236,12 +236,14 @@ class Embeddings:
         n_tokens: tokens read, summed over the inputs.
         n_truncated: how many inputs were longer than the model's context.
         n_media: how many of `n_tokens` stand for media, by their kind.
+        n_tokens_each: tokens of each input; empty where inputs and vectors are not one to one.
     """
 
     vectors: NDArray[np.float32]
     n_tokens: int
     n_truncated: int = 0
     n_media: Mapping[MediaKind, int] = field(default_factory=dict)
+    n_tokens_each: Sequence[int] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -254,6 +256,7 @@ class MultiVectors:
         n_tokens: tokens read, summed over the inputs.
         n_truncated: how many inputs were longer than what the model reads.
         n_media: how many of `n_tokens` stand for media, by their kind.
+        n_tokens_each: tokens of each input.
     """
 
     vectors: Sequence[NDArray[np.float32]]
@@ -261,6 +264,7 @@ class MultiVectors:
     n_tokens: int
     n_truncated: int = 0
     n_media: Mapping[MediaKind, int] = field(default_factory=dict)
+    n_tokens_each: Sequence[int] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -271,11 +275,13 @@ class SparseVectors:
         weights: of each input, token → weight above zero, the heaviest first.
         n_tokens: tokens read, summed over the inputs.
         n_truncated: how many inputs were longer than what the model reads.
+        n_tokens_each: tokens of each input.
     """
 
     weights: Sequence[Mapping[str, float]]
     n_tokens: int
     n_truncated: int = 0
+    n_tokens_each: Sequence[int] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

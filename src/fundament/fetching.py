@@ -6,6 +6,7 @@ every redirect and every attempt alike. What a name answered a moment earlier is
 
 import asyncio
 import errno
+import logging
 import socket
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -20,6 +21,7 @@ import aiohttp
 from aiohttp.abc import AbstractResolver
 
 from fundament.errors import FetchError
+from fundament.telemetry import say
 
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
@@ -173,7 +175,7 @@ class Fetcher:
 
     @asynccontextmanager
     async def _ask(self, method: str, url: str, seconds: float, **how: Any) -> AsyncIterator[aiohttp.ClientResponse]:
-        _check_form(url)
+        check_form(url)
         timeout = aiohttp.ClientTimeout(total=seconds, sock_connect=_CONNECT_SECONDS, sock_read=_SILENCE_SECONDS)
         try:
             async with self._open().request(method, url, timeout=timeout, **how) as response:
@@ -184,6 +186,8 @@ class Fetcher:
             raise FetchError("scheme", "The URL leads to something other than http or https.") from error
         except aiohttp.ClientConnectorError as error:
             refused = isinstance(getattr(error, "os_error", None), _NotAllowedError)
+            if refused:
+                say("address refused", level=logging.WARNING, host=urlsplit(url).hostname)
             raise FetchError.unreachable("address" if refused else "unreachable") from error
         except (aiohttp.InvalidURL, UnicodeError) as error:
             raise FetchError("form", "The URL, or one that it redirects to, is malformed.") from error
@@ -233,7 +237,12 @@ async def _pieces(response: aiohttp.ClientResponse, max_bytes: int) -> AsyncIter
         yield piece
 
 
-def _check_form(url: str) -> None:
+def check_form(url: str) -> None:
+    """Refuse what is no http or https URL; whether it may be dialled is seen when it is.
+
+    Raises:
+        FetchError: with its reason.
+    """
     try:
         parts = urlsplit(url)
         scheme, host, user = parts.scheme, parts.hostname, parts.username

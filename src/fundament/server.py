@@ -10,6 +10,7 @@ import socket
 from types import FrameType
 
 import uvicorn
+from fastapi import FastAPI
 
 from fundament import __version__
 from fundament.config import Settings
@@ -25,11 +26,7 @@ def run(settings: Settings) -> None:
     Raises:
         FundamentError: something that cannot be served here.
     """
-    # Text is tokenized on our own worker threads; the tokenizer's pool would compete with the models for cores.
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    # Compiled products are kept by shape, some hundred for each model; the default holds 1,024 in all.
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "8192")
-    configure_logs(settings.log_format, settings.log_level)
+    _prepare(settings)
     refuse_open(settings.host, settings.auth)
     # Before the application, so that a port that is taken is said at once.
     sockets = listen(settings.host, settings.port)
@@ -49,6 +46,36 @@ def run(settings: Settings) -> None:
     logging.getLogger("uvicorn").handlers = log.handlers  # its warnings, in the form of our own lines
     server.settings = settings
     server.run(sockets)
+
+
+def work(settings: Settings) -> None:
+    """Run batch jobs, without a port, until SIGTERM or Ctrl-C; what is not done by then others take.
+
+    Raises:
+        FundamentError: something that cannot be served here.
+    """
+    _prepare(settings)
+    from fundament.app import create_app
+
+    asyncio.run(_work(create_app(settings.model_copy(update={"worker": True}))))
+
+
+async def _work(app: FastAPI) -> None:
+    ended, loop = asyncio.Event(), asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, ended.set)
+    async with app.router.lifespan_context(app):
+        say("working", version=__version__, models=",".join(sorted(app.state.parts.served())))
+        await ended.wait()
+        say("closing")
+
+
+def _prepare(settings: Settings) -> None:
+    # Text is tokenized on our own worker threads; the tokenizer's pool would compete with the models for cores.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # Compiled products are kept by shape, some hundred for each model; the default holds 1,024 in all.
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "8192")
+    configure_logs(settings.log_format, settings.log_level)
 
 
 def refuse_open(host: str, auth: bool | None) -> None:

@@ -67,6 +67,7 @@ def test_a_request_that_fails_later_gets_all_back(desk: Desk, runner: asyncio.Ru
             await visit.bill("a").admit(6)
         for _ in range(2):  # twice is once
             visit.forgive()
+        visit.bill("a").refund(10)  # of a call that was still under way
         assert await desk.settled() == (100, [("a", 1, 0)])
 
     runner.run(work())

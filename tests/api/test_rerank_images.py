@@ -82,9 +82,9 @@ def test_documents_are_repeated_as_they_were_sent(api: Api) -> None:
 @pytest.mark.parametrize(
     ("model", "fields", "place", "words"),
     [
-        (M0, {"documents": ["a", {"pdf": "AAAA"}]}, "documents -> 1", "A PDF has no one score"),
-        (CLIP, {"documents": [{"pdf": "AAAA"}]}, "documents -> 0", "A PDF has no one score"),
-        (M0, {"query": {"audio": "AAAA"}}, "query", "ranks text, image. Models served here that rank audio"),
+        (M0, {"documents": ["a", {"pdf": "AAAA"}]}, "documents -> 1", "A PDF is several images"),
+        (CLIP, {"documents": [{"pdf": "AAAA"}]}, "documents -> 0", "A PDF is several images"),
+        (M0, {"query": {"audio": "AAAA"}}, "query", "ranks text and image. Models served here that rank audio"),
         (M0, {"documents": ["a", {"image": "AAAA"}]}, "documents -> 1", ""),
         (M0, {"documents": ["a", {"image": "not base64!"}]}, "documents -> 1", ""),
     ],

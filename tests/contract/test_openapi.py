@@ -60,8 +60,7 @@ def test_the_server_does_what_its_document_says(document: dict[str, Any], server
     that requests which fit it must be accepted.
     """
     document = deepcopy(document)
-    body = document["paths"]["/v1/embeddings"]["post"]["requestBody"]["content"]["application/json"]["schema"]
-    body["properties"] |= {
+    fields = {
         "model": {"enum": [MODEL]},
         "instruction": {"enum": ["", None]},
         "dimensions": {"enum": [384, None]},
@@ -71,6 +70,18 @@ def test_the_server_does_what_its_document_says(document: dict[str, Any], server
         "return_tokenized_input": {"enum": [False, None]},
         "return_sparse": {"enum": [False, None]},
     }
+    body = document["paths"]["/v1/embeddings"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    body["properties"] |= fields
+    body = document["paths"]["/v1/batch/embeddings"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    body["properties"] |= fields | {
+        "input": body["properties"]["input"]["anyOf"][0] | {"minItems": 1, "maxItems": 20},
+        **{name: {"type": "null"} for name in ("input_url", "input_file_id", "webhook_url")},
+    }
+    body["required"] = ["model", "input"]
+    form = document["paths"]["/v1/bulk-embeddings"]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]
+    form["properties"]["model"] = {"enum": [MODEL]}
+    form = document["paths"]["/v1/files"]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]
+    form["properties"]["purpose"] = {"enum": ["batch"]}
     classify = document["paths"]["/v1/classify"]["post"]["requestBody"]["content"]["application/json"]["schema"]
     classify["properties"] |= {"model": {"enum": [MODEL]}, "classifier_id": {"type": "null"}}
     classify["properties"]["labels"]["anyOf"].remove({"type": "null"})

@@ -305,7 +305,7 @@ def test_whoever_leaves_pays_for_the_rows_that_have_run(runner: asyncio.Runner) 
         items = [Item(features={}, n_tokens=9, n_counted=n_counted) for n_counted in (1, 10, 100)]
         loop = asyncio.get_running_loop()
         ticket = Ticket(loop, loop.create_future())
-        ticket.open(3)
+        ticket.open(items)
         ticket.arrays[1] = np.zeros(1)
         assert _unpaid(items, ticket, asyncio.CancelledError()) == 101
         assert _unpaid(items, ticket, RowError("broken")) == 111

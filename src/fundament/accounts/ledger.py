@@ -54,7 +54,7 @@ class Ledger:
         """Write what gathers, for as long as this is awaited."""
         while True:
             await asyncio.sleep(_WRITE_SECONDS)
-            await self.write()
+            await asyncio.shield(self.write())  # what is under way ends, so that nothing is written twice
 
     async def write(self) -> None:
         """Write what has gathered in one transaction; what cannot be written waits for the next time."""
@@ -68,12 +68,10 @@ class Ledger:
                     await usage.add(connection, {line: (counts[0], counts[1]) for line, counts in uses.items()})
                     await keys.settle(connection, touched, refunds)
                     await classifiers.note_uses(connection, asked)
-            except BaseException as error:
+            except Exception as error:
                 self._put_back(uses, touched, refunds)
                 for classifier_id, (n_times, at) in asked.items():
                     self.ask(classifier_id, n_times=n_times, at=at)
-                if not isinstance(error, Exception):
-                    raise
                 if not self._failed:
                     say("usage is not written yet", level=logging.WARNING, reason=error)
                 self._failed = True

@@ -89,8 +89,8 @@ class Visit:
             self.refund(model, n_tokens)
 
     def refund(self, model: str, n_tokens: int) -> None:
-        """Give tokens back to the balance; the minute's stay taken."""
-        if n_tokens:
+        """Give tokens back to the balance, no more than were taken; the minute's stay taken."""
+        if n_tokens := min(n_tokens, self._taken.get(model, 0)):
             if self.caller.key is not None and self.caller.key.balance is not None:
                 self.accounts.ledger.refund(self.caller.key.id, n_tokens)
             self._note(model, -n_tokens)

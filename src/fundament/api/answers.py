@@ -1,6 +1,6 @@
 """Writing what the embeddings verb answers: a vector per input, a vector per token, or a weight per token."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -41,31 +41,57 @@ def cut(result: Embedded, dimensions: int | None, *, normalized: bool) -> Embedd
 
 async def write(answer: EmbeddingsAnswer) -> bytes:
     """The answer in the order of keys that the hosted API uses (measured): model, object, usage, data."""
-    head = {"model": answer.model, "object": "list", "usage": _usage(answer)}
+    rows, item, numbers_per_row = _rows(answer)
+    return await long_answer(_head(answer), "data", rows, item, numbers_per_row=numbers_per_row)
+
+
+def contents(answer: EmbeddingsAnswer) -> dict[str, Any]:
+    """The same as a value to be written, for an answer that is small."""
+    rows, item, _ = _rows(answer)
+    return {**_head(answer), "data": [item(index, row) for index, row in enumerate(rows)]}
+
+
+def divided(answer: EmbeddingsAnswer, sizes: Sequence[int]) -> list[EmbeddingsAnswer]:
+    """An answer as answers to that many inputs each; it must know the tokens of each input."""
+    made, answers, start = answer.made, [], 0
+    for size in sizes:
+        part = slice(start, start := start + size)
+        counts = made.n_tokens_each[part]
+        cut_out: Embedded
+        match made:
+            case Embeddings():
+                cut_out = Embeddings(vectors=made.vectors[part], n_tokens=sum(counts))
+            case MultiVectors():
+                tokens = None if made.tokens is None else made.tokens[part]
+                cut_out = MultiVectors(vectors=made.vectors[part], tokens=tokens, n_tokens=sum(counts))
+            case SparseVectors():
+                cut_out = SparseVectors(weights=made.weights[part], n_tokens=sum(counts))
+        answers.append(replace(answer, made=cut_out))
+    return answers
+
+
+def _head(answer: EmbeddingsAnswer) -> dict[str, Any]:
+    return {"model": answer.model, "object": "list", "usage": _usage(answer)}
+
+
+def _rows(answer: EmbeddingsAnswer) -> tuple[Sequence[Any], Callable[[int, Any], dict[str, Any]], int]:
+    """What `data` is made from, what makes an element of it, and about how many numbers that holds."""
     match answer.made:
         case Embeddings(vectors=vectors):
-            return await long_answer(
-                head,
-                "data",
-                vectors,  # type: ignore[arg-type]
-                lambda index, vector: _item(index, "embedding", _written(vector, answer.encodings)),
-                numbers_per_row=vectors.shape[1],
-            )
+
+            def vector(index: int, row: Floats) -> dict[str, Any]:
+                return _item(index, "embedding", _written(row, answer.encodings))
+
+            return vectors, vector, vectors.shape[1]  # type: ignore[return-value]
         case MultiVectors(vectors=rows, tokens=tokens):
 
             def item(index: int, row: Floats) -> dict[str, Any]:
                 found = _item(index, "embeddings", _written(row, answer.encodings))
                 return found if tokens is None else found | {"tokenized_input": tokens[index]}
 
-            return await long_answer(head, "data", rows, item, numbers_per_row=max(row.size for row in rows))
+            return rows, item, max(row.size for row in rows)
         case SparseVectors(weights=weights):
-            return await long_answer(
-                head,
-                "data",
-                weights,
-                lambda index, weight: _item(index, "embedding", weight),
-                numbers_per_row=max(map(len, weights)),
-            )
+            return weights, lambda index, weight: _item(index, "embedding", weight), max(map(len, weights))
 
 
 def _item(index: int, kind: str, value: object) -> dict[str, Any]:

@@ -32,7 +32,7 @@ class AccountMiddleware:
         if scope["type"] == "websocket":  # there are none, and one would have to be let in here first
             await send({"type": "websocket.close", "code": 1008})
             return
-        if scope["type"] != "http" or is_open(scope["path"]):
+        if scope["type"] != "http" or is_open(scope["path"]) or is_link(scope):
             await self.app(scope, receive, send)
             return
         visit: Visit | None = None
@@ -76,6 +76,16 @@ class AccountMiddleware:
 def is_open(path: str) -> bool:
     """Whether a path needs no key: health, documentation, and the list of models, as in the public specification."""
     return path in OPEN or path.startswith(OPEN_BELOW)
+
+
+def is_link(scope: Scope) -> bool:
+    """Whether a request carries a signature in place of a key; the endpoint checks it."""
+    path = scope["path"]
+    return (
+        path.startswith("/v1/batch/")
+        and path.endswith(("/output", "/errors"))
+        and b"signature=" in scope["query_string"]
+    )
 
 
 def rate_headers(standing: Standing | None, tier: Tier) -> list[tuple[bytes, bytes]]:

@@ -33,6 +33,15 @@ async def read_body(request: Request, model: type[M]) -> M:
         value = orjson.loads(raw)
     except orjson.JSONDecodeError as error:
         raise InputError(Fault("body", f"The body is not valid JSON: {error}.", "json_invalid")) from None
+    return validated(value, model)
+
+
+def validated(value: Any, model: type[M]) -> M:
+    """A value read from JSON as `model`.
+
+    Raises:
+        InputError: fields that do not fit; names each.
+    """
     try:
         return model.model_validate(value)
     except ValidationError as error:

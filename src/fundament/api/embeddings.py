@@ -22,7 +22,7 @@ from fundament.api.presence import while_connected
 from fundament.api.schemas import request_body, responses
 from fundament.api.state import State, state_of
 from fundament.catalog import ModelSpec
-from fundament.core import Embed, Output, Role
+from fundament.core import Embed, Output, Priority, Role
 from fundament.errors import Fault, InputError
 from fundament.vectors import Encoding
 
@@ -104,7 +104,9 @@ class EmbeddingsRequest(BaseModel):
     )
 
 
-async def embed(state: State, request: EmbeddingsRequest) -> EmbeddingsAnswer:
+async def embed(
+    state: State, request: EmbeddingsRequest, *, priority: Priority = Priority.INTERACTIVE, caller: str = ""
+) -> EmbeddingsAnswer:
     """Check what the model takes, run it, cut and scale its vectors.
 
     Raises:
@@ -115,7 +117,7 @@ async def embed(state: State, request: EmbeddingsRequest) -> EmbeddingsAnswer:
     check_number(request.input, state.settings.max_inputs)
     sent = read_bare(spec, request.input)
     check_media(state, spec, sent)
-    _check(state, spec, request)
+    check(state, spec, request)
     if request.late_chunking and (others := references(sent)):
         raise InputError(Fault("body -> late_chunking", f"It divides texts only; this is {others[0].kind} input."))
     async with opened(state, sent) as inputs:
@@ -130,7 +132,7 @@ async def embed(state: State, request: EmbeddingsRequest) -> EmbeddingsAnswer:
             role=_role(spec, request),
             name_tokens=bool(request.return_tokenized_input),
         )
-        result = await state.engine.run(spec.id, call)
+        result = await state.engine.run(spec.id, call, priority=priority, caller=caller)
     return EmbeddingsAnswer(
         model=state.answering(request.model),
         made=cut(result, request.dimensions, normalized=request.normalized is not False),
@@ -182,7 +184,7 @@ def task_of(spec: ModelSpec, request: EmbeddingsRequest) -> str | None:
     return request.task
 
 
-def _check(state: State, spec: ModelSpec, request: EmbeddingsRequest) -> None:
+def check(state: State, spec: ModelSpec, request: EmbeddingsRequest) -> None:
     """Refuse what the catalogue says that this model cannot do.
 
     Raises:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 
 from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
@@ -59,12 +60,23 @@ def install(app: FastAPI) -> None:
             detail = f"{path} does not answer {request.method}; use {allowed}."
         return _write(status, detail, code, request.state.request_id, headers=headers)
 
+    async def query(request: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)
+        faults = (Fault(" -> ".join(map(str, each["loc"])), each["msg"], each["type"]) for each in error.errors())
+        return render(InputError(*faults), request.state.request_id)
+
     app.add_exception_handler(FundamentError, ours)
+    app.add_exception_handler(RequestValidationError, query)
     app.add_exception_handler(HTTPException, framework)
 
 
 def _methods(request: Request) -> list[str]:
-    """Every method that a path answers; the framework names those of its first route only."""
+    """Every method that a path answers; the framework names those of its first route only.
+
+    Where a route has this very path, those that only match it by a parameter (`/v1/batch/{id}`) do not speak for it.
+    """
+    if own := request.app.openapi()["paths"].get(request.url.path):
+        return [method for method in _METHODS if method.lower() in own]
     return [method for method in _METHODS if _answers(request, method)]
 
 

@@ -4,7 +4,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, RootModel
 from pydantic.json_schema import SkipJsonSchema
 
 
@@ -265,6 +265,167 @@ class ModelListResponse(BaseModel):
     data: list[ModelInfo]
 
 
+class BatchStats(BaseModel):
+    """Lines of a job."""
+
+    total: int
+    completed: int
+    failed: int
+    total_tokens: int
+
+
+class Webhook(BaseModel):
+    """How telling the caller's server goes."""
+
+    url: str
+    state: str
+    attempts: int
+    next_attempt_at: str | None
+    error: str | None
+
+
+class BatchStatus(BaseModel):
+    """A job made from `input` or `input_url`; moments are in UTC, ISO 8601."""
+
+    batch_id: str
+    status: str
+    model: str
+    created_at: str
+    completed_at: str | None
+    expires_at: str
+    output_url: str | None
+    error_file_url: str | None
+    error: str | None
+    stats: BatchStats | None
+    webhook: Webhook | SkipJsonSchema[None] = Field(None, json_schema_extra=_without_default)
+
+
+class RequestCounts(BaseModel):
+    """Lines of a job."""
+
+    total: int
+    completed: int
+    failed: int
+
+
+class BatchJob(BaseModel):
+    """A job made from `input_file_id`; moments are in seconds."""
+
+    id: str
+    status: str
+    created_at: int
+    endpoint: str
+    request_counts: RequestCounts
+    usage: EmbeddingUsage
+    model: str
+    input_file_id: str
+    completion_window: str
+    completed_at: int | None
+    expires_at: int
+    output_url: str | None
+    error_file_url: str | None
+    error: str | None
+    webhook: Webhook | SkipJsonSchema[None] = Field(None, json_schema_extra=_without_default)
+
+
+class BatchAnswer(RootModel[BatchStatus | BatchJob]):
+    """A job in the form in which it was asked for."""
+
+
+class OpenAIBatch(BaseModel):
+    """A job made by OpenAI's clients; moments are in seconds."""
+
+    id: str
+    object: str
+    endpoint: str
+    model: str | None
+    errors: dict[str, Any] | None
+    input_file_id: str
+    completion_window: str
+    status: str
+    output_file_id: str | None
+    error_file_id: str | None
+    created_at: int
+    in_progress_at: int | None
+    expires_at: int
+    finalizing_at: int | None
+    completed_at: int | None
+    failed_at: int | None
+    expired_at: int | None
+    cancelling_at: int | None
+    cancelled_at: int | None
+    request_counts: RequestCounts
+    metadata: dict[str, str] | None
+
+
+class OpenAIBatchPage(BaseModel):
+    """A page of jobs, the newest first."""
+
+    object: str
+    data: list[OpenAIBatch]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
+class BatchList(RootModel[list[BatchAnswer] | OpenAIBatchPage]):
+    """Jobs, the newest first; OpenAI's clients get a page of theirs."""
+
+
+class FileObject(BaseModel):
+    """An upload, or a file that a job made."""
+
+    id: str
+    object: str
+    bytes: int
+    created_at: int
+    expires_at: int | SkipJsonSchema[None] = Field(None, json_schema_extra=_without_default)
+    filename: str
+    purpose: str
+    status: str
+
+
+class FileList(BaseModel):
+    """A page of uploads, the newest first."""
+
+    object: str
+    data: list[FileObject]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
+class FileDeleted(BaseModel):
+    """An upload that is gone."""
+
+    id: str
+    object: str
+    deleted: bool
+
+
+class BulkEmbeddingJobResponse(BaseModel):
+    """A job of the older form."""
+
+    id: str
+    job_id: str = Field(alias="_id")
+    status: str
+    user_id: str
+    user_email: str | None
+    file_name: str
+    model_name: str
+    used_token_count: int
+    created_at: str
+    completed_at: str | None
+    error: str | None
+
+
+class DownloadResultResponse(BaseModel):
+    """Where the result is."""
+
+    id: str
+    download_url: str
+
+
 class KeyInfo(BaseModel):
     """A key without its secret; moments are in UTC, ISO 8601."""
 
@@ -340,7 +501,16 @@ _SHAPES: dict[str, Any] = {
         Deleted,
         ModelInfo,
         ModelListResponse,
+        RerankingResponse,
         Status,
+        BatchAnswer,
+        BatchList,
+        OpenAIBatch,
+        FileObject,
+        FileList,
+        FileDeleted,
+        BulkEmbeddingJobResponse,
+        DownloadResultResponse,
         KeyInfo,
         NewKey,
         KeyList,
@@ -353,7 +523,7 @@ _ERRORS = {
     401: "No key, or none that works.",
     403: "The key may not do or have this, or its balance is too small.",
     404: "No such resource.",
-    409: "It is being changed by another request.",
+    409: "The resource is not in the state that this needs, or is being changed.",
     429: "More than the caller may do now; `Retry-After` says when.",
     413: "The body is too large.",
     415: "The body is not JSON.",
@@ -376,6 +546,13 @@ def responses(
     documented |= {status: {"model": ErrorResponse, "description": _ERRORS[status]} for status in errors}
     if fields or 415 in errors:
         documented[422] = {"model": HTTPValidationError, "description": "A field that does not fit."}
+    return documented
+
+
+def streamed(media_type: str, *, errors: tuple[int, ...]) -> dict[int | str, dict[str, Any]]:
+    """The same for a route that answers a file."""
+    documented = responses("Status", errors=errors)
+    documented[200] = {"description": "The file.", "content": {media_type: {"schema": {"type": "string"}}}}
     return documented
 
 

@@ -10,6 +10,7 @@ from fundament.accounts.visits import Accounts
 from fundament.catalog import CATALOG, ModelSpec, short_id
 from fundament.config import Settings
 from fundament.core import Chunk, Embed, Embedded, Generate, Priority, Ranking, Rerank
+from fundament.depot import Depot
 from fundament.errors import FundamentError, ModelNotFoundError
 from fundament.fetching import Fetcher
 from fundament.store.database import Database
@@ -37,8 +38,10 @@ class State:
         accounts: keys, limits, balances and usage.
         served: the models that callers may name, as they are now.
         not_ready: why the models cannot answer now, or None.
-        aliases: other names that callers may say, each with the id of the model that answers.
         fetcher: reads the URLs that callers give.
+        depot: where the bytes of jobs and uploads lie.
+        wake: tells this process's worker that there is work.
+        aliases: other names that callers may say, each with the id of the model that answers.
         n_running: requests that are being answered.
         n_file_bytes: size of the images and other files that requests hold in memory.
         closing: the server is about to end.
@@ -51,6 +54,8 @@ class State:
     metrics: Metrics
     served: Callable[[], Mapping[str, ModelSpec]]
     not_ready: Callable[[], str | None]
+    depot: Depot
+    wake: Callable[[], None] = lambda: None
     aliases: Mapping[str, str] = field(default_factory=dict)
     fetcher: Fetcher = field(default_factory=Fetcher)
     n_running: int = 0

@@ -263,7 +263,7 @@ class OmniEmbedder:
     def _video(self, row: _Row, file: Media) -> None:
         """Add a video: its sound, where it has one, then its frames by pairs."""
         self._sound(row, file)
-        n_frames = sum(1 for _ in media.frames(file, MOST_FRAMES))  # how many there are decides on their size
+        n_frames = min(MOST_FRAMES, media.count_frames(file))  # how many there are decides on their size
         n_even = n_frames + n_frames % 2
         pair: list[Pixels] = []
         for place, frame in enumerate(media.frames(file, MOST_FRAMES)):

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, cast, overload
 
@@ -152,7 +152,7 @@ class LocalEngine:
                 else:
                     await loop.run_in_executor(self._pool, loaded.batcher.submit, ticket, items, priority)
                 arrays = await done
-                finish: Callable[[], Result] = partial(loaded.model.finish, call, items, arrays)
+                finish: Callable[[], Result] = partial(_finish, loaded.model, call, items, arrays)
                 if isinstance(call, Embed) and call.output == "dense":  # one copy: less than a change of threads costs
                     return finish()
                 return await loop.run_in_executor(self._pool, finish)
@@ -338,6 +338,15 @@ def _unpaid(items: Sequence[Item], ticket: Ticket, error: BaseException) -> int:
     left = isinstance(error, asyncio.CancelledError)
     rows = zip(items, ticket.rows, strict=True)
     return sum(item.n_counted for item, row in rows if row not in ticket.arrays or not left)
+
+
+def _finish(model: Model[Any, Any], call: Call, items: Sequence[Item], arrays: Sequence[Array]) -> Result:
+    result: Result = model.finish(call, items, arrays)
+    if isinstance(result, Ranking) or not isinstance(call, Embed) or call.late_chunking:
+        return result
+    if len(items) == len(call.inputs) and all(isinstance(value, str) for value in call.inputs):
+        return replace(result, n_tokens_each=[item.n_counted for item in items])
+    return result
 
 
 def _in_float32(local: Local, item: Item) -> Array:

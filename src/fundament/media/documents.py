@@ -56,9 +56,10 @@ def _count(media: Media, pipe: IO[bytes]) -> int:
 
 def _read(media: Media, pipe: IO[bytes], number: int) -> RGB:
     undrawn = refusal(media, f"Page {number} of this PDF cannot be drawn: it is damaged, or takes too much to draw.")
-    if not (line := pipe.readline()):
-        raise undrawn
-    page = json.loads(line)
+    try:
+        page = json.loads(pipe.readline())
+    except ValueError:  # nothing, or half a line: the process was ended
+        raise undrawn from None
     pixels = pipe.read(page["height"] * page["stride"])
     if len(pixels) < page["height"] * page["stride"]:
         raise undrawn

@@ -45,7 +45,8 @@ def draw(media: Media) -> RGB:
         assert process.stdout is not None
         feed(process, media.content)
         drawn = process.stdout.read()
-    if not drawn:
+        ended_well = process.wait() == 0
+    if not ended_well:
         raise refusal(media, "This SVG cannot be drawn: it is damaged, or takes too much to draw.")
     with Image.open(io.BytesIO(drawn), formats=("PNG",)) as image:
         return np.array(image.convert("RGB"))

@@ -6,13 +6,28 @@ import struct
 import numpy as np
 from PIL import Image
 
-from fundament.core import Media
+from fundament.core import Array, Media
 from fundament.media.arrays import RGB, refusal
 from fundament.media.drawings import draw
 from fundament.media.formats import SVG, expect
 
 # Pixels are counted here, against the operator's own limit.
 Image.MAX_IMAGE_PIXELS = None
+
+# What Pillow's readers raise over a damaged file.
+_DAMAGES = (
+    ArithmeticError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    Warning,
+    struct.error,
+)
 
 _ORIENTATION_TAG = 0x0112
 _UPRIGHT = {
@@ -46,14 +61,8 @@ def picture(media: Media) -> RGB:
             _check_size(media, *image.size)
             image.load()
             return _rgb(media, _upright(image))
-    except (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, EOFError, OverflowError) as error:
-        raise _undecodable(media, form.name) from error
-    except (MemoryError, RuntimeError, struct.error, ArithmeticError, Warning) as error:
-        raise _undecodable(media, form.name) from error
-
-
-def _undecodable(media: Media, name: str) -> Exception:
-    return refusal(media, f"This {name} cannot be decoded: it is damaged or cut short.")
+    except _DAMAGES as error:
+        raise refusal(media, f"This {form.name} cannot be decoded: it is damaged or cut short.") from error
 
 
 def _check_size(media: Media, width: int, height: int) -> None:
@@ -87,7 +96,7 @@ def _rgb(media: Media, image: Image.Image) -> RGB:
     return np.array(image.convert("RGB"))
 
 
-def _of_grey(media: Media, grey: np.ndarray) -> RGB:
+def _of_grey(media: Media, grey: Array) -> RGB:
     """8 of a channel's 16 bits, rounded; Pillow would cut everything above 255 to white."""
     if grey.min(initial=0) < 0 or grey.max(initial=0) > 0xFFFF:
         raise refusal(media, "This image has more than 16 bits per channel. Send 8 or 16 bits.")

@@ -28,7 +28,7 @@ def frames(media: Media, n: int) -> Iterator[RGB]:
     Raises:
         InputError: it cannot be decoded, has no frames, or is too long or too large.
     """
-    n_frames = _count_frames(media)
+    n_frames = count_frames(media)
     wanted = np.linspace(0, n_frames - 1, min(n, n_frames)).astype(int).tolist()
     with _opened(media) as container:
         stream = container.streams.video[0]
@@ -63,6 +63,8 @@ def sound(media: Media, rate: int) -> Samples | None:
                 return None
             raise refusal(media, "This file has no sound track.")
         stream = container.streams.audio[0]
+        if stream.codec_context is None:
+            raise refusal(media, "This sound's codec is not known here.")
         _check_seconds(media, container, stream)
         resampler = av.AudioResampler(format="fltp", rate=rate)
         for frame in chain(container.decode(stream), [None]):
@@ -84,8 +86,12 @@ def _upright(frame: "VideoFrame") -> RGB:
     return np.ascontiguousarray(np.rot90(picture, frame.rotation // 90))
 
 
-def _count_frames(media: Media) -> int:
-    """How many frames a video has, by its packets: nothing is decoded."""
+def count_frames(media: Media) -> int:
+    """How many frames a video has, by its packets: nothing is decoded.
+
+    Raises:
+        InputError: it has none, cannot be opened, or is too long or too large.
+    """
     with _opened(media) as container:
         if not container.streams.video:
             raise refusal(media, "This file has no pictures.")

@@ -1,0 +1,202 @@
+"""`/v1/batch`: embeddings of many lines, handed in once and fetched when they are done.
+
+A job made from `input` or `input_url` is answered as the Search Foundation API does; one made from an uploaded file
+(`input_file_id`) as its files variant does, with 202 and states of its own.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import orjson
+from fastapi import APIRouter, Query, Request, Response
+from pydantic import Field, JsonValue
+
+from fundament.api.batches import list_batches
+from fundament.api.body import echo, read_body
+from fundament.api.embeddings import EmbeddingsRequest, check
+from fundament.api.files import link
+from fundament.api.jobs import Kind, base_url, cancel, describe, download, find, is_signed, owner, submit
+from fundament.api.lines import ENDPOINT
+from fundament.api.schemas import request_body, responses, streamed
+from fundament.api.state import State, state_of
+from fundament.api.wire import answer
+from fundament.catalog import ModelSpec
+from fundament.errors import Fault, InputError, NotFoundError
+from fundament.store import jobs
+from fundament.store.jobs import Dialect, Job
+
+router = APIRouter(tags=["Batch Embeddings"])
+
+_DIALECTS: tuple[Dialect, ...] = ("batch", "files")
+_OTHER = {"model", "input", "input_url", "webhook_url", "input_file_id", "endpoint", "completion_window"}
+
+
+class BatchRequest(EmbeddingsRequest):
+    """One of `input`, `input_url` and `input_file_id`; the other fields hold for every line that does not say them."""
+
+    input: list[dict[str, JsonValue] | str] | None = Field(  # type: ignore[assignment]
+        None,
+        description='Lines: `{"custom_id": "1", "body": {"input": "…"}}`, `{"input": "…"}`, or the text itself.',
+        examples=[[{"custom_id": "1", "body": {"input": "Hello world"}}]],
+    )
+    input_url: str | None = Field(None, max_length=8192, description="Where a JSONL file of such lines is.")
+    input_file_id: str | None = Field(None, max_length=256, description="An uploaded JSONL file: `POST /v1/files`.")
+    webhook_url: str | None = Field(None, max_length=8192, description="Told when the job ends.")
+    endpoint: Literal["/v1/embeddings"] | None = Field(None, description="The only one.")
+    completion_window: str | None = Field(None, description="`24h`.")
+
+
+@router.post(
+    "/v1/batch/embeddings",
+    summary="Create a batch embedding job",
+    openapi_extra=request_body(BatchRequest),
+    responses=responses("BatchAnswer", errors=(400, 401, 403, 404, 413, 415, 429, 500, 503)),
+)
+async def create(request: Request) -> Response:
+    """Queue lines; the answer names the job."""
+    state, asked = state_of(request), await read_body(request, BatchRequest)
+    job = await create_job(state, asked, key_id=owner(request), base=base_url(state, request))
+    return answer(describe(state, job), status=202 if job.dialect == "files" else 200)
+
+
+async def create_job(state: State, asked: BatchRequest, *, key_id: str, base: str) -> Job:
+    """Check what can be checked before the lines are read, and queue the job.
+
+    Raises:
+        FundamentError: a model that is not served, a field that it does not take, or more than may be queued.
+    """
+    spec = state.find(asked.model)
+    asked = _with_task(spec, asked)
+    check(state, spec, asked)
+    sources = [name for name in ("input", "input_url", "input_file_id") if getattr(asked, name) is not None]
+    if len(sources) != 1:
+        message = "Give exactly one of input, input_url and input_file_id."
+        raise InputError(Fault(f"body -> {sources[1] if sources else 'input'}", message, "value_error"))
+    told: dict[str, Any] = {
+        "model": asked.model,
+        "line": asked.model_dump(mode="json", exclude=_OTHER, exclude_unset=True),
+        "base_url": base,
+    }
+    if asked.input_file_id is not None:
+        told |= {
+            "input_file_id": asked.input_file_id,
+            "endpoint": asked.endpoint or ENDPOINT,
+            "completion_window": asked.completion_window or "24h",
+        }
+    return await submit(
+        state,
+        "batch" if asked.input_file_id is None else "files",
+        key_id=key_id,
+        model=spec.id,
+        asked=told,
+        place=await _placing(state, asked, key_id),
+        url=asked.input_url,
+        webhook_url=asked.webhook_url,
+    )
+
+
+async def _placing(state: State, asked: BatchRequest, key_id: str) -> Any:
+    """What brings the lines to their place; None where the worker fetches them."""
+    if asked.input_file_id is not None:
+        return await link(state, asked.input_file_id, key_id)
+    if asked.input is None:
+        return None
+    lines = asked.input
+    if not lines:
+        raise InputError(Fault("body -> input", "List should have at least 1 item, not 0.", "too_short", echo(lines)))
+    if len(lines) > (most := state.settings.max_inline_lines):
+        message = f"List should have at most {most} items, not {len(lines)}. Use input_url or input_file_id for more."
+        raise InputError(Fault("body -> input", message, "too_long", echo(lines)))
+
+    def write(path: Path) -> None:
+        with path.open("wb") as file:
+            for line in lines:
+                file.write(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE))
+
+    return write
+
+
+def _with_task(spec: ModelSpec, asked: BatchRequest) -> BatchRequest:
+    """The request with the task's whole name: here `retrieval` alone is the documents' side."""
+    whole = f"{asked.task}.passage"
+    if asked.prompt_name is not None or asked.task in (None, *spec.tasks) or whole not in spec.tasks:
+        return asked
+    return asked.model_copy(update={"task": whole})
+
+
+_STATUS_ERRORS = (401, 403, 404, 429, 500, 503)
+
+
+@router.get(
+    "/v1/batch/{batch_id}",
+    summary="Get batch job status",
+    responses=responses("BatchAnswer", errors=_STATUS_ERRORS),
+)
+async def status(request: Request, batch_id: str) -> Response:
+    """How far a job is."""
+    state = state_of(request)
+    return answer(describe(state, await find(state, batch_id, owner(request), *_DIALECTS)))
+
+
+@router.delete(
+    "/v1/batch/{batch_id}",
+    summary="Cancel a batch job",
+    responses=responses("BatchAnswer", errors=(401, 403, 404, 409, 429, 500, 503)),
+)
+async def stop(request: Request, batch_id: str) -> Response:
+    """Stop a job that waits or runs; lines that are done stay."""
+    state = state_of(request)
+    job = await find(state, batch_id, owner(request), *_DIALECTS)
+    return answer(describe(state, await cancel(state, job)))
+
+
+@router.get(
+    "/v1/batches",
+    summary="List batch jobs",
+    responses=responses("BatchList", errors=(401, 403, 429, 500, 503), fields=True),
+)
+async def recent(
+    request: Request,
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    after: Annotated[str | None, Query(max_length=100)] = None,
+) -> Response:
+    """The caller's jobs, the newest first; OpenAI's clients get theirs in their own shape."""
+    state, key_id = state_of(request), owner(request)
+    if after is not None or "x-stainless-lang" in request.headers:
+        return await list_batches(state, key_id, limit, after)
+    async with state.store.read() as connection:
+        found = await jobs.recent(connection, key_id, _DIALECTS, limit=limit)
+    return answer([describe(state, job) for job in found])
+
+
+@router.get(
+    "/v1/batch/{batch_id}/output",
+    summary="Download batch job output",
+    response_class=Response,
+    responses=streamed("application/jsonl", errors=(401, 403, 404, 409, 429, 500, 503)),
+)
+async def output(request: Request, batch_id: str) -> Response:
+    """The vectors: JSONL, a line for each line that has one, in the order of the input."""
+    return await _download(request, batch_id, "output")
+
+
+@router.get(
+    "/v1/batch/{batch_id}/errors",
+    summary="Download batch job error file",
+    response_class=Response,
+    responses=streamed("application/jsonl", errors=(401, 403, 404, 409, 429, 500, 503)),
+)
+async def errors(request: Request, batch_id: str) -> Response:
+    """The lines that failed, each with its reason."""
+    return await _download(request, batch_id, "errors")
+
+
+async def _download(request: Request, batch_id: str, kind: Kind) -> Response:
+    state = state_of(request)
+    if "signature" not in request.query_params:
+        return await download(state, await find(state, batch_id, owner(request), *_DIALECTS, "bulk"), kind)
+    async with state.store.read() as connection:
+        job = await jobs.get(connection, batch_id) if is_signed(state, request, batch_id, kind) else None
+    if job is None:
+        raise NotFoundError("This link is not valid, or no longer.")
+    return await download(state, job, kind)

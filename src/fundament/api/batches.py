@@ -1,0 +1,81 @@
+"""`/v1/batches` in OpenAI's shape: jobs made from an uploaded file, whose lines name their model."""
+
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Request, Response
+from pydantic import BaseModel, ConfigDict, Field
+
+from fundament.api.body import read_body
+from fundament.api.files import link, page
+from fundament.api.jobs import base_url, cancel, describe, find, owner, submit
+from fundament.api.schemas import request_body, responses
+from fundament.api.state import State, state_of
+from fundament.api.wire import answer
+from fundament.store import jobs
+
+router = APIRouter(tags=["Batches"])
+
+_MOST_METADATA = 16
+
+
+class BatchesRequest(BaseModel):
+    """Fields of OpenAI's batches."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+    input_file_id: Annotated[str, Field(min_length=1, max_length=256)]
+    endpoint: Literal["/v1/embeddings"]
+    completion_window: str = Field("24h", max_length=16)
+    metadata: dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]] | None = Field(
+        None, max_length=_MOST_METADATA
+    )
+
+
+@router.post(
+    "/v1/batches",
+    summary="Create a batch",
+    openapi_extra=request_body(BatchesRequest),
+    responses=responses("OpenAIBatch", errors=(401, 403, 404, 413, 415, 429, 500, 503)),
+)
+async def create(request: Request) -> Response:
+    """Queue the lines of an uploaded file."""
+    state, key_id, asked = state_of(request), owner(request), await read_body(request, BatchesRequest)
+    job = await submit(
+        state,
+        "openai",
+        key_id=key_id,
+        model=None,
+        asked={**asked.model_dump(), "base_url": base_url(state, request)},
+        place=await link(state, asked.input_file_id, key_id),
+    )
+    return answer(describe(state, job))
+
+
+@router.get(
+    "/v1/batches/{batch_id}",
+    summary="Get a batch",
+    responses=responses("OpenAIBatch", errors=(401, 403, 404, 429, 500, 503)),
+)
+async def status(request: Request, batch_id: str) -> Response:
+    """How far a batch is."""
+    state = state_of(request)
+    return answer(describe(state, await find(state, batch_id, owner(request), "openai")))
+
+
+@router.post(
+    "/v1/batches/{batch_id}/cancel",
+    summary="Cancel a batch",
+    responses=responses("OpenAIBatch", errors=(401, 403, 404, 409, 429, 500, 503)),
+)
+async def stop(request: Request, batch_id: str) -> Response:
+    """Stop a batch that waits or runs; lines that are done stay."""
+    state = state_of(request)
+    job = await find(state, batch_id, owner(request), "openai")
+    return answer(describe(state, await cancel(state, job)))
+
+
+async def list_batches(state: State, key_id: str, limit: int, after: str | None) -> Response:
+    """A page of a key's batches, the newest first."""
+    async with state.store.read() as connection:
+        found = await jobs.recent(connection, key_id, ["openai"], limit=limit + 1, after=after)
+    return answer(page([describe(state, job) for job in found], limit))

@@ -1,0 +1,103 @@
+"""`/v1/bulk-embeddings`: the older form of batch jobs, a CSV or JSONL file in a form."""
+
+import asyncio
+import re
+from pathlib import Path
+
+from fastapi import APIRouter, Request, Response
+
+from fundament.api.body import echo
+from fundament.api.jobs import base_url, describe, find, owner, signed_url, submit
+from fundament.api.multipart import read_form
+from fundament.api.schemas import responses
+from fundament.api.state import state_of
+from fundament.api.wire import answer
+from fundament.errors import BusyError, Fault, InputError
+from fundament.store import files
+
+router = APIRouter(tags=["Bulk Embeddings"])
+
+_EMAIL = "^[^@ ]+@[^@ ]+$"
+_FORM = {
+    "type": "object",
+    "required": ["file", "model"],
+    "properties": {
+        "file": {"type": "string", "format": "binary", "description": "CSV with a column of texts, or JSONL."},
+        "model": {"type": "string", "minLength": 1},
+        "email": {
+            "type": "string",
+            "pattern": _EMAIL,
+            "maxLength": 320,
+            "description": "Kept and given back; nothing is sent there.",
+        },
+    },
+}
+
+
+@router.post(
+    "/v1/bulk-embeddings",
+    summary="Start a bulk embedding job",
+    responses=responses("BulkEmbeddingJobResponse", errors=(400, 401, 403, 413, 415, 429, 500, 503)),
+    openapi_extra={"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": _FORM}}}},
+)
+async def create(request: Request) -> Response:
+    """Queue a file's lines."""
+    state, key_id = state_of(request), owner(request)
+    upload = await asyncio.to_thread(state.depot.open_file, files.new_id())
+    form = await read_form(request, upload, max_bytes=int(state.settings.max_job_mb * 1e6))
+    try:
+        if not (model := form.fields.get("model")):
+            raise InputError(Fault("body -> model", "Field required", "missing"))
+        email = form.fields.get("email")
+        if email is not None and (len(email) > 320 or not re.fullmatch(_EMAIL, email)):
+            raise InputError(Fault("body -> email", "Input should be an address.", "value_error", echo(email)))
+        spec = state.find(model)
+        if spec.kind != "embedding":
+            raise InputError(Fault("body -> model", f"Model '{spec.id}' is a {spec.kind}, not an embedding model."))
+        is_csv = form.file_name.lower().endswith(".csv")
+
+        def place(path: Path) -> None:
+            upload.rename(path.with_name("upload") if is_csv else path)
+
+        job = await submit(
+            state,
+            "bulk",
+            key_id=key_id,
+            model=spec.id,
+            asked={
+                "model": model,
+                "email": email,
+                "file_name": form.file_name[-255:],
+                "csv": is_csv,
+                "base_url": base_url(state, request),
+            },
+            place=place,
+        )
+    finally:
+        await asyncio.to_thread(upload.unlink, missing_ok=True)
+    return answer(describe(state, job))
+
+
+@router.get(
+    "/v1/bulk-embeddings/{job_id}",
+    summary="Get a bulk embedding job",
+    responses=responses("BulkEmbeddingJobResponse", errors=(401, 403, 404, 429, 500, 503)),
+)
+async def status(request: Request, job_id: str) -> Response:
+    """How far a job is."""
+    state = state_of(request)
+    return answer(describe(state, await find(state, job_id, owner(request), "bulk")))
+
+
+@router.post(
+    "/v1/bulk-embeddings/{job_id}/download-result",
+    summary="Get a link to the result",
+    responses=responses("DownloadResultResponse", errors=(401, 403, 404, 409, 429, 500, 503)),
+)
+async def result(request: Request, job_id: str) -> Response:
+    """A link that works without a key until the job expires."""
+    state = state_of(request)
+    job = await find(state, job_id, owner(request), "bulk")
+    if job.state != "completed":
+        raise BusyError(f"Job '{job_id}' is not completed, so it has no result.")
+    return answer({"id": job.id, "download_url": signed_url(state, job, "output")})

@@ -1,0 +1,371 @@
+"""Batch jobs as every dialect has them: handed in, found, ended, described, downloaded."""
+
+import asyncio
+import base64
+import hmac
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime, timedelta
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from fastapi import Request
+from starlette.responses import StreamingResponse
+
+from fundament.api.body import echo
+from fundament.api.state import State
+from fundament.errors import (
+    BodyError,
+    BusyError,
+    Fault,
+    FetchError,
+    InputError,
+    LimitError,
+    NotFoundError,
+    UnavailableError,
+)
+from fundament.fetching import check_form
+from fundament.store import files, jobs
+from fundament.store.jobs import Dialect, Job
+
+Kind = Literal["output", "errors"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+
+_JSON_LINES = "application/jsonl"
+
+
+def owner(request: Request) -> str:
+    """The id of the key that asks; empty for a caller without one."""
+    caller = getattr(request.state, "caller", None)
+    return caller.key_id if caller is not None else ""
+
+
+def base_url(state: State, request: Request) -> str:
+    """Where the caller reaches this server."""
+    return (state.settings.public_url or str(request.base_url)).rstrip("/")
+
+
+async def submit(
+    state: State,
+    dialect: Dialect,
+    *,
+    key_id: str,
+    model: str | None,
+    asked: Mapping[str, Any],
+    place: Callable[[Path], object] | None = None,
+    url: str | None = None,
+    webhook_url: str | None = None,
+) -> Job:
+    """Queue a job.
+
+    Args:
+        state: the application's parts.
+        dialect: the form in which it is answered.
+        key_id: whose it is.
+        model: the id of the model that runs it; None where its first line names it.
+        asked: `model` as the caller named it, `line` with the fields that every line has in common, and what the
+            dialect repeats in its answers.
+        place: brings the input to a path, or what it is made from beside it; on another thread.
+        url: where the input is instead.
+        webhook_url: told when the job ends.
+
+    Raises:
+        InputError: a URL that is none.
+        LimitError: the key has as many jobs as it may.
+        BodyError: the key's inputs and files take as many bytes as they may.
+        UnavailableError: the disk is full.
+    """
+    for field, given in (("input_url", url), ("webhook_url", webhook_url)):
+        if given is not None:
+            _check_url(field, given)
+    job_id, now = jobs.new_id(), datetime.now(UTC)
+
+    def put() -> int:
+        path = state.depot.open_job(job_id)
+        if place is not None:
+            place(path)
+        return sum(file.stat().st_size for file in path.parent.iterdir())
+
+    try:
+        n_bytes = await asyncio.to_thread(put)
+        async with state.store.write() as connection:
+            n_active, n_stored = await jobs.active(connection, key_id)
+            n_stored += await files.stored_bytes(connection, key_id)
+            _check_room(state, n_active, n_stored + n_bytes)
+            job = await jobs.create(
+                connection,
+                job_id,
+                key_id=key_id,
+                dialect=dialect,
+                model=model,
+                asked=asked,
+                n_bytes=n_bytes,
+                now=now,
+                expires_at=now + timedelta(hours=state.settings.job_hours),
+                url=url,
+                webhook_url=webhook_url,
+            )
+    except OSError as error:
+        await asyncio.to_thread(state.depot.remove_job, job_id)
+        raise UnavailableError(f"The input cannot be kept: {error.strerror}.", retry_after_seconds=60) from error
+    except BaseException:
+        await asyncio.to_thread(state.depot.remove_job, job_id)
+        raise
+    state.wake()
+    return job
+
+
+def _check_url(field: str, url: str) -> None:
+    try:
+        check_form(url)
+    except FetchError as error:
+        raise InputError(Fault(f"body -> {field}", error.detail, "url", echo(url))) from error
+
+
+def _check_room(state: State, n_active: int, n_bytes: int) -> None:
+    if n_active >= (most := state.settings.max_jobs_per_key):
+        raise LimitError(
+            "RATE_CONCURRENCY_LIMIT_EXCEEDED",
+            f"{n_active} batch jobs wait or run, of {most} that may. Wait for one to end, or cancel one.",
+            retry_after_seconds=60,
+        )
+    check_stored(state, n_bytes)
+
+
+def check_stored(state: State, n_bytes: int) -> None:
+    """Refuse more bytes than a key may keep here.
+
+    Raises:
+        BodyError: 413, with the way out.
+    """
+    if n_bytes > (most := state.settings.max_stored_mb_per_key * 1e6):
+        raise BodyError(
+            413,
+            f"Your files and inputs would take {n_bytes / 1e6:.1f} MB of {most / 1e6:g} MB. Delete files, or wait "
+            "until older jobs expire.",
+        )
+
+
+async def find(state: State, job_id: str, key_id: str, *dialects: Dialect) -> Job:
+    """A caller's own job, as it stands.
+
+    Raises:
+        NotFoundError: there is none, or it is somebody else's, or was asked for in another form.
+    """
+    async with state.store.read() as connection:
+        job = await jobs.get(connection, job_id, key_id)
+    if job is None or job.dialect not in dialects:
+        raise NotFoundError(f"Batch job '{job_id}' not found or access denied")
+    return job
+
+
+async def cancel(state: State, job: Job) -> Job:
+    """Stop a job that waits or runs; what it wrote is kept.
+
+    Raises:
+        BusyError: it has ended already.
+    """
+    async with state.store.write() as connection:
+        ended = await jobs.end(connection, job.id, "cancelled", now=datetime.now(UTC))
+    if ended is None:
+        raise BusyError(f"Batch job '{job.id}' has ended already, so it cannot be cancelled.")
+    state.wake()
+    return ended
+
+
+async def download(state: State, job: Job, kind: Kind) -> StreamingResponse:
+    """A job's output or its errors, chunk after chunk.
+
+    Raises:
+        BusyError: the job still waits or runs.
+        NotFoundError: its files have expired.
+    """
+    if job.state in jobs.ACTIVE:
+        raise BusyError(f"Batch job '{job.id}' has not ended yet; its {kind} is there once it has.")
+    if job.state == "expired":
+        raise NotFoundError(f"Batch job '{job.id}' expired at {_iso(job.expires_at)}; its files are gone.")
+    async with state.store.read() as connection:
+        parts = await jobs.parts(connection, job.id, kind)
+    return StreamingResponse(
+        state.depot.read(job.id, [part.name for part in parts]),
+        media_type=_JSON_LINES,
+        headers={
+            "Content-Length": str(sum(part.n_bytes for part in parts)),
+            "Content-Disposition": f'attachment; filename="{job.id}-{kind}.jsonl"',
+        },
+    )
+
+
+def signed_url(state: State, job: Job, kind: Kind) -> str:
+    """An address that gives a job's files without a key, until the job expires."""
+    expires = int(job.expires_at.timestamp())
+    signature = _signature(state, job.id, kind, expires)
+    return f"{job.asked.get('base_url', '')}/v1/batch/{job.id}/{kind}?expires={expires}&signature={signature}"
+
+
+def is_signed(state: State, request: Request, job_id: str, kind: Kind) -> bool:
+    """Whether a request carries our signature for these files, and in time."""
+    expires, given = request.query_params.get("expires", ""), request.query_params.get("signature", "")
+    if not (expires.isascii() and expires.isdigit()) or int(expires) < datetime.now(UTC).timestamp():
+        return False
+    return hmac.compare_digest(given.encode(), _signature(state, job_id, kind, int(expires)).encode())
+
+
+def _signature(state: State, job_id: str, kind: Kind, expires: int) -> str:
+    return hmac.digest(state.depot.secret("links"), f"{job_id}/{kind}/{expires}".encode(), sha256).hex()
+
+
+def message_secret(state: State) -> bytes:
+    """What signs webhooks."""
+    if given := state.settings.webhook_secret:
+        return base64.b64decode(given.removeprefix("whsec_"))
+    return state.depot.secret("webhook")
+
+
+def describe(state: State, job: Job) -> dict[str, Any]:
+    """A job in the form in which it was asked for."""
+    return {"batch": _batch, "files": _files, "openai": _openai, "bulk": _bulk}[job.dialect](state, job)
+
+
+_BATCH_STATES = {"queued": "pending", "running": "processing"}
+_FILES_STATES = {"queued": "validating", "running": "in_progress", "expired": "failed"}
+_OPENAI_STATES = {"queued": "validating", "running": "in_progress"}
+_BULK_STATES = {"queued": "waiting", "running": "in-progress", "completed": "completed"}
+
+
+def _batch(state: State, job: Job) -> dict[str, Any]:
+    return {
+        "batch_id": job.id,
+        "status": _BATCH_STATES.get(job.state, job.state),
+        "model": job.asked["model"],
+        "created_at": _iso(job.created_at),
+        "completed_at": job.ended_at and _iso(job.ended_at),
+        "expires_at": _iso(job.expires_at),
+        **_links(state, job),
+        "error": job.error,
+        "stats": None
+        if job.n_lines is None
+        else {
+            "total": job.n_lines,
+            "completed": job.n_completed,
+            "failed": job.n_failed,
+            "total_tokens": job.n_tokens,
+        },
+        **_webhook(job),
+    }
+
+
+def _files(state: State, job: Job) -> dict[str, Any]:
+    return {
+        "id": job.id,
+        "status": _FILES_STATES.get(job.state, job.state),
+        "created_at": int(job.created_at.timestamp()),
+        "endpoint": job.asked.get("endpoint"),
+        "request_counts": _counts(job),
+        "usage": {"total_tokens": job.n_tokens, "prompt_tokens": job.n_tokens},
+        "model": job.asked["model"],
+        "input_file_id": job.asked.get("input_file_id"),
+        "completion_window": job.asked.get("completion_window"),
+        "completed_at": job.ended_at and int(job.ended_at.timestamp()),
+        "expires_at": int(job.expires_at.timestamp()),
+        **_links(state, job),
+        "error": "The job has expired." if job.state == "expired" else job.error,
+        **_webhook(job),
+    }
+
+
+def _openai(state: State, job: Job) -> dict[str, Any]:
+    del state
+    ended = job.ended_at and int(job.ended_at.timestamp())
+    errors = [{"code": "invalid_input", "message": job.error, "param": None, "line": None}]
+    here = _has_files(job)
+    return {
+        "id": job.id,
+        "object": "batch",
+        "endpoint": job.asked.get("endpoint"),
+        "model": job.model,
+        "errors": {"object": "list", "data": errors} if job.error else None,
+        "input_file_id": job.asked.get("input_file_id"),
+        "completion_window": job.asked.get("completion_window"),
+        "status": _OPENAI_STATES.get(job.state, job.state),
+        "output_file_id": result_id(job, "output") if here and job.n_completed else None,
+        "error_file_id": result_id(job, "errors") if here and job.n_failed else None,
+        "created_at": int(job.created_at.timestamp()),
+        "in_progress_at": job.started_at and int(job.started_at.timestamp()),
+        "expires_at": int(job.expires_at.timestamp()),
+        "finalizing_at": ended if job.state == "completed" else None,
+        "completed_at": ended if job.state == "completed" else None,
+        "failed_at": ended if job.state == "failed" else None,
+        "expired_at": int(job.expires_at.timestamp()) if job.state == "expired" else None,
+        "cancelling_at": ended if job.state == "cancelled" else None,
+        "cancelled_at": ended if job.state == "cancelled" else None,
+        "request_counts": _counts(job),
+        "metadata": job.asked.get("metadata"),
+    }
+
+
+def _bulk(state: State, job: Job) -> dict[str, Any]:
+    del state
+    ended = job.state == "completed"
+    error = job.error or (None if ended or job.state in jobs.ACTIVE else f"The job is {job.state}.")
+    return {
+        "_id": job.id,
+        "id": job.id,
+        "status": _BULK_STATES.get(job.state, "failed"),
+        "user_id": job.key_id,
+        "user_email": job.asked.get("email"),
+        "file_name": job.asked.get("file_name"),
+        "model_name": job.asked["model"],
+        "used_token_count": job.n_tokens,
+        "created_at": _iso(job.created_at),
+        "completed_at": job.ended_at and _iso(job.ended_at),
+        "error": error,
+    }
+
+
+def result_id(job: Job, kind: Kind) -> str:
+    """The id under which OpenAI's clients download a job's files."""
+    return f"{job.id.replace('batch_', 'file-', 1)}-{kind}"
+
+
+def job_of_result(file_id: str) -> tuple[str, Kind] | None:
+    """The job, and which of its files, that such an id means."""
+    stem, _, given = file_id.rpartition("-")
+    for kind in KINDS:
+        if kind == given and stem.startswith("file-"):
+            return stem.replace("file-", "batch_", 1), kind
+    return None
+
+
+def _has_files(job: Job) -> bool:
+    return job.state not in (*jobs.ACTIVE, "expired")
+
+
+def _links(state: State, job: Job) -> dict[str, Any]:
+    here = _has_files(job)
+    return {
+        "output_url": signed_url(state, job, "output") if here and job.n_completed else None,
+        "error_file_url": signed_url(state, job, "errors") if here and job.n_failed else None,
+    }
+
+
+def _counts(job: Job) -> dict[str, int]:
+    return {"total": job.n_lines or 0, "completed": job.n_completed, "failed": job.n_failed}
+
+
+def _webhook(job: Job) -> dict[str, Any]:
+    if job.webhook_url is None:
+        return {}
+    return {
+        "webhook": {
+            "url": job.webhook_url,
+            "state": job.webhook_state,
+            "attempts": job.webhook_attempts,
+            "next_attempt_at": job.webhook_at and _iso(job.webhook_at) if job.webhook_state == "pending" else None,
+            "error": job.webhook_error,
+        }
+    }
+
+
+def _iso(moment: datetime) -> str:
+    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")

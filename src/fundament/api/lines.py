@@ -1,0 +1,289 @@
+"""The lines of a batch job: read from its input, embedded many at a time, written to its output and its errors.
+
+A line is `{"custom_id": …, "body": {"input": …}}` as OpenAI's batches have it, or plain: `{"input": …}`,
+`{"text": …}`, or a string.
+"""
+
+import csv
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any, NoReturn
+
+import orjson
+from pydantic import AliasChoices
+
+from fundament.api.answers import EmbeddingsAnswer, contents, divided
+from fundament.api.body import echo, validated
+from fundament.api.embeddings import EmbeddingsRequest, embed
+from fundament.api.state import State
+from fundament.api.wire import json_bytes
+from fundament.core import Priority
+from fundament.errors import Fault, FundamentError, InputError, UnavailableError
+from fundament.store.jobs import Span
+from fundament.telemetry import say
+
+ENDPOINT = "/v1/embeddings"
+
+# A chunk is what a worker takes at a time, and what is done again when it dies.
+_CHUNK_LINES, _CHUNK_BYTES = 256, 256 * 1024
+_MOST_LINE_BYTES = 32_000_000
+_OWN_KEYS = ("custom_id", "id", "method", "url")
+_FIELD_OF = {
+    str(other): name
+    for name, field in EmbeddingsRequest.model_fields.items()
+    if isinstance(field.validation_alias, AliasChoices)
+    for other in field.validation_alias.choices
+}
+TEXT_COLUMNS = ("text", "input", "content", "sentence", "document", "body")
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One line of a job.
+
+    Attributes:
+        number: its place among the lines that are not empty, from 0.
+        custom_id: the caller's name for it; its number where it has none.
+        request: what is asked, or why nothing can be.
+        options: equal for lines that may be embedded together; None where this one is embedded alone.
+    """
+
+    number: int
+    custom_id: str
+    request: EmbeddingsRequest | FundamentError
+    options: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Embedded:
+    """What became of a line: its answer, or why it has none."""
+
+    line: Line
+    answer: EmbeddingsAnswer | FundamentError
+
+
+class InputFileError(FundamentError):
+    """An input that is no batch at all: the job fails with this sentence."""
+
+
+def divide(path: Path, *, max_lines: int) -> list[Span]:
+    """Find the chunks of an input.
+
+    Raises:
+        InputFileError: no lines, too many, or one that is too long.
+    """
+    spans: list[Span] = []
+    start = n_bytes = first = n_lines = 0
+    with path.open("rb") as file:
+        while raw := file.readline(_MOST_LINE_BYTES + 1):
+            if len(raw) > _MOST_LINE_BYTES:
+                number = first + n_lines + 1
+                raise InputFileError(f"Line {number} is longer than {_MOST_LINE_BYTES / 1e6:g} MB.")
+            if n_lines and (n_lines == _CHUNK_LINES or n_bytes + len(raw) > _CHUNK_BYTES):
+                spans.append(Span(start=start, n_bytes=n_bytes, first_line=first, n_lines=n_lines))
+                start, first, n_bytes, n_lines = start + n_bytes, first + n_lines, 0, 0
+            n_bytes += len(raw)
+            n_lines += bool(raw.strip())
+            if first + n_lines > max_lines:
+                raise InputFileError(f"The input has more than {max_lines:,} lines. Divide it into several jobs.")
+    if n_lines:
+        spans.append(Span(start=start, n_bytes=n_bytes, first_line=first, n_lines=n_lines))
+    if not spans:
+        raise InputFileError("The input has no lines.")
+    return spans
+
+
+def model_of(path: Path) -> str:
+    """The model that the first line names.
+
+    Raises:
+        InputFileError: it names none.
+    """
+    with path.open("rb") as file:
+        raw = next((raw for raw in iter(lambda: file.readline(_MOST_LINE_BYTES), b"") if raw.strip()), b"")
+    try:
+        body = orjson.loads(raw.removeprefix(b"\xef\xbb\xbf"))["body"]
+        model = body["model"]
+    except (orjson.JSONDecodeError, KeyError, TypeError):
+        model = None
+    if not isinstance(model, str) or not model:
+        raise InputFileError('The input\'s first line names no model: write "body": {"model": …, "input": …}.')
+    return model
+
+
+def convert_csv(source: Path, target: Path) -> None:
+    """Write a CSV file's rows as lines. Its first row may name the columns: a text, and perhaps an id.
+
+    Raises:
+        InputFileError: not a CSV file in UTF-8, or no column can be told to be the text.
+    """
+    try:
+        with source.open(encoding="utf-8-sig", newline="") as file, target.open("wb") as lines:
+            for line in _rows(csv.reader(file, strict=True)):
+                lines.write(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE))
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise InputFileError(f"The input is not a CSV file in UTF-8: {error}.") from error
+
+
+def _rows(rows: Iterator[list[str]]) -> Iterator[dict[str, Any]]:
+    head = next(rows, [])
+    names = [name.strip().lower() for name in head]
+    place = next((names.index(name) for name in TEXT_COLUMNS if name in names), None)
+    key = next((names.index(name) for name in ("custom_id", "id") if name in names), None)
+    if place is None:
+        if len(head) > 1:
+            listed = ", ".join(f"'{name}'" for name in TEXT_COLUMNS)
+            raise InputFileError(f"The CSV file's first row names no column of texts; call it one of {listed}.")
+        if head:
+            yield {"input": head[0]}  # one column without a name
+        place = 0
+    for row in rows:
+        if row:
+            text = row[place] if place < len(row) else None
+            named = {"custom_id": row[key]} if key is not None and key < len(row) else {}
+            yield {**named, "input": text}
+
+
+def read(path: Path, span: Span, defaults: Mapping[str, Any]) -> list[Line]:
+    """The lines of a chunk.
+
+    Args:
+        path: the input.
+        span: where they are.
+        defaults: fields of a request that a line does not say itself, `model` among them.
+
+    Raises:
+        OSError: the input cannot be read.
+    """
+    with path.open("rb") as file:
+        file.seek(span.start)
+        raw = file.read(span.n_bytes)
+    lines = (line for line in raw.split(b"\n") if line.strip())
+    return [_line(number, line, defaults) for number, line in enumerate(lines, start=span.first_line)]
+
+
+def _line(number: int, raw: bytes, defaults: Mapping[str, Any]) -> Line:
+    custom_id = str(number)
+    try:
+        value = orjson.loads(raw.removeprefix(b"\xef\xbb\xbf"))
+        if isinstance(value, dict) and isinstance(given := value.get("custom_id"), str | int):
+            custom_id = str(given)
+        body = _body(value)
+        own = {name: value for name, value in body.items() if name != "input"}
+        if own.get("model", defaults["model"]) != defaults["model"]:
+            _wrong("body -> model", f"This job runs '{defaults['model']}'.", own["model"])
+        said = {_FIELD_OF.get(name, name) for name in body}
+        common = {name: value for name, value in defaults.items() if name not in said}
+        request = validated(common | body, EmbeddingsRequest)
+    except orjson.JSONDecodeError as error:
+        return Line(number, custom_id, InputError(Fault("line", f"It is not valid JSON: {error}.", "json_invalid")))
+    except InputError as error:
+        return Line(number, custom_id, error)
+    together = not request.late_chunking
+    return Line(number, custom_id, request, orjson.dumps(own, option=orjson.OPT_SORT_KEYS) if together else None)
+
+
+def _body(value: Any) -> dict[str, Any]:
+    """What a line asks, as the body of a request."""
+    if isinstance(value, str):
+        return {"input": value}
+    if not isinstance(value, dict):
+        _wrong("line", 'It should be an object like {"custom_id": "1", "body": {"input": "…"}}.', value)
+    if value.get("method") not in (None, "POST"):
+        _wrong("method", "It should be 'POST'.", value["method"])
+    if value.get("url") not in (None, ENDPOINT) and "body" in value:
+        _wrong("url", f"It should be '{ENDPOINT}'.", value["url"])
+    if "body" in value:
+        if not isinstance(body := value["body"], dict):
+            _wrong("body", 'It should be an object like {"input": "…"}.', body)
+        return body
+    if "input" in value:
+        return {name: given for name, given in value.items() if name not in _OWN_KEYS}
+    return {"input": {name: given for name, given in value.items() if name not in ("custom_id", "id")}}
+
+
+def _wrong(field: str, message: str, value: Any) -> NoReturn:
+    raise InputError(Fault(field, message, input=echo(value)))
+
+
+async def embed_lines(state: State, lines: Sequence[Line], *, caller: str) -> list[Embedded]:
+    """Embed the lines of a chunk in the background lane, in their order; a line that cannot be fails alone.
+
+    Raises:
+        UnavailableError: the model cannot answer now.
+    """
+    found: list[Embedded] = []
+    for _, alike in groupby(lines, key=lambda line: line.options or line.number):
+        found += await _together(state, list(alike), caller)
+    return found
+
+
+async def _together(state: State, lines: list[Line], caller: str) -> list[Embedded]:
+    """Lines with equal options; halves of them where one fails."""
+    requests = [line.request for line in lines if isinstance(line.request, EmbeddingsRequest)]
+    if len(requests) < len(lines):
+        # Those that could not be read have no options and stand alone.
+        return [Embedded(line, line.request) for line in lines if isinstance(line.request, FundamentError)]
+    joint = requests[0]
+    if len(lines) > 1:
+        joint = joint.model_copy(update={"input": [value for request in requests for value in request.input]})
+    try:
+        answer = await embed(state, joint, priority=Priority.BACKGROUND, caller=caller)
+    except UnavailableError:
+        raise
+    except FundamentError as error:
+        if len(lines) == 1:
+            return [Embedded(lines[0], error)]
+    except Exception as error:
+        say("unexpected error", level=logging.ERROR, error=error, lines=len(lines))
+        if len(lines) == 1:
+            return [Embedded(lines[0], FundamentError("An unexpected error occurred."))]
+    else:
+        if len(lines) == 1:
+            return [Embedded(lines[0], answer)]
+        if answer.made.n_tokens_each:
+            answers = divided(answer, [len(request.input) for request in requests])
+            return [Embedded(line, each) for line, each in zip(lines, answers, strict=True)]
+    middle = len(lines) // 2
+    return [*await _together(state, lines[:middle], caller), *await _together(state, lines[middle:], caller)]
+
+
+def output_lines(found: Iterable[Embedded]) -> Iterator[bytes]:
+    """The output's lines: of every line that has an answer, in OpenAI's form."""
+    for each in found:
+        if isinstance(each.answer, EmbeddingsAnswer):
+            yield _written(each.line, 200, contents(each.answer), None)
+
+
+def error_lines(found: Iterable[Embedded]) -> Iterator[bytes]:
+    """The errors' lines: of every line that has none, with the reason."""
+    for each in found:
+        if isinstance(error := each.answer, FundamentError):
+            code = error.code or "invalid_input"
+            body = {
+                "error": {
+                    "message": error.detail,
+                    "type": "invalid_request_error" if error.status < 500 else "server_error",
+                    "param": error.faults[0].field if isinstance(error, InputError) else None,
+                    "code": code,
+                }
+            }
+            yield _written(each.line, error.status, body, {"code": code, "message": error.detail})
+
+
+def _written(line: Line, status: int, body: dict[str, Any], error: dict[str, str] | None) -> bytes:
+    name = f"batch_req_{line.number}"
+    return (
+        json_bytes(
+            {
+                "id": name,
+                "custom_id": line.custom_id,
+                "response": {"status_code": status, "request_id": name, "body": body},
+                "error": error,
+            }
+        )
+        + b"\n"
+    )

@@ -1,0 +1,146 @@
+"""Reading a multipart form whose file goes to disk while it arrives."""
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+from fastapi import Request
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartParser, parse_options_header
+from starlette.requests import ClientDisconnect
+
+from fundament.errors import BodyError, Fault, InputError, UnavailableError
+
+if TYPE_CHECKING:
+    from python_multipart.multipart import MultipartCallbacks
+
+_MOST_FIELD_BYTES = 64 * 1024
+_MOST_FIELDS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """What a form said.
+
+    Attributes:
+        fields: its texts.
+        file_name: what the caller calls the file.
+        n_bytes: of the file.
+    """
+
+    fields: Mapping[str, str]
+    file_name: str
+    n_bytes: int
+
+
+async def read_form(request: Request, path: Path, *, max_bytes: int) -> Form:
+    """Read a form and write its part `file` to a path; the file is removed where this fails.
+
+    Raises:
+        BodyError: no multipart form (415), one that breaks off (400), or a file that is too large (413).
+        InputError: no part `file`, or a form that is malformed.
+        UnavailableError: the disk is full.
+    """
+    kind, options = parse_options_header(request.headers.get("content-type"))
+    boundary = options.get(b"boundary")
+    if kind != b"multipart/form-data" or not boundary:
+        raise BodyError(415, "Send a form with a file: 'Content-Type: multipart/form-data; boundary=…'.")
+    too_large = BodyError(413, f"The file is larger than {max_bytes / 1e6:g} MB. Divide it.")
+    if int(request.headers.get("content-length") or 0) > max_bytes + _MOST_FIELDS * _MOST_FIELD_BYTES:
+        raise too_large
+    parts = _Parts()
+    parser = MultipartParser(boundary, parts.callbacks())
+    n_bytes = 0
+    try:
+        with await asyncio.to_thread(path.open, "xb") as file:
+            async for piece in request.stream():
+                parser.write(piece)
+                n_bytes += parts.n_pending
+                if n_bytes > max_bytes:
+                    raise too_large
+                if parts.n_pending:
+                    await asyncio.to_thread(parts.flush, file)
+            parser.finalize()
+        if not parts.ended:
+            raise BodyError(400, "The form breaks off.")
+        if parts.file_name is None:
+            raise InputError(Fault("body -> file", "Field required", "missing"))
+        return Form(
+            {name: value.decode(errors="replace") for name, value in parts.fields.items()}, parts.file_name, n_bytes
+        )
+    except BaseException as error:
+        await asyncio.to_thread(path.unlink, missing_ok=True)
+        match error:
+            case ClientDisconnect():
+                raise BodyError(400, "The connection closed before the form was whole.") from None
+            case FormParserError():
+                raise InputError(Fault("body", f"The form is malformed: {error}.", "form_invalid")) from None
+            case OSError():
+                raise UnavailableError(f"The file cannot be kept: {error.strerror}.", retry_after_seconds=60) from error
+        raise
+
+
+@dataclass(slots=True)
+class _Parts:
+    """The parts of a form as its parser meets them."""
+
+    fields: dict[str, bytearray] = field(default_factory=dict)
+    file_name: str | None = None
+    ended: bool = False
+    _header: bytearray = field(default_factory=bytearray)
+    _value: bytearray = field(default_factory=bytearray)
+    _name: str = ""
+    _in_file: bool = False
+    _pending: list[bytes] = field(default_factory=list)
+
+    @property
+    def n_pending(self) -> int:
+        """Bytes of the file that are not written yet."""
+        return sum(map(len, self._pending))
+
+    def flush(self, file: BinaryIO) -> None:
+        """Write what has arrived of the file."""
+        file.writelines(self._pending)
+        self._pending.clear()
+
+    def callbacks(self) -> "MultipartCallbacks":
+        """What the parser calls."""
+        return {
+            "on_part_begin": self._begin,
+            "on_header_field": lambda data, start, end: self._header.extend(data[start:end]),
+            "on_header_value": lambda data, start, end: self._value.extend(data[start:end]),
+            "on_header_end": self._end_header,
+            "on_part_data": self._data,
+            "on_end": self._end,
+        }
+
+    def _begin(self) -> None:
+        self._name, self._in_file = "", False
+
+    def _end_header(self) -> None:
+        if bytes(self._header).lower() == b"content-disposition":
+            _, options = parse_options_header(bytes(self._value))
+            self._name = options.get(b"name", b"").decode(errors="replace")
+            if self._name == "file":
+                if self.file_name is not None:
+                    raise InputError(Fault("body -> file", "Give one file.", "value_error"))
+                self._in_file = True
+                self.file_name = options.get(b"filename", b"file").decode(errors="replace")
+            else:
+                self.fields.setdefault(self._name, bytearray())
+        self._header.clear()
+        self._value.clear()
+
+    def _data(self, data: bytes, start: int, end: int) -> None:
+        if self._in_file:
+            self._pending.append(data[start:end])
+            return
+        value = self.fields.setdefault(self._name, bytearray())
+        value.extend(data[start:end])
+        if len(value) > _MOST_FIELD_BYTES or len(self.fields) > _MOST_FIELDS:
+            raise InputError(Fault(f"body -> {self._name[:100]}", "The form's fields are too long.", "too_long"))
+
+    def _end(self) -> None:
+        self.ended = True

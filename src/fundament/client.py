@@ -1,0 +1,187 @@
+"""The command line's side of batch jobs: files become lines, go to a running server, and come back as vectors."""
+
+import asyncio
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import orjson
+
+from fundament.api.lines import TEXT_COLUMNS, InputFileError, convert_csv
+from fundament.errors import FundamentError
+
+ENDED = ("completed", "failed", "cancelled")
+_POLL_SECONDS = 0.5
+_TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=300)
+_PIECE_BYTES = 256 * 1024
+
+
+class ClientError(FundamentError):
+    """What the server refused, or that it does not answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """Where jobs go.
+
+    Attributes:
+        url: of the server.
+        key: None where it asks for none.
+    """
+
+    url: str
+    key: str | None = None
+
+    async def submit(self, path: Path, fields: Mapping[str, Any]) -> str:
+        """Hand a file in.
+
+        Args:
+            path: JSONL, CSV, Parquet or text.
+            fields: what every line has in common, `model` among them.
+
+        Returns:
+            The job's id.
+
+        Raises:
+            FundamentError: a file that cannot be read, or that the server refuses.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            lines = await asyncio.to_thread(as_lines, path, Path(folder) / "lines.jsonl")
+            async with self._session() as session:
+                with lines.open("rb") as file:
+                    form = aiohttp.FormData({"purpose": "batch"})
+                    form.add_field("file", file, filename=f"{path.stem}.jsonl")
+                    sent = await _answer(session.post("/v1/files", data=form))
+                made = await _answer(session.post("/v1/batch/embeddings", json={**fields, "input_file_id": sent["id"]}))
+                await _answer(session.delete(f"/v1/files/{sent['id']}"))  # the job keeps the lines
+        return str(made["id"])
+
+    async def status(self, job: str) -> dict[str, Any]:
+        """How far a job is."""
+        async with self._session() as session:
+            return await _answer(session.get(f"/v1/batch/{job}"))
+
+    async def wait(self, job: str, seen: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+        """Wait for a job's end, and show `seen` how it goes."""
+        async with self._session() as session:
+            while True:
+                now = await _answer(session.get(f"/v1/batch/{job}"))
+                seen(now)
+                if now["status"] in ENDED:
+                    return now
+                await asyncio.sleep(_POLL_SECONDS)
+
+    async def cancel(self, job: str) -> dict[str, Any]:
+        """Stop a job."""
+        async with self._session() as session:
+            return await _answer(session.delete(f"/v1/batch/{job}"))
+
+    async def fetch(self, job: str, kind: str, target: Path) -> int:
+        """Write a job's output or errors to a file; it is there whole or not at all.
+
+        Returns:
+            Its size in bytes.
+        """
+        part = target.with_name(f".{target.name}.part")
+        n_bytes = 0
+        async with self._session() as session, session.get(f"/v1/batch/{job}/{kind}") as response:
+            await _refuse(response)
+            try:
+                with await asyncio.to_thread(part.open, "wb") as file:
+                    async for piece in response.content.iter_chunked(_PIECE_BYTES):
+                        n_bytes += await asyncio.to_thread(file.write, piece)
+                await asyncio.to_thread(part.replace, target)
+            except (OSError, aiohttp.ClientError) as error:
+                await asyncio.to_thread(part.unlink, missing_ok=True)
+                raise ClientError(f"{target} cannot be fetched: {error}") from error
+        return n_bytes
+
+    @asynccontextmanager
+    async def _session(self) -> AsyncIterator[aiohttp.ClientSession]:
+        headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
+        async with aiohttp.ClientSession(self.url, headers=headers, timeout=_TIMEOUT) as session:
+            try:
+                yield session
+            except (aiohttp.ClientConnectionError, TimeoutError) as error:
+                raise ClientError(f"{self.url} does not answer: {error}. Name another with --url.") from error
+
+
+async def _answer(asking: Any) -> dict[str, Any]:
+    async with asking as response:
+        await _refuse(response)
+        answer: dict[str, Any] = await response.json()
+        return answer
+
+
+async def _refuse(response: aiohttp.ClientResponse) -> None:
+    if response.ok:
+        return
+    try:
+        detail = str((await response.json())["detail"])
+    except (aiohttp.ContentTypeError, ValueError, KeyError, TypeError):
+        detail = f"{response.url} answered {response.status}"
+    raise ClientError(detail)
+
+
+def as_lines(path: Path, target: Path) -> Path:
+    """A file as JSONL: itself where it is, else written to `target`.
+
+    Raises:
+        FundamentError: a file that is not there, or of a kind that is not read.
+    """
+    try:
+        match path.suffix.lower():
+            case ".jsonl" | ".ndjson":
+                if not path.is_file():
+                    raise FileNotFoundError(2, "No such file", str(path))
+                return path
+            case ".csv":
+                convert_csv(path, target)
+            case ".txt" | ".text":
+                _write(target, (line for line in _text(path) if line.strip()))
+            case ".parquet":
+                _write(target, _parquet(path))
+            case other:
+                raise ClientError(f"{path}: '{other}' is not read; give .jsonl, .csv, .parquet or .txt.")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ClientError(f"{path} cannot be read: {error}") from error
+    except InputFileError as error:
+        raise ClientError(f"{path}: {error.detail}") from error
+    return target
+
+
+def _write(target: Path, lines: Iterator[Any]) -> None:
+    with target.open("wb") as file:
+        for line in lines:
+            file.write(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE))
+
+
+def _text(path: Path) -> Iterator[str]:
+    with path.open(encoding="utf-8") as file:
+        for line in file:
+            yield line.rstrip("\r\n")
+
+
+def _parquet(path: Path) -> Iterator[dict[str, Any]]:
+    try:
+        from pyarrow import ArrowException, parquet
+    except ModuleNotFoundError as error:
+        raise ClientError("Parquet needs its reader: pip install 'fundament[parquet]'.") from error
+    try:
+        file = parquet.ParquetFile(path)
+        names = {name.lower(): name for name in file.schema_arrow.names}
+        text = next((names[name] for name in TEXT_COLUMNS if name in names), None)
+        key = next((names[name] for name in ("custom_id", "id") if name in names), None)
+        if text is None:
+            listed = ", ".join(f"'{name}'" for name in TEXT_COLUMNS)
+            raise ClientError(f"{path} has no column of texts; call it one of {listed}.")
+        for batch in file.iter_batches(columns=[text, key] if key else [text]):
+            for row in batch.to_pylist():
+                named = {"custom_id": str(row[key])} if key and row[key] is not None else {}
+                yield {**named, "input": row[text]}
+    except ArrowException as error:
+        raise ClientError(f"{path} cannot be read: {error}") from error

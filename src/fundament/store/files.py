@@ -1,0 +1,100 @@
+"""The table `files`: what callers uploaded; the bytes lie in the depot under the file's id."""
+
+import secrets
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import BigInteger, Column, Index, String, Table, func, select
+from sqlalchemy import Row as SqlRow
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from fundament.store.schema import Instant, metadata
+
+files = Table(
+    "files",
+    metadata,
+    Column("id", String(40), primary_key=True),
+    Column("key_id", String(12), nullable=False),
+    Column("name", String(255), nullable=False),
+    Column("purpose", String(40), nullable=False),
+    Column("n_bytes", BigInteger, nullable=False),
+    Column("created_at", Instant, nullable=False),
+    Column("expires_at", Instant),
+    Index(None, "key_id", "created_at"),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class File:
+    """An uploaded file as the store knows it. `expires_at` is None where it stays until it is deleted."""
+
+    id: str
+    key_id: str
+    name: str
+    purpose: str
+    n_bytes: int
+    created_at: datetime
+    expires_at: datetime | None
+
+
+def new_id() -> str:
+    """A file's id, which nobody can guess."""
+    return f"file-{secrets.token_hex(12)}"
+
+
+async def create(connection: AsyncConnection, file: File) -> None:
+    """Note a file whose bytes are in their place."""
+    await connection.execute(files.insert().values(asdict(file)))
+
+
+async def get(connection: AsyncConnection, file_id: str, key_id: str) -> File | None:
+    """One file of a key."""
+    row = await connection.execute(select(files).where(files.c.id == file_id, files.c.key_id == key_id))
+    found = row.one_or_none()
+    return None if found is None else _file(found)
+
+
+async def recent(
+    connection: AsyncConnection, key_id: str, *, limit: int, purpose: str | None = None, after: str | None = None
+) -> Sequence[File]:
+    """A key's files, the newest first; those that come after another one in that order."""
+    statement = select(files).where(files.c.key_id == key_id)
+    if purpose is not None:
+        statement = statement.where(files.c.purpose == purpose)
+    if after is not None:
+        before = select(files.c.created_at).where(files.c.id == after, files.c.key_id == key_id).scalar_subquery()
+        same = (files.c.created_at == before) & (files.c.id < after)
+        statement = statement.where((files.c.created_at < before) | same)
+    statement = statement.order_by(files.c.created_at.desc(), files.c.id.desc()).limit(limit)
+    return [_file(row) for row in await connection.execute(statement)]
+
+
+async def delete(connection: AsyncConnection, file_id: str, key_id: str) -> bool:
+    """Forget a file of a key; False where there is none."""
+    gone = await connection.execute(
+        files.delete().where(files.c.id == file_id, files.c.key_id == key_id).returning(files.c.id)
+    )
+    return gone.one_or_none() is not None
+
+
+async def expire(connection: AsyncConnection, *, now: datetime) -> Sequence[str]:
+    """Forget every file whose time is over; their ids, whose bytes are to be removed."""
+    over = await connection.execute(files.delete().where(files.c.expires_at <= now).returning(files.c.id))
+    return list(over.scalars())
+
+
+async def kept(connection: AsyncConnection, ids: Collection[str]) -> set[str]:
+    """Which of these are files."""
+    return set((await connection.execute(select(files.c.id).where(files.c.id.in_(ids)))).scalars())
+
+
+async def stored_bytes(connection: AsyncConnection, key_id: str) -> int:
+    """Bytes of all files of a key."""
+    total = select(func.coalesce(func.sum(files.c.n_bytes), 0)).where(files.c.key_id == key_id)
+    return int((await connection.execute(total)).scalar_one())
+
+
+def _file(row: SqlRow[Any]) -> File:
+    return File(**row._mapping)

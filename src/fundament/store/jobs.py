@@ -1,0 +1,510 @@
+"""The tables `jobs` and `job_chunks`: work that is handed in once and fetched when it is done.
+
+A job's input is divided into chunks of consecutive lines. A worker holds a chunk by a lease that it keeps renewing; a
+chunk is done once its row names the file that holds its output, and the same statement refuses a worker whose lease
+another one has taken. So a worker may die at any moment: what is not named never happened.
+"""
+
+import secrets
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, Literal
+
+from sqlalchemy import JSON, BigInteger, Column, ForeignKey, Index, Integer, String, Table, Text, func, or_, select
+from sqlalchemy import Row as SqlRow
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from fundament.store.schema import Instant, Whole, metadata
+
+State = Literal["queued", "running", "completed", "failed", "cancelled", "expired"]
+ACTIVE: Sequence[State] = ("queued", "running")
+Called = Literal["pending", "delivered", "failed"]
+Dialect = Literal["batch", "files", "openai", "bulk"]
+
+jobs = Table(
+    "jobs",
+    metadata,
+    Column("id", String(40), primary_key=True),
+    Column("key_id", String(12), nullable=False),
+    Column("dialect", String(8), nullable=False),
+    Column("state", String(12), nullable=False, index=True),
+    Column("model", String(256)),
+    Column("asked", JSON, nullable=False),
+    Column("url", Text),
+    Column("n_bytes", BigInteger, nullable=False),
+    Column("n_lines", Integer),
+    Column("n_completed", Integer, nullable=False),
+    Column("n_failed", Integer, nullable=False),
+    Column("n_tokens", BigInteger, nullable=False),
+    Column("created_at", Instant, nullable=False),
+    Column("started_at", Instant),
+    Column("ended_at", Instant),
+    Column("expires_at", Instant, nullable=False),
+    Column("error", Text),
+    Column("worker", String(40)),
+    Column("lease_until", Instant),
+    Column("webhook_url", Text),
+    Column("webhook_state", String(12)),
+    Column("webhook_attempts", Integer, nullable=False),
+    Column("webhook_at", Instant),
+    Column("webhook_error", Text),
+    Index(None, "key_id", "created_at"),
+)
+
+chunks = Table(
+    "job_chunks",
+    metadata,
+    Column("id", Whole, primary_key=True),
+    Column("job_id", String(40), ForeignKey("jobs.id", ondelete="CASCADE"), nullable=False),
+    Column("number", Integer, nullable=False),
+    Column("start", BigInteger, nullable=False),
+    Column("n_bytes", BigInteger, nullable=False),
+    Column("first_line", Integer, nullable=False),
+    Column("n_lines", Integer, nullable=False),
+    Column("worker", String(40)),
+    Column("lease_until", Instant),
+    Column("done_at", Instant),
+    Column("output", String(80)),
+    Column("n_output_bytes", BigInteger, nullable=False),
+    Column("errors", String(80)),
+    Column("n_error_bytes", BigInteger, nullable=False),
+    Index(None, "job_id", "number", unique=True),
+    Index(None, "worker", "done_at"),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """A job as the store knows it.
+
+    Attributes:
+        id: names it.
+        key_id: whose it is; empty for callers without a key.
+        dialect: the form in which it was asked for and is answered.
+        model: the id of the model that runs it; None until the input has been read, where only that names one.
+        asked: what the caller said, for the lines and for the answer.
+        url: where the input is to be read from; None where it is here.
+        n_bytes: of the input.
+        n_lines: None until the input has been read.
+        n_completed: lines that became vectors.
+        n_failed: lines that did not.
+        error: why it failed.
+        webhook_state: `waiting` for the job's end, `pending`, `delivered` or `failed`; None without a webhook.
+        webhook_at: when it is tried next.
+    """
+
+    id: str
+    key_id: str
+    dialect: Dialect
+    state: State
+    model: str | None
+    asked: Mapping[str, Any]
+    url: str | None
+    n_bytes: int
+    n_lines: int | None
+    n_completed: int
+    n_failed: int
+    n_tokens: int
+    created_at: datetime
+    started_at: datetime | None
+    ended_at: datetime | None
+    expires_at: datetime
+    error: str | None
+    worker: str | None
+    lease_until: datetime | None
+    webhook_url: str | None
+    webhook_state: str | None
+    webhook_attempts: int
+    webhook_at: datetime | None
+    webhook_error: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Span:
+    """Consecutive lines of an input: where they begin, in bytes and in lines, and how many there are."""
+
+    start: int
+    n_bytes: int
+    first_line: int
+    n_lines: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chunk:
+    """A span of a job's input, held by a worker."""
+
+    id: int
+    job_id: str
+    span: Span
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Written:
+    """What became of a chunk: the files with its output and its errors, and what they count."""
+
+    output: str
+    n_output_bytes: int
+    errors: str | None
+    n_error_bytes: int
+    n_completed: int
+    n_failed: int
+    n_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A file of a job and its size."""
+
+    name: str
+    n_bytes: int
+
+
+def new_id() -> str:
+    """A job's id, which nobody can guess."""
+    return f"batch_{secrets.token_hex(12)}"
+
+
+async def create(
+    connection: AsyncConnection,
+    job_id: str,
+    *,
+    key_id: str,
+    dialect: Dialect,
+    model: str | None,
+    asked: Mapping[str, Any],
+    n_bytes: int,
+    now: datetime,
+    expires_at: datetime,
+    url: str | None = None,
+    webhook_url: str | None = None,
+) -> Job:
+    """Queue a job whose input is in its place, or is read from `url`."""
+    row = await connection.execute(
+        jobs.insert()
+        .values(
+            id=job_id,
+            key_id=key_id,
+            dialect=dialect,
+            state="queued",
+            model=model,
+            asked=dict(asked),
+            url=url,
+            n_bytes=n_bytes,
+            n_completed=0,
+            n_failed=0,
+            n_tokens=0,
+            created_at=now,
+            expires_at=expires_at,
+            webhook_url=webhook_url,
+            webhook_state="waiting" if webhook_url else None,
+            webhook_attempts=0,
+        )
+        .returning(*jobs.c)
+    )
+    return _job(row.one())
+
+
+async def get(connection: AsyncConnection, job_id: str, key_id: str | None = None) -> Job | None:
+    """One job; with `key_id` only where it is that key's."""
+    statement = select(jobs).where(jobs.c.id == job_id)
+    if key_id is not None:
+        statement = statement.where(jobs.c.key_id == key_id)
+    row = (await connection.execute(statement)).one_or_none()
+    return None if row is None else _job(row)
+
+
+async def recent(
+    connection: AsyncConnection, key_id: str, dialects: Sequence[Dialect], *, limit: int, after: str | None = None
+) -> Sequence[Job]:
+    """A key's jobs, the newest first; those that come after another one in that order."""
+    statement = select(jobs).where(jobs.c.key_id == key_id, jobs.c.dialect.in_(dialects))
+    if after is not None:
+        before = select(jobs.c.created_at).where(jobs.c.id == after, jobs.c.key_id == key_id).scalar_subquery()
+        same = (jobs.c.created_at == before) & (jobs.c.id < after)
+        statement = statement.where((jobs.c.created_at < before) | same)
+    statement = statement.order_by(jobs.c.created_at.desc(), jobs.c.id.desc()).limit(limit)
+    return [_job(row) for row in await connection.execute(statement)]
+
+
+async def active(connection: AsyncConnection, key_id: str) -> tuple[int, int]:
+    """How many of a key's jobs wait or run, and the bytes of the inputs of all that have not expired."""
+    mine = select(jobs).where(jobs.c.key_id == key_id).subquery()
+    count = select(func.count()).where(mine.c.state.in_(ACTIVE))
+    n_bytes = select(func.coalesce(func.sum(mine.c.n_bytes), 0)).where(mine.c.state != "expired")
+    return (await connection.execute(count)).scalar_one(), int((await connection.execute(n_bytes)).scalar_one())
+
+
+async def claim(connection: AsyncConnection, worker: str, *, now: datetime, until: datetime) -> Job | None:
+    """Take the oldest job whose input nobody reads, to read it."""
+    free = or_(jobs.c.lease_until.is_(None), jobs.c.lease_until < now)
+    oldest = (
+        select(jobs.c.id)
+        .where(jobs.c.state == "queued", free)
+        .order_by(jobs.c.created_at, jobs.c.id)
+        .limit(1)
+        .with_for_update(skip_locked=True)
+    )
+    row = await connection.execute(
+        jobs.update()
+        .where(jobs.c.id == oldest.scalar_subquery())
+        .values(worker=worker, lease_until=until)
+        .returning(*jobs.c)
+    )
+    found = row.one_or_none()
+    return None if found is None else _job(found)
+
+
+async def divide(
+    connection: AsyncConnection,
+    job_id: str,
+    worker: str,
+    *,
+    model: str,
+    n_bytes: int,
+    spans: Sequence[Span],
+    now: datetime,
+) -> bool:
+    """Let a job run, its input read and divided; False where it is no longer this worker's."""
+    mine = (jobs.c.id == job_id) & (jobs.c.worker == worker) & (jobs.c.state == "queued")
+    n_lines = sum(span.n_lines for span in spans)
+    taken = await connection.execute(
+        jobs.update()
+        .where(mine)
+        .values(state="running", model=model, n_bytes=n_bytes, n_lines=n_lines, started_at=now, lease_until=None)
+        .returning(jobs.c.id)
+    )
+    if taken.one_or_none() is None:
+        return False
+    rows = [
+        {
+            "job_id": job_id,
+            "number": number,
+            "start": span.start,
+            "n_bytes": span.n_bytes,
+            "first_line": span.first_line,
+            "n_lines": span.n_lines,
+            "n_output_bytes": 0,
+            "n_error_bytes": 0,
+        }
+        for number, span in enumerate(spans)
+    ]
+    await connection.execute(chunks.insert(), rows)
+    return True
+
+
+async def take(
+    connection: AsyncConnection, worker: str, models: Collection[str], *, now: datetime, until: datetime
+) -> tuple[Job, Chunk] | None:
+    """Take the next chunk: of the key that has the fewest at work, of its oldest job, the first that nobody holds."""
+    free = chunks.c.done_at.is_(None) & or_(chunks.c.lease_until.is_(None), chunks.c.lease_until < now)
+    waiting = (
+        select(jobs)
+        .where(
+            jobs.c.state == "running",
+            jobs.c.model.in_(models),
+            select(chunks.c.id).where(chunks.c.job_id == jobs.c.id, free).exists(),
+        )
+        .order_by(jobs.c.created_at, jobs.c.id)
+    )
+    found = [_job(row) for row in await connection.execute(waiting)]
+    if not found:
+        return None
+    at_work = await _at_work(connection, now)
+    for job in sorted(found, key=lambda job: at_work.get(job.key_id, 0)):  # the sort keeps the older one first
+        first = (
+            select(chunks.c.id)
+            .where(chunks.c.job_id == job.id, free)
+            .order_by(chunks.c.number)
+            .limit(1)
+            .with_for_update(skip_locked=True)
+        )
+        row = await connection.execute(
+            chunks.update()
+            .where(chunks.c.id == first.scalar_subquery())
+            .values(worker=worker, lease_until=until)
+            .returning(*chunks.c)
+        )
+        if (taken := row.one_or_none()) is not None:
+            span = Span(start=taken.start, n_bytes=taken.n_bytes, first_line=taken.first_line, n_lines=taken.n_lines)
+            return job, Chunk(id=taken.id, job_id=job.id, span=span)
+    return None
+
+
+async def beat(
+    connection: AsyncConnection, worker: str, chunk_ids: Collection[int], job_ids: Collection[str], *, until: datetime
+) -> set[int | str]:
+    """Renew a worker's leases on chunks and on jobs whose input it reads.
+
+    Returns:
+        The ids of those that it still holds; jobs that have ended are not among them, nor their chunks.
+    """
+    reading = await connection.execute(
+        jobs.update()
+        .where(jobs.c.worker == worker, jobs.c.state == "queued", jobs.c.id.in_(job_ids))
+        .values(lease_until=until)
+        .returning(jobs.c.id)
+    )
+    running = select(jobs.c.id).where(jobs.c.state == "running")
+    held = await connection.execute(
+        chunks.update()
+        .where(
+            chunks.c.worker == worker,
+            chunks.c.id.in_(chunk_ids),
+            chunks.c.done_at.is_(None),
+            chunks.c.job_id.in_(running),
+        )
+        .values(lease_until=until)
+        .returning(chunks.c.id)
+    )
+    return {*reading.scalars(), *held.scalars()}
+
+
+async def release(connection: AsyncConnection, worker: str) -> None:
+    """Let go of everything that a worker holds."""
+    for table, held in ((jobs, jobs.c.state == "queued"), (chunks, chunks.c.done_at.is_(None))):
+        await connection.execute(
+            table.update().where(table.c.worker == worker, held).values(worker=None, lease_until=None)
+        )
+
+
+async def finish(connection: AsyncConnection, chunk: Chunk, worker: str, written: Written, *, now: datetime) -> bool:
+    """Name a chunk's files and count its lines; its job is completed where this was the last.
+
+    Returns:
+        False where the chunk is no longer this worker's or its job no longer runs; nothing is then changed.
+    """
+    mine = (chunks.c.id == chunk.id) & (chunks.c.worker == worker) & chunks.c.done_at.is_(None)
+    named = await connection.execute(
+        chunks.update()
+        .where(mine)
+        .values(
+            done_at=now,
+            lease_until=None,
+            output=written.output,
+            n_output_bytes=written.n_output_bytes,
+            errors=written.errors,
+            n_error_bytes=written.n_error_bytes,
+        )
+        .returning(chunks.c.id)
+    )
+    if named.one_or_none() is None:
+        return False
+    counted = await connection.execute(
+        jobs.update()
+        .where(jobs.c.id == chunk.job_id, jobs.c.state == "running")
+        .values(
+            n_completed=jobs.c.n_completed + written.n_completed,
+            n_failed=jobs.c.n_failed + written.n_failed,
+            n_tokens=jobs.c.n_tokens + written.n_tokens,
+        )
+        .returning(jobs.c.id)
+    )
+    if counted.one_or_none() is None:
+        unnamed = {"done_at": None, "output": None, "errors": None, "n_output_bytes": 0, "n_error_bytes": 0}
+        await connection.execute(chunks.update().where(chunks.c.id == chunk.id).values(unnamed))
+        return False
+    # The update of the job makes workers that finish its last chunks wait for each other.
+    left = select(chunks.c.id).where(chunks.c.job_id == chunk.job_id, chunks.c.done_at.is_(None)).limit(1)
+    if (await connection.execute(left)).one_or_none() is None:
+        await end(connection, chunk.job_id, "completed", now=now)
+    return True
+
+
+async def end(
+    connection: AsyncConnection, job_id: str, state: State, *, now: datetime, error: str | None = None
+) -> Job | None:
+    """End a job that waits or runs; its webhook is due at once. None where it has ended already."""
+    row = await connection.execute(
+        jobs.update()
+        .where(jobs.c.id == job_id, jobs.c.state.in_(ACTIVE))
+        .values(state=state, error=error, ended_at=now, lease_until=None)
+        .returning(*jobs.c)
+    )
+    found = row.one_or_none()
+    if found is None:
+        return None
+    await connection.execute(
+        jobs.update()
+        .where(jobs.c.id == job_id, jobs.c.webhook_state == "waiting")
+        .values(webhook_state="pending", webhook_at=now)
+    )
+    return await get(connection, job_id)
+
+
+async def parts(connection: AsyncConnection, job_id: str, kind: Literal["output", "errors"]) -> Sequence[Part]:
+    """The files that hold a job's output or its errors, in the order of the input."""
+    name, size = (
+        (chunks.c.output, chunks.c.n_output_bytes) if kind == "output" else (chunks.c.errors, chunks.c.n_error_bytes)
+    )
+    statement = select(name, size).where(chunks.c.job_id == job_id, name.is_not(None)).order_by(chunks.c.number)
+    return [Part(*row) for row in await connection.execute(statement)]
+
+
+async def expire(connection: AsyncConnection, *, now: datetime) -> Sequence[str]:
+    """End every job whose time is over; their ids, whose files are to be removed."""
+    over = await connection.execute(
+        jobs.update()
+        .where(jobs.c.expires_at <= now, jobs.c.state != "expired")
+        .values(
+            state="expired",
+            ended_at=func.coalesce(jobs.c.ended_at, jobs.c.expires_at),
+            lease_until=None,
+        )
+        .returning(jobs.c.id)
+    )
+    ids = list(over.scalars())
+    await connection.execute(chunks.delete().where(chunks.c.job_id.in_(ids)))
+    return ids
+
+
+async def kept(connection: AsyncConnection, ids: Collection[str]) -> set[str]:
+    """Which of these are jobs that have files."""
+    there = select(jobs.c.id).where(jobs.c.id.in_(ids), jobs.c.state != "expired")
+    return set((await connection.execute(there)).scalars())
+
+
+async def forget(connection: AsyncConnection, *, before: datetime) -> None:
+    """Remove jobs that expired long ago."""
+    await connection.execute(jobs.delete().where(jobs.c.state == "expired", jobs.c.expires_at < before))
+
+
+async def call(connection: AsyncConnection, delays: Sequence[timedelta], *, now: datetime) -> Job | None:
+    """Take a job whose webhook is due, and put its next try off by the delay that follows this one."""
+    due = (
+        select(jobs.c.id, jobs.c.webhook_attempts)
+        .where(jobs.c.webhook_state == "pending", jobs.c.webhook_at <= now)
+        .order_by(jobs.c.webhook_at)
+        .limit(1)
+        .with_for_update(skip_locked=True)
+    )
+    found = (await connection.execute(due)).one_or_none()
+    if found is None:
+        return None
+    later = now + delays[min(found.webhook_attempts, len(delays) - 1)]
+    row = await connection.execute(
+        jobs.update()
+        .where(jobs.c.id == found.id)
+        .values(webhook_attempts=jobs.c.webhook_attempts + 1, webhook_at=later)
+        .returning(*jobs.c)
+    )
+    return _job(row.one())
+
+
+async def called(connection: AsyncConnection, job_id: str, state: Called, error: str | None) -> None:
+    """Note how a webhook's try ended."""
+    await connection.execute(jobs.update().where(jobs.c.id == job_id).values(webhook_state=state, webhook_error=error))
+
+
+async def _at_work(connection: AsyncConnection, now: datetime) -> Mapping[str, int]:
+    statement = (
+        select(jobs.c.key_id, func.count())
+        .join(chunks, chunks.c.job_id == jobs.c.id)
+        .where(chunks.c.done_at.is_(None), chunks.c.lease_until >= now)
+        .group_by(jobs.c.key_id)
+    )
+    return {row.key_id: row[1] for row in await connection.execute(statement)}
+
+
+def _job(row: SqlRow[Any]) -> Job:
+    return Job(**row._mapping)

@@ -1,0 +1,330 @@
+"""The worker: takes chunks of batch jobs, runs their lines through the API's own verb, and names what it wrote.
+
+Any number of workers share the store; `fundament serve` runs one. Each holds a few chunks at a time, so that the
+models never wait for a file or a transaction. What a worker holds it keeps by renewing its leases; where it is gone,
+the leases lapse and another one takes the chunks.
+"""
+
+import asyncio
+import logging
+import os
+import secrets
+from collections.abc import Callable, Coroutine
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from fundament.api.jobs import describe, message_secret
+from fundament.api.lines import (
+    Embedded,
+    convert_csv,
+    divide,
+    embed_lines,
+    error_lines,
+    model_of,
+    output_lines,
+    read,
+)
+from fundament.api.state import State
+from fundament.api.wire import json_bytes
+from fundament.errors import AuthError, BalanceError, FundamentError, UnavailableError
+from fundament.store import files, jobs, keys, usage
+from fundament.store.jobs import Chunk, Job, Written
+from fundament.store.usage import Line
+from fundament.telemetry import say
+from fundament.webhooks import DELAYS, deliver
+
+_CHUNKS_AT_A_TIME = 4
+_INPUTS_AT_A_TIME = 4
+_WEBHOOKS_AT_A_TIME = 8
+_IDLE_SECONDS = 1.0  # between looks at a store that has nothing to do
+_AGAIN_SECONDS = (0.1, 0.5, 2.0, 5.0)  # between tries of a model that cannot answer now
+_STRAY_SECONDS = 3600.0  # an upload may take as long before a row knows it
+_FORGET_AFTER = timedelta(days=30)
+
+
+class Worker:
+    """One process's share of the work.
+
+    Args:
+        state: the application's parts; its engine runs the lines.
+    """
+
+    def __init__(self, state: State) -> None:
+        self.state, self.depot, self.store = state, state.depot, state.store
+        self.name = secrets.token_hex(8)
+        self._woken = asyncio.Event()
+        self._chunks: dict[int, asyncio.Task[None]] = {}
+        self._inputs: dict[str, asyncio.Task[None]] = {}
+        self._webhooks: set[asyncio.Task[None]] = set()
+
+    def wake(self) -> None:
+        """Look for work at once."""
+        self._woken.set()
+
+    async def run(self) -> None:
+        """Work until cancelled; what is held is then let go, for others to take."""
+        loops = (self._work, self._keep_leases, self._keep_house, self._sweep)
+        tasks = [asyncio.create_task(_forever(loop)) for loop in loops]
+        try:
+            await asyncio.gather(*tasks)
+        finally:
+            held = [*tasks, *self._chunks.values(), *self._inputs.values(), *self._webhooks]
+            for task in held:
+                task.cancel()
+            await asyncio.gather(*held, return_exceptions=True)
+            async with self.store.write() as connection:
+                await jobs.release(connection, self.name)
+
+    async def _work(self) -> None:
+        """Take what there is room for, then wait until something ends or somebody wakes us."""
+        self._woken.clear()
+        while len(self._inputs) < _INPUTS_AT_A_TIME and (job := await self._claim()):
+            self._start(self._inputs, job.id, self._read(job))
+        while len(self._chunks) < _CHUNKS_AT_A_TIME and (taken := await self._take()):
+            job, chunk = taken
+            self._start(self._chunks, chunk.id, self._run(job, chunk))
+        await _at_most(_IDLE_SECONDS, self._woken.wait())
+
+    def _start(self, held: dict[Any, asyncio.Task[None]], key: object, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        held[key] = task
+
+        def ended(_: asyncio.Task[None]) -> None:
+            if held.get(key) is task:
+                del held[key]
+            self.wake()
+
+        task.add_done_callback(ended)
+
+    async def _claim(self) -> Job | None:
+        now = _now()
+        async with self.store.write() as connection:
+            return await jobs.claim(connection, self.name, now=now, until=now + self._lease)
+
+    async def _take(self) -> tuple[Job, Chunk] | None:
+        now = _now()
+        async with self.store.write() as connection:
+            return await jobs.take(connection, self.name, sorted(self.state.served()), now=now, until=now + self._lease)
+
+    async def _read(self, job: Job) -> None:
+        """Bring a job's input here, find its chunks, let it run."""
+        try:
+            path, model, spans = await self._prepare(job)
+            size = (await asyncio.to_thread(path.stat)).st_size
+            async with self.store.write() as connection:
+                await jobs.divide(connection, job.id, self.name, model=model, n_bytes=size, spans=spans, now=_now())
+        except UnavailableError:
+            say("store does not answer", level=logging.WARNING, job=job.id)
+        except FundamentError as error:
+            await self._end(job, f"The input cannot be used. {error.detail}")
+        except OSError as error:
+            await self._end(job, _reason(error))
+        except Exception as error:
+            say("unexpected error", level=logging.ERROR, error=error, job=job.id)
+            await self._end(job, "An unexpected error occurred while the input was read.")
+
+    async def _prepare(self, job: Job) -> tuple[Path, str, list[jobs.Span]]:
+        settings, path = self.state.settings, self.depot.input(job.id)
+        if job.url is not None:
+            await self.state.fetcher.save(job.url, path, max_bytes=int(settings.max_job_mb * 1e6))
+        if job.asked.get("csv"):
+            await asyncio.to_thread(convert_csv, self.depot.job(job.id) / "upload", path)
+        spans = await asyncio.to_thread(divide, path, max_lines=settings.max_job_lines)
+        model = job.model or self.state.find(await asyncio.to_thread(model_of, path)).id
+        return path, model, spans
+
+    async def _run(self, job: Job, chunk: Chunk) -> None:
+        """Embed a chunk's lines and name the files that hold what became of them."""
+        defaults = {"model": job.asked.get("model") or job.model, **job.asked.get("line", {})}
+        name = f"{chunk.span.first_line:08d}.{secrets.token_hex(4)}"
+        try:
+            lines = await asyncio.to_thread(read, self.depot.input(job.id), chunk.span, defaults)
+            found = await self._until_available(lambda: embed_lines(self.state, lines, caller=job.key_id))
+            written = await asyncio.to_thread(self._write, job.id, name, found)
+            await self._within_limits(job, written.n_tokens)
+            async with self.store.write() as connection:
+                kept = await jobs.finish(connection, chunk, self.name, written, now=_now())
+                if kept:
+                    await _pay(connection, job, written)
+            if not kept:
+                await asyncio.to_thread(self._discard, job.id, name)
+        except UnavailableError:
+            say("store does not answer", level=logging.WARNING, job=job.id)
+        except FundamentError as error:
+            await self._end(job, error.detail)
+        except OSError as error:
+            await self._end(job, _reason(error))
+        except Exception as error:
+            say("unexpected error", level=logging.ERROR, error=error, job=job.id)
+            await self._end(job, "An unexpected error occurred.")
+
+    def _write(self, job_id: str, name: str, found: list[Embedded]) -> Written:
+        n_failed = sum(isinstance(each.answer, FundamentError) for each in found)
+        n_tokens = sum(each.answer.made.n_tokens for each in found if not isinstance(each.answer, FundamentError))
+        n_output = self.depot.write(job_id, f"{name}.output", output_lines(found))
+        n_errors = self.depot.write(job_id, f"{name}.errors", error_lines(found)) if n_failed else 0
+        return Written(
+            output=f"{name}.output",
+            n_output_bytes=n_output,
+            errors=f"{name}.errors" if n_failed else None,
+            n_error_bytes=n_errors,
+            n_completed=len(found) - n_failed,
+            n_failed=n_failed,
+            n_tokens=n_tokens,
+        )
+
+    def _discard(self, job_id: str, name: str) -> None:
+        for kind in ("output", "errors"):
+            (self.depot.job(job_id) / f"{name}.{kind}").unlink(missing_ok=True)
+
+    async def _within_limits(self, job: Job, n_tokens: int) -> None:
+        """Wait until a key's minute has room for that many tokens; more than a whole minute's count as that."""
+        accounts = self.state.accounts
+        if not job.key_id or not n_tokens:
+            return
+        async with self.store.read() as connection:
+            key = await keys.get(connection, job.key_id)
+        tier = self.state.settings.tier(key.tier) if key is not None else None
+        if tier is None or not tier.tokens_per_minute:
+            return
+        while True:
+            standing = await accounts.limits.spend(job.key_id, tier, min(n_tokens, tier.tokens_per_minute))
+            if not standing.refused:
+                return
+            await asyncio.sleep(standing.wait_seconds)
+
+    async def _until_available(self, work: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
+        """Try again while the model cannot answer; the lease is renewed meanwhile."""
+        n_tries = 0
+        while True:
+            try:
+                return await work()
+            except UnavailableError:
+                await asyncio.sleep(_AGAIN_SECONDS[min(n_tries, len(_AGAIN_SECONDS) - 1)])
+                n_tries += 1
+
+    async def _end(self, job: Job, reason: str) -> None:
+        try:
+            async with self.store.write() as connection:
+                ended = await jobs.end(connection, job.id, "failed", now=_now(), error=reason)
+        except UnavailableError:
+            return  # the lease lapses, and the next one who tries meets the same
+        if ended is not None:
+            say("job failed", level=logging.WARNING, job=job.id, reason=reason)
+
+    @property
+    def _lease(self) -> timedelta:
+        return timedelta(seconds=self.state.settings.job_lease_seconds)
+
+    async def _keep_leases(self) -> None:
+        """Renew what is held; what was lost, or whose job has ended, is given up."""
+        await asyncio.sleep(self.state.settings.job_lease_seconds / 4)
+        chunks, inputs = dict(self._chunks), dict(self._inputs)
+        if not chunks and not inputs:
+            return
+        async with self.store.write() as connection:
+            held = await jobs.beat(connection, self.name, list(chunks), list(inputs), until=_now() + self._lease)
+        for key, task in (chunks | inputs).items():
+            if key not in held:
+                task.cancel()
+
+    async def _keep_house(self) -> None:
+        """Remove what has expired, call the webhooks that are due."""
+        async with self.store.write() as connection:
+            over, uploads = await jobs.expire(connection, now=_now()), await files.expire(connection, now=_now())
+            await jobs.forget(connection, before=_now() - _FORGET_AFTER)
+        for job_id in over:
+            await asyncio.to_thread(self.depot.remove_job, job_id)
+        for file_id in uploads:
+            await asyncio.to_thread(self.depot.remove_file, file_id)
+        while len(self._webhooks) < _WEBHOOKS_AT_A_TIME and (job := await self._due()):
+            task = asyncio.create_task(self._call(job))
+            self._webhooks.add(task)
+            task.add_done_callback(self._webhooks.discard)
+        await asyncio.sleep(_IDLE_SECONDS)
+
+    async def _sweep(self) -> None:
+        """Remove what a killed process left behind: bytes that no row knows."""
+        old_jobs = await asyncio.to_thread(self.depot.old, "jobs", seconds=_STRAY_SECONDS)
+        old_files = await asyncio.to_thread(self.depot.old, "files", seconds=_STRAY_SECONDS)
+        async with self.store.read() as connection:
+            kept = await jobs.kept(connection, old_jobs) | await files.kept(connection, old_files)
+        for job_id in set(old_jobs) - kept:
+            await asyncio.to_thread(self.depot.remove_job, job_id)
+        for file_id in set(old_files) - kept:
+            await asyncio.to_thread(self.depot.remove_file, file_id)
+        await asyncio.sleep(_STRAY_SECONDS)
+
+    async def _due(self) -> Job | None:
+        async with self.store.write() as connection:
+            return await jobs.call(connection, DELAYS, now=_now())
+
+    async def _call(self, job: Job) -> None:
+        assert job.webhook_url is not None
+        told = {"type": f"batch.{job.state}", "timestamp": _now().isoformat(), "data": describe(self.state, job)}
+        reason = await deliver(
+            self.state.fetcher,
+            job.webhook_url,
+            json_bytes(told),
+            secret=message_secret(self.state),
+            message_id=f"{job.id}.{job.state}",
+            now=_now(),
+        )
+        state: jobs.Called = "pending"
+        if reason is None or job.webhook_attempts > len(DELAYS):
+            state = "delivered" if reason is None else "failed"
+        async with self.store.write() as connection:
+            await jobs.called(connection, job.id, state, reason)
+
+
+async def _pay(connection: AsyncConnection, job: Job, written: Written) -> None:
+    """Charge a chunk's lines in the transaction that makes them count, so that each is paid once.
+
+    Raises:
+        AuthError: the key works no more.
+        BalanceError: it has less left than they cost.
+    """
+    if job.key_id:
+        key = await keys.get(connection, job.key_id)
+        if key is None or key.state(_now()) != "active":
+            raise AuthError("AUTH_INVALID_API_KEY", "The job's key was revoked or has expired.")
+        counted = key.balance is not None and written.n_tokens
+        if counted and not await keys.spend(connection, job.key_id, written.n_tokens):
+            raise BalanceError(
+                f"Insufficient account balance: the next {written.n_completed} lines need "
+                f"{written.n_tokens:,} tokens. What was written is kept."
+            )
+    line = Line(job.key_id, _now().date(), job.model or "", "/v1/batch/embeddings")
+    await usage.add(connection, {line: (written.n_completed, written.n_tokens)})
+
+
+async def _forever(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Do something again and again; a store that does not answer is waited for."""
+    while True:
+        try:
+            await work()
+        except UnavailableError as error:
+            say("jobs wait for the store", level=logging.WARNING, reason=error.detail)
+            await asyncio.sleep(_IDLE_SECONDS)
+        except Exception as error:
+            say("unexpected error", level=logging.ERROR, error=error)
+            await asyncio.sleep(_IDLE_SECONDS)
+
+
+async def _at_most(seconds: float, work: Coroutine[Any, Any, Any]) -> None:
+    try:
+        await asyncio.wait_for(work, seconds)
+    except TimeoutError:
+        return
+
+
+def _reason(error: OSError) -> str:
+    why = os.strerror(error.errno) if error.errno else str(error)
+    return f"The job's files cannot be written or read: {why}. What was written is kept."
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)

@@ -1,0 +1,236 @@
+"""Whose jobs are, how many there may be, what they cost, and how they end."""
+
+import asyncio
+import json
+import os
+from collections.abc import Awaitable, Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from sqlalchemy import update
+
+from fundament.store.jobs import jobs
+from fundament.worker import Worker
+from tests.accounts.keys import bearer, make_key, read_key
+from tests.inprocess import Api, running
+from tests.served import MODEL
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("data")
+
+
+@pytest.fixture(scope="module")
+def api(folder: Path) -> Iterator[Api]:
+    """An application that asks for keys; its worker runs where a test says so."""
+    with running(folder, auth=True, worker=False, max_jobs_per_key=2, max_stored_mb_per_key=0.01) as api:
+        yield api
+
+
+def ask(api: Api, key: str, method: str, path: str, **options: Any) -> httpx.Response:
+    headers = bearer(key) if key else {}
+    return api.run(api.client.request(method, path, headers=headers, **options))
+
+
+def submit(api: Api, key: str, lines: list[object]) -> str:
+    answer = ask(api, key, "POST", "/v1/batch/embeddings", json={"model": MODEL, "input": lines})
+    assert answer.status_code == 200, answer.text
+    return str(answer.json()["batch_id"])
+
+
+def status(api: Api, key: str, job: str) -> dict[str, Any]:
+    found: dict[str, Any] = ask(api, key, "GET", f"/v1/batch/{job}").json()
+    return found
+
+
+def work_until(api: Api, happened: Callable[[], Awaitable[Any]]) -> Any:
+    """Run a worker until something has happened; what `happened` then gives."""
+
+    async def until() -> Any:
+        working = asyncio.ensure_future(Worker(api.app.state.parts).run())
+        try:
+            while not (value := await happened()):
+                await asyncio.sleep(0.01)
+            return value
+        finally:
+            working.cancel()
+            await asyncio.gather(working, return_exceptions=True)
+
+    return api.run(until())
+
+
+def work(api: Api, key: str, job: str) -> dict[str, Any]:
+    """Run a worker until a job has ended."""
+
+    async def ended() -> dict[str, Any] | None:
+        found: dict[str, Any] = (await api.client.get(f"/v1/batch/{job}", headers=bearer(key))).json()
+        return None if found["status"] in ("pending", "processing") else found
+
+    found: dict[str, Any] = work_until(api, ended)
+    return found
+
+
+def test_a_job_is_its_keys_alone(api: Api, folder: Path) -> None:
+    mine, other = make_key(folder), make_key(folder)
+    job = submit(api, mine, ["one"])
+    found = work(api, mine, job)
+    assert found["status"] == "completed"
+    paths = [("GET", f"/v1/batch/{job}{rest}") for rest in ("", "/output", "/errors")]
+    for method, path in [*paths, ("DELETE", f"/v1/batch/{job}")]:
+        assert ask(api, other, method, path).status_code == 404
+        assert ask(api, "", method, path).status_code == 401
+    assert ask(api, other, "GET", "/v1/batches").json() == []
+    assert [each["batch_id"] for each in ask(api, mine, "GET", "/v1/batches").json()] == [job]
+    assert ask(api, "", "GET", found["output_url"]).status_code == 200  # a link is a key of its own
+    assert ask(api, "", "GET", f"/v1/batch/{job}/output?signature=0").status_code == 404
+
+
+def test_a_file_is_its_keys_alone(api: Api, folder: Path) -> None:
+    mine, other = make_key(folder), make_key(folder)
+    sent = ask(api, mine, "POST", "/v1/files", files={"file": ("x.jsonl", b'"one"')})
+    file = sent.json()["id"]
+    for method, path in (("GET", ""), ("GET", "/content"), ("DELETE", "")):
+        assert ask(api, other, method, f"/v1/files/{file}{path}").status_code == 404
+    body = {"model": MODEL, "input_file_id": file}
+    assert ask(api, other, "POST", "/v1/batch/embeddings", json=body).status_code == 404
+    assert ask(api, mine, "POST", "/v1/batch/embeddings", json=body).status_code == 202
+
+
+def test_jobs_that_wait_are_counted_by_key(api: Api, folder: Path) -> None:
+    mine, other = make_key(folder), make_key(folder)
+    first = submit(api, mine, ["one"])
+    submit(api, mine, ["two"])
+    refused = ask(api, mine, "POST", "/v1/batch/embeddings", json={"model": MODEL, "input": ["three"]})
+    assert (refused.status_code, refused.json()["code"]) == (429, "RATE_CONCURRENCY_LIMIT_EXCEEDED")
+    assert "cancel one" in refused.json()["detail"]
+    assert int(refused.headers["retry-after"]) > 0
+    submit(api, other, ["one"])
+    assert ask(api, mine, "DELETE", f"/v1/batch/{first}").json()["status"] == "cancelled"
+    submit(api, mine, ["three"])
+
+
+def test_bytes_that_lie_here_are_counted_by_key(api: Api, folder: Path) -> None:
+    key = make_key(folder)
+    sent = ask(api, key, "POST", "/v1/files", files={"file": ("x.jsonl", bytes(6000))})
+    assert sent.status_code == 200
+    more = {"model": MODEL, "input": ["x" * 6000]}
+    for refused in (
+        ask(api, key, "POST", "/v1/batch/embeddings", json=more),
+        ask(api, key, "POST", "/v1/files", files={"file": ("x.jsonl", bytes(6000))}),
+    ):
+        assert refused.status_code == 413
+        assert "Delete files" in refused.json()["detail"]
+    before = {path.name for path in (folder / "jobs").iterdir()}
+    ask(api, key, "POST", "/v1/batch/embeddings", json=more)
+    assert {path.name for path in (folder / "jobs").iterdir()} == before  # nothing stays of what was refused
+    assert ask(api, key, "DELETE", f"/v1/files/{sent.json()['id']}").status_code == 200
+    assert ask(api, key, "POST", "/v1/batch/embeddings", json=more).status_code == 200
+
+
+def test_lines_are_paid_as_they_are_embedded(api: Api, folder: Path) -> None:
+    key = make_key(folder, balance=1000)
+    found = work(api, key, submit(api, key, ["one", "two words", {"input": 5}]))
+    spent = found["stats"]["total_tokens"]
+    assert spent == 3 + 4
+    assert read_key(key, folder).balance == 1000 - spent
+    [line] = ask(api, key, "GET", "/v1/me").json()["usage"]
+    assert (line["endpoint"], line["requests"], line["tokens"]) == ("/v1/batch/embeddings", 2, spent)
+
+
+def test_a_job_stops_where_its_balance_ends_and_keeps_its_output(api: Api, folder: Path) -> None:
+    key = make_key(folder, balance=1500)  # a chunk of 256 lines costs 768
+    found = work(api, key, submit(api, key, ["x"] * 600))
+    assert found["status"] == "failed"
+    assert "Insufficient account balance" in found["error"]
+    assert found["stats"]["completed"] in (88, 256, 344)  # the last chunk is short
+    spent = 3 * found["stats"]["completed"]
+    assert read_key(key, folder).balance == 1500 - spent
+    output = ask(api, "", "GET", found["output_url"])
+    assert len(output.text.splitlines()) == found["stats"]["completed"]
+
+
+def test_a_job_ends_with_its_key(api: Api, folder: Path) -> None:
+    key = make_key(folder)
+    job = submit(api, key, ["one"])
+
+    async def move() -> None:
+        async with api.app.state.parts.store.write() as connection:
+            gone = update(jobs).where(jobs.c.id == job)
+            await connection.execute(gone.values(key_id="nobody"))
+
+    api.run(move())
+
+    async def look() -> dict[str, Any] | None:
+        async with api.app.state.parts.store.read() as connection:
+            [row] = await connection.execute(jobs.select().where(jobs.c.id == job))
+        return dict(row._mapping) if row.ended_at is not None else None
+
+    ended = work_until(api, look)
+    assert (ended["state"], ended["n_completed"]) == ("failed", 0)
+    assert "revoked" in ended["error"]
+
+
+def test_a_job_expires_with_its_files_and_links(api: Api, folder: Path) -> None:
+    key = make_key(folder)
+    job = submit(api, key, ["one"])
+    found = work(api, key, job)
+    assert (folder / "jobs" / job).exists()
+
+    async def age() -> None:
+        async with api.app.state.parts.store.write() as connection:
+            over = datetime.now(UTC) - timedelta(seconds=1)
+            await connection.execute(update(jobs).where(jobs.c.id == job).values(expires_at=over))
+
+    api.run(age())
+    other = submit(api, key, ["two"])
+    work(api, key, other)
+    expired = status(api, key, job)
+    assert (expired["status"], expired["output_url"]) == ("expired", None)
+    assert expired["stats"]["completed"] == 1
+    for path in (f"/v1/batch/{job}/output", found["output_url"]):
+        answer = ask(api, key, "GET", path)
+        assert (answer.status_code, "expired" in answer.json()["detail"]) == (404, True)
+    assert not (folder / "jobs" / job).exists()
+
+
+def test_output_that_is_not_there_yet(api: Api, folder: Path) -> None:
+    key = make_key(folder)
+    job = submit(api, key, ["one"])
+    answer = ask(api, key, "GET", f"/v1/batch/{job}/output")
+    assert (answer.status_code, answer.json()["code"]) == (409, "CONFLICT_RESOURCE_BUSY")
+    cancelled = ask(api, key, "DELETE", f"/v1/batch/{job}").json()
+    assert (cancelled["status"], cancelled["output_url"]) == ("cancelled", None)
+    assert ask(api, key, "GET", f"/v1/batch/{job}/output").text == ""
+
+
+def test_output_is_json_lines(api: Api, folder: Path) -> None:
+    key = make_key(folder)
+    found = work(api, key, submit(api, key, [{"custom_id": "a", "input": "one"}]))
+    [row] = [json.loads(line) for line in ask(api, "", "GET", found["output_url"]).text.splitlines()]
+    assert list(row) == ["id", "custom_id", "response", "error"]
+
+
+def test_what_a_killed_process_left_is_removed(api: Api, folder: Path) -> None:
+    key = make_key(folder)
+    kept = submit(api, key, ["one"])
+    stray = folder / "jobs" / "batch_stray"
+    stray.mkdir()
+    (stray / "input").write_text("x")
+    young = folder / "jobs" / "batch_young"
+    young.mkdir()
+    upload = folder / "files" / "file-stray"
+    upload.parent.mkdir(exist_ok=True)
+    upload.write_text("x")
+    for path in (stray, upload, folder / "jobs" / kept):
+        os.utime(path, (0, 0))
+
+    async def swept() -> bool:
+        return not stray.exists() and not upload.exists()
+
+    work_until(api, swept)
+    assert young.exists()
+    assert (folder / "jobs" / kept).exists()

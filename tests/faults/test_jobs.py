@@ -1,0 +1,160 @@
+"""Batch jobs while servers and workers die, disks fill and lines are poisoned."""
+
+import json
+import random
+import resource
+import signal
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from sqlalchemy import text
+
+from fundament.store.database import connected, locate
+from tests.served import MODEL, Served, serving, wait_until, working
+from tests.servers import database_on
+
+WORDS = ["the", "cat", "sits", "on", "a", "mat", "while", "dogs", "run", "over", "hills", "and", "rivers"]
+# Every row alone in its batch: then its bits do not depend on what else waits when it runs.
+ALONE = {"MAX_BATCH_TOKENS": 1, "JOB_LEASE_SECONDS": 1, "SHUTDOWN_SECONDS": 1}
+
+
+def lines(count: int) -> bytes:
+    """JSONL whose every 97th line is poisoned."""
+    rng = random.Random(count)
+    written = []
+    for number in range(count):
+        body: dict[str, Any] = {"input": " ".join(rng.choices(WORDS, k=rng.randint(2, 12)))}
+        if number % 97 == 50:
+            body = {"input": {"image": "x"}}
+        written.append(json.dumps({"custom_id": f"line-{number}", "body": body}))
+    return "\n".join(written).encode()
+
+
+def submit(server: Served, body: bytes) -> str:
+    """Hand a file in; the job's id."""
+    sent = server.http.post("/v1/files", files={"file": ("lines.jsonl", body)}, data={"purpose": "batch"})
+    assert sent.is_success, sent.text
+    made = server.http.post("/v1/batch/embeddings", json={"model": MODEL, "input_file_id": sent.json()["id"]})
+    assert made.status_code == 202, made.text
+    return str(made.json()["id"])
+
+
+def status(http: httpx.Client, job: str) -> dict[str, Any]:
+    answer = http.get(f"/v1/batch/{job}")
+    assert answer.is_success, answer.text
+    found: dict[str, Any] = answer.json()
+    return found
+
+
+def watch(http: httpx.Client, job: str, enough: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+    """The job once it is so far; patience begins anew with every line that is done."""
+    seen: dict[str, Any] = {}
+    while not (seen and enough(seen)):
+        before = seen
+        seen = wait_until(lambda: (now := status(http, job)) != before and now, "progress of the job")  # noqa: B023
+    return seen
+
+
+def ended(http: httpx.Client, job: str) -> dict[str, Any]:
+    """The job once it has ended."""
+    return watch(http, job, lambda now: now["status"] not in ("validating", "in_progress"))
+
+
+def results(http: httpx.Client, job: str) -> tuple[bytes, bytes]:
+    return http.get(f"/v1/batch/{job}/output").content, http.get(f"/v1/batch/{job}/errors").content
+
+
+def undisturbed(server: Served, body: bytes) -> tuple[bytes, bytes]:
+    """What a job gives that nothing disturbs."""
+    job = submit(server, body)
+    assert ended(server.http, job)["status"] == "completed"
+    return results(server.http, job)
+
+
+def whole(output: bytes, errors: bytes, count: int) -> None:
+    """No line lost, none twice, each side in the order of the input."""
+    good = [json.loads(line)["custom_id"] for line in output.splitlines()]
+    bad = [json.loads(line)["custom_id"] for line in errors.splitlines()]
+    assert good == [f"line-{number}" for number in range(count) if number % 97 != 50]
+    assert bad == [f"line-{number}" for number in range(count) if number % 97 == 50]
+
+
+def kill(rng: random.Random, server: Served, worker: subprocess.Popen[bytes], job: str, until: float) -> None:
+    """Kill a server and a worker, in any order, once a job has got so far: at its own pace, so always in its midst."""
+    watch(server.http, job, lambda now: _done(now) >= until)
+    for process in rng.sample([server.process, worker], 2):
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+
+
+def _done(job: dict[str, Any]) -> int:
+    return int(job["request_counts"]["completed"] + job["request_counts"]["failed"])
+
+
+def test_a_job_outlives_a_kill(tmp_path: Path) -> None:
+    body = lines(2000)
+    with serving(tmp_path, **ALONE) as server, working(tmp_path, **ALONE) as worker:
+        expected = undisturbed(server, body)
+        whole(*expected, 2000)
+        job = submit(server, body)
+        kill(random.Random(1), server, worker, job, 700)
+    with serving(tmp_path, **ALONE) as server:
+        assert ended(server.http, job)["status"] == "completed"
+        assert _done(status(server.http, job)) == 2000
+        assert results(server.http, job) == expected
+
+
+@pytest.mark.slow
+def test_a_large_job_outlives_twenty_kills_at_random_moments(tmp_path: Path) -> None:
+    body, rng, n_kills = lines(20_000), random.Random(2), 20
+    with serving(tmp_path, **ALONE) as server:
+        expected = undisturbed(server, body)
+        whole(*expected, 20_000)
+        job = submit(server, body)
+    for number in range(n_kills):
+        until = rng.uniform(number, number + 1) / (n_kills + 1) * 20_000
+        with serving(tmp_path, **ALONE) as server, working(tmp_path, **ALONE) as worker:
+            kill(rng, server, worker, job, until)
+    with serving(tmp_path, **ALONE) as server:
+        assert ended(server.http, job)["status"] == "completed"
+        assert _done(status(server.http, job)) == 20_000
+        assert results(server.http, job) == expected
+
+
+def test_a_full_disk_fails_the_job_and_keeps_what_was_written(tmp_path: Path) -> None:
+    texts = ["the cat", "a dog", "some hills", "the sea"]
+    body = b"\n".join(json.dumps({"input": texts}).encode() for _ in range(8000))
+    with serving(tmp_path) as server:
+        job = submit(server, body)
+        watch(server.http, job, lambda now: _done(now) > 0)
+        # From now on no file of this process may be larger: less than a chunk's output, more than all other files.
+        resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, (3_000_000, 3_000_000))
+        found = ended(server.http, job)
+        assert found["status"] == "failed"
+        assert "File too large" in found["error"]
+        output, _ = results(server.http, job)
+        rows = [json.loads(line)["custom_id"] for line in output.splitlines()]
+        assert 0 < len(rows) == found["request_counts"]["completed"] < 8000
+        assert rows == sorted(rows, key=int)
+        assert server.embed("still here").is_success
+
+
+def test_two_workers_on_postgresql_share_a_job(postgres_url: str, postgres_template: str, tmp_path: Path) -> None:
+    body = lines(6000)
+    with database_on(postgres_url, like=postgres_template) as url:
+        shared = {"STORE_URL": url, "WORKER": False}
+        with serving(tmp_path, **shared) as server, working(tmp_path, "one", STORE_URL=url):
+            with working(tmp_path, "two", STORE_URL=url):
+                for name in ("one", "two"):
+                    wait_until(lambda: '"working"' in (tmp_path / f"{name}.log").read_text(), name)  # noqa: B023
+                job = submit(server, body)
+                assert ended(server.http, job)["status"] == "completed"
+            whole(*results(server.http, job), 6000)
+            with connected(locate(url, tmp_path)) as connection:
+                shares = connection.execute(text("SELECT worker, count(*) FROM job_chunks GROUP BY worker")).all()
+    assert len(shares) == 2, shares
+    assert sum(count for _, count in shares) == 24

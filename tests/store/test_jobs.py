@@ -1,0 +1,217 @@
+"""Claims, leases and ends of jobs, on both databases."""
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from fundament.store import jobs
+from fundament.store.database import Database
+from fundament.store.jobs import Chunk, Job, Span, Written
+
+NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)
+LEASE = timedelta(seconds=20)
+SOON, LATER = NOW + LEASE / 2, NOW + LEASE * 2
+DONE = Written(output="out", n_output_bytes=10, errors="err", n_error_bytes=5, n_completed=2, n_failed=1, n_tokens=7)
+
+
+class Table:
+    """Jobs in a store."""
+
+    def __init__(self, store: Database, runner: asyncio.Runner) -> None:
+        self.store, self.runner = store, runner
+
+    def do(self, work: Any, *args: Any, **options: Any) -> Any:
+        async def run() -> Any:
+            async with self.store.write() as connection:
+                return await work(connection, *args, **options)
+
+        return self.runner.run(run())
+
+    def add(self, job_id: str = "batch_1", key_id: str = "", at: datetime = NOW, **options: Any) -> Job:
+        job: Job = self.do(
+            jobs.create,
+            job_id,
+            key_id=key_id,
+            dialect="batch",
+            model="m",
+            asked={"model": "m"},
+            n_bytes=100,
+            now=at,
+            expires_at=at + timedelta(hours=24),
+            **options,
+        )
+        return job
+
+    def running(self, job_id: str = "batch_1", n_chunks: int = 2, **options: Any) -> None:
+        """A job that runs."""
+        self.add(job_id, **options)
+        assert self.do(jobs.claim, "reader", now=NOW, until=NOW + LEASE).id == job_id
+        spans = [Span(start=30 * n, n_bytes=30, first_line=3 * n, n_lines=3) for n in range(n_chunks)]
+        assert self.do(jobs.divide, job_id, "reader", model="m", n_bytes=60, spans=spans, now=NOW)
+
+    def take(self, worker: str, at: datetime = NOW, models: tuple[str, ...] = ("m",)) -> Chunk | None:
+        taken = self.do(jobs.take, worker, models, now=at, until=at + LEASE)
+        return None if taken is None else taken[1]
+
+    def finish(self, chunk: Chunk, worker: str) -> bool:
+        return bool(self.do(jobs.finish, chunk, worker, DONE, now=SOON))
+
+    def get(self, job_id: str = "batch_1") -> Job:
+        job: Job = self.do(jobs.get, job_id)
+        return job
+
+
+@pytest.fixture
+def table(store: Database, runner: asyncio.Runner) -> Table:
+    return Table(store, runner)
+
+
+def test_an_input_is_read_by_one_and_by_another_where_that_one_dies(table: Table) -> None:
+    table.add()
+    assert table.do(jobs.claim, "one", now=NOW, until=NOW + LEASE).id == "batch_1"
+    assert table.do(jobs.claim, "two", now=SOON, until=SOON + LEASE) is None
+    assert table.do(jobs.claim, "two", now=LATER, until=LATER + LEASE).id == "batch_1"
+    spans = [Span(start=0, n_bytes=9, first_line=0, n_lines=1)]
+    assert not table.do(jobs.divide, "batch_1", "one", model="m", n_bytes=9, spans=spans, now=LATER)
+    assert table.do(jobs.divide, "batch_1", "two", model="m", n_bytes=9, spans=spans, now=LATER)
+    assert (table.get().state, table.get().n_lines, table.get().n_bytes) == ("running", 1, 9)
+
+
+def test_chunks_are_taken_in_order_each_once(table: Table) -> None:
+    table.running()
+    one, two = table.take("one"), table.take("two")
+    assert one is not None
+    assert two is not None
+    assert [one.span.first_line, two.span.first_line] == [0, 3]
+    assert table.take("three") is None
+    assert table.finish(two, "two")
+    assert table.get().state == "running"
+    assert table.finish(one, "one")
+    job = table.get()
+    assert (job.state, job.n_completed, job.n_failed, job.n_tokens) == ("completed", 4, 2, 14)
+    assert job.ended_at == SOON
+    assert [part.n_bytes for part in table.do(jobs.parts, "batch_1", "output")] == [10, 10]
+
+
+def test_a_chunk_whose_worker_is_gone_goes_to_another_and_counts_once(table: Table) -> None:
+    table.running(n_chunks=1)
+    lost = table.take("one")
+    assert lost is not None
+    assert table.take("two", at=SOON) is None
+    again = table.take("two", at=LATER)
+    assert again == lost
+    assert not table.finish(lost, "one")
+    assert table.get().n_completed == 0
+    assert table.finish(again, "two")
+    assert not table.finish(again, "two")
+    assert table.get().n_completed == 2
+
+
+def test_a_lease_that_is_renewed_stays(table: Table) -> None:
+    table.running(n_chunks=1)
+    chunk = table.take("one")
+    assert chunk is not None
+    assert table.do(jobs.beat, "one", [chunk.id], [], until=LATER + LEASE) == {chunk.id}
+    assert table.do(jobs.beat, "two", [chunk.id], [], until=LATER + LEASE) == set()
+    assert table.take("two", at=LATER) is None
+
+
+def test_what_a_worker_lets_go_is_taken_at_once(table: Table) -> None:
+    table.running(n_chunks=1)
+    table.take("one")
+    table.do(jobs.release, "one")
+    assert table.take("two") is not None
+
+
+def test_a_worker_takes_what_its_models_can_run(table: Table) -> None:
+    table.running()
+    assert table.take("one", models=("other",)) is None
+
+
+def test_keys_take_turns_whatever_the_size_of_their_jobs(table: Table) -> None:
+    table.running("batch_a", n_chunks=5, key_id="large")
+    table.running("batch_b", n_chunks=2, key_id="small", at=NOW + timedelta(seconds=1))
+    taken = [table.take("one") for _ in range(5)]
+    assert [chunk.job_id for chunk in taken if chunk] == ["batch_a", "batch_b", "batch_a", "batch_b", "batch_a"]
+
+
+def test_a_job_that_is_cancelled_takes_no_more_and_keeps_what_it_has(table: Table) -> None:
+    table.running(n_chunks=3, webhook_url="https://hook.example")
+    first, second = table.take("one"), table.take("one")
+    assert first is not None
+    assert second is not None
+    assert table.finish(first, "one")
+    ended = table.do(jobs.end, "batch_1", "cancelled", now=SOON)
+    assert (ended.state, ended.n_completed, ended.webhook_state) == ("cancelled", 2, "pending")
+    assert table.do(jobs.end, "batch_1", "failed", now=SOON) is None
+    assert table.do(jobs.beat, "one", [second.id], [], until=LATER) == set()
+    assert not table.finish(second, "one")
+    assert table.take("one") is None
+    assert len(table.do(jobs.parts, "batch_1", "output")) == 1
+
+
+def test_a_job_expires_whatever_it_was_doing(table: Table) -> None:
+    table.running(n_chunks=1)
+    chunk = table.take("one")
+    assert chunk is not None
+    day = NOW + timedelta(hours=24)
+    assert table.do(jobs.expire, now=day - timedelta(seconds=1)) == []
+    assert table.do(jobs.expire, now=day) == ["batch_1"]
+    assert table.do(jobs.expire, now=day) == []
+    assert table.get().state == "expired"
+    assert not table.finish(chunk, "one")
+    table.do(jobs.forget, before=day + timedelta(days=1))
+    assert table.do(jobs.get, "batch_1") is None
+
+
+def test_a_webhook_is_taken_once_and_later_again(table: Table) -> None:
+    table.add(webhook_url="https://hook.example")
+    delays = [timedelta(seconds=5), timedelta(seconds=50)]
+    assert table.do(jobs.call, delays, now=NOW) is None
+    table.do(jobs.end, "batch_1", "failed", now=NOW, error="no")
+    job = table.do(jobs.call, delays, now=NOW)
+    assert (job.webhook_attempts, job.webhook_at) == (1, NOW + delays[0])
+    assert table.do(jobs.call, delays, now=NOW) is None
+    table.do(jobs.called, "batch_1", "pending", "The URL answered 500.")
+    job = table.do(jobs.call, delays, now=NOW + delays[0])
+    assert (job.webhook_attempts, job.webhook_error) == (2, "The URL answered 500.")
+    assert job.webhook_at == NOW + delays[0] + delays[1]
+    table.do(jobs.called, "batch_1", "delivered", None)
+    assert table.do(jobs.call, delays, now=LATER + timedelta(days=1)) is None
+
+
+def test_jobs_are_listed_by_key_and_page(table: Table) -> None:
+    for number in range(3):
+        table.add(f"batch_{number}", key_id="mine", at=NOW + timedelta(seconds=number))
+    table.add("batch_other", key_id="other")
+    listed = table.do(jobs.recent, "mine", ["batch"], limit=2)
+    assert [job.id for job in listed] == ["batch_2", "batch_1"]
+    after = table.do(jobs.recent, "mine", ["batch"], limit=2, after="batch_1")
+    assert [job.id for job in after] == ["batch_0"]
+    assert table.do(jobs.recent, "mine", ["openai"], limit=2) == []
+    assert table.do(jobs.get, "batch_other", "mine") is None
+    assert table.do(jobs.active, "mine") == (3, 300)
+
+
+def test_many_workers_take_every_chunk_once(store: Database, table: Table, runner: asyncio.Runner) -> None:
+    table.running(n_chunks=40)
+
+    async def worker(name: str) -> list[int]:
+        taken = []
+        while True:
+            async with store.write() as connection:
+                found = await jobs.take(connection, name, ["m"], now=NOW, until=NOW + LEASE)
+            if found is None:
+                return taken
+            async with store.write() as connection:
+                assert await jobs.finish(connection, found[1], name, DONE, now=SOON)
+            taken.append(found[1].span.first_line)
+
+    async def race() -> list[list[int]]:
+        return await asyncio.gather(*(worker(f"w{number}") for number in range(4)))
+
+    taken = runner.run(race())
+    assert sorted(number for each in taken for number in each) == [3 * number for number in range(40)]
+    assert (table.get().state, table.get().n_completed) == ("completed", 80)
