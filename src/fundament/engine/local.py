@@ -15,6 +15,7 @@ from fundament.catalog import ModelSpec
 from fundament.core import (
     Array,
     Bill,
+    Call,
     Chunk,
     Embed,
     Embedded,
