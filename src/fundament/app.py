@@ -15,6 +15,7 @@ from fundament.api import (
     batch,
     batches,
     bulk,
+    chat,
     classifiers,
     classify,
     embeddings,
@@ -69,6 +70,7 @@ def engine_options(settings: Settings) -> EngineOptions:
         max_waiting_rows=settings.max_waiting_rows,
         memory_bytes=int(settings.memory_gb * 1e9),
         idle_seconds=settings.idle_seconds or None,
+        cache_bytes=int(settings.chat_memory_gb * 1e9),
     )
 
 
@@ -160,7 +162,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.parts = state
     errors.install(app)
     for module in (
-        *(embeddings, multi_vector, rerank, classify, train, classifiers),
+        *(embeddings, multi_vector, rerank, chat, classify, train, classifiers),
         *(models, batch, batches, files, bulk, me, admin, health),
     ):
         app.include_router(module.router)

@@ -131,6 +131,9 @@ class Settings(BaseSettings):
     memory_gb: float = Field(
         default=0, ge=0, description="Most memory of all models together, in GB; 0 means 80 % of what is free at start."
     )
+    chat_memory_gb: float = Field(
+        default=2, gt=0, description="Memory for the conversations of a chat model, beside its weights, in GB."
+    )
     idle_seconds: float = Field(
         default=0, ge=0, description="Let a model go that nobody used for this long; 0 keeps it."
     )

@@ -164,7 +164,46 @@ class Rerank:
         return cast("str", self.query), cast("Sequence[str]", self.documents)
 
 
-Call = Embed | Rerank
+ChatRole = Literal["system", "user", "assistant"]
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """What one side of a conversation said: texts and files, in order."""
+
+    role: ChatRole
+    parts: Sequence[str | Media]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Generate:
+    """Write what comes next in a conversation.
+
+    Attributes:
+        messages: what was said so far.
+        max_tokens: most tokens to write; None means `DEFAULT_MAX_TOKENS`, or less where the context ends before.
+        temperature: 0 takes the likeliest token; the higher, the more others are drawn.
+        top_p: tokens are drawn from the likeliest, which together have this probability.
+        stop: texts before the first of which the answer ends.
+        seed: draws the same tokens again; None draws others each time.
+    """
+
+    messages: Sequence[Message]
+    max_tokens: int | None = None
+    temperature: float = 0.0
+    top_p: float = 1.0
+    stop: Sequence[str] = ()
+    seed: int | None = None
+
+    @property
+    def has_media(self) -> bool:
+        """Whether files have to be decoded."""
+        return not all(isinstance(part, str) for message in self.messages for part in message.parts)
+
+
+DEFAULT_MAX_TOKENS = 256
+
+Call = Embed | Rerank | Generate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -262,6 +301,27 @@ class Ranking:
     n_truncated: int = 0
 
 
+Finish = Literal["stop", "length"]
+"""Why an answer ends: it is complete, or as long as it may be."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chunk:
+    """What `Generate` answers, piece by piece; the texts of all pieces are the answer.
+
+    Attributes:
+        text: what was written since the last piece, maybe nothing yet.
+        n_prompt: tokens of the conversation as it was read.
+        n_written: tokens written so far, the one that ended the answer included.
+        finish: why the answer ends here; None where it goes on.
+    """
+
+    text: str
+    n_prompt: int
+    n_written: int
+    finish: Finish | None = None
+
+
 def sum_media(items: Sequence[Item]) -> dict[MediaKind, int]:
     """Tokens of each kind of media over a call's items."""
     sums: Counter[MediaKind] = Counter()
@@ -316,4 +376,52 @@ class Model(Protocol[C_contra, R_co]):
 
     def finish(self, call: C_contra, items: Sequence[Item], arrays: Sequence[Array]) -> R_co:
         """Put one call's arrays together."""
+        ...
+
+
+class Answer(Protocol):
+    """One conversation that a `Writer` reads and continues, with its keys and values."""
+
+    @property
+    def n_ahead(self) -> int:
+        """Tokens to read before the next one is written: 1 once the conversation is read."""
+        ...
+
+
+class Writer(Protocol):
+    """A loaded checkpoint that answers `Generate`, all on the one thread that owns it but `prepare`.
+
+    Attributes:
+        n_bytes: of its weights.
+        token_bytes: of the keys and values of one token.
+    """
+
+    n_bytes: int
+    token_bytes: int
+
+    def prepare(self, call: Generate) -> list[Item]:
+        """Read a conversation into one item, whose `n_tokens` are those read and those it may have written.
+
+        Raises:
+            InputError: something that this model cannot read; the message names it.
+            ConversationTooLongError: it does not fit the context.
+        """
+        ...
+
+    def begin(self, call: Generate, item: Item) -> Answer:
+        """Make room for the keys and values of a conversation, and look at its pictures."""
+        ...
+
+    def step(self, answers: Sequence[Any], sizes: Sequence[int]) -> list[Chunk | None]:
+        """Read the next tokens of each answer, in one forward pass.
+
+        Where it fails nothing has changed, and the step may be taken again with fewer answers.
+
+        Args:
+            answers: made by `begin`.
+            sizes: how many tokens of each; at most its `n_ahead`.
+
+        Returns:
+            What each wrote; None where there is still something to read.
+        """
         ...

@@ -4,6 +4,7 @@ FundamentError
 ├── InputError            422  the request says something that cannot be served; names the field
 │   ├── TooLongError      400  INPUT_TOKEN_LIMIT_EXCEEDED
 │   └── TooLongTogetherError   400  the same, of inputs that are read as one (late chunking)
+├── ConversationTooLongError   400  INPUT_TOKEN_LIMIT_EXCEEDED
 ├── BodyError             400/413/415/422  the body cannot be read
 ├── ModelNotFoundError    400  INPUT_MODEL_NOT_FOUND
 ├── InvalidLabelsError    400  INPUT_INVALID_LABELS
@@ -100,6 +101,25 @@ class TooLongTogetherError(FundamentError):
         super().__init__(
             f"With late_chunking the inputs have {n_tokens} tokens together and exceed the model's maximum of {limit} "
             f"tokens. {cut} to read them in windows that overlap, or send less at once."
+        )
+
+
+class ConversationTooLongError(FundamentError):
+    """A conversation that leaves no room for its answer.
+
+    Args:
+        n_tokens: of the conversation, or of what was counted when there were too many.
+        n_wanted: tokens that the answer should have room for.
+        limit: tokens of both together.
+    """
+
+    status = 400
+    code = "INPUT_TOKEN_LIMIT_EXCEEDED"
+
+    def __init__(self, *, n_tokens: int, n_wanted: int, limit: int) -> None:
+        super().__init__(
+            f"The conversation has {n_tokens} tokens and its answer should have room for {n_wanted}: together at most "
+            f"{limit} fit. Leave out older messages or images, or ask for fewer 'max_tokens'."
         )
 
 

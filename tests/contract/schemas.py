@@ -108,6 +108,27 @@ RerankingResponse = _object(
         ),
     }
 )
+ChatCompletion = _object(
+    {
+        "id": _STRING,
+        "object": {"const": "chat.completion"},
+        "created": _POSITIVE,
+        "model": _STRING,
+        "choices": _list(
+            _object(
+                {
+                    "index": {"const": 0},
+                    "message": _object({"role": {"const": "assistant"}, "content": _STRING}),
+                    "logprobs": {"type": "null"},
+                    "finish_reason": {"enum": ["stop", "length"]},
+                }
+            ),
+            minItems=1,
+            maxItems=1,
+        ),
+        "usage": _object(dict.fromkeys(("prompt_tokens", "completion_tokens", "total_tokens"), _POSITIVE)),
+    }
+)
 _SCORES = ("probability", "cosine", "maxsim", "dot")
 _PRICES = ("prompt", "completion", "image", "request", "input_cache_read", "input_cache_write")
 ModelInfo = _object(
@@ -257,6 +278,9 @@ def conforms(response: httpx.Response) -> None:
         _check(response.json(), RerankingResponse)
         _check_ranking(response.json())
         assert response.headers["x-truncated-inputs"].isdecimal()
+    elif path == "/v1/chat/completions":
+        if response.headers["content-type"] == "application/json":
+            _check(response.json(), ChatCompletion)
     elif path == "/v1/models":
         _check(response.json(), ModelListResponse)
     elif path.startswith("/v1/models/"):

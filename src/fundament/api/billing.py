@@ -1,9 +1,10 @@
 """The engine as endpoints have it: what runs is billed to the request that asks, whichever endpoint that is."""
 
+from collections.abc import AsyncGenerator
 from typing import Any, Protocol
 
 from fundament.accounts.visits import current_visit
-from fundament.core import Bill, Priority
+from fundament.core import Bill, Chunk, Generate, Priority
 
 
 class Payable(Protocol):
@@ -13,6 +14,12 @@ class Payable(Protocol):
         self, model: str, call: Any, *, priority: Priority = ..., caller: str = ..., bill: Bill | None = ...
     ) -> Any:
         """Answer a call that `bill` pays."""
+        ...
+
+    def generate(
+        self, model: str, call: Generate, *, caller: str = ..., bill: Bill | None = ...
+    ) -> AsyncGenerator[Chunk, None]:
+        """Answer a conversation that `bill` pays."""
         ...
 
 
@@ -34,3 +41,10 @@ class BilledEngine:
         return await self._engine.run(
             model, call, priority=priority, caller=caller or visit.caller.id, bill=visit.bill(model)
         )
+
+    def generate(self, model: str, call: Generate, *, caller: str = "") -> AsyncGenerator[Chunk, None]:
+        """The same of a conversation, piece by piece. Who pays is decided here, not where the pieces are read."""
+        visit = current_visit.get()
+        if visit is None:
+            return self._engine.generate(model, call, caller=caller)
+        return self._engine.generate(model, call, caller=caller or visit.caller.id, bill=visit.bill(model))

@@ -27,8 +27,9 @@ async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
             return task.result()
         raise BodyError(CLIENT_GONE, "The client closed the connection.")
     finally:
-        task.cancel()
         gone.cancel()
+        if task.cancel():
+            await asyncio.wait((task,))  # so that what it held can be closed
 
 
 async def _disconnected(request: Request) -> None:

@@ -95,6 +95,41 @@ class EmbeddingResponse(BaseModel):
     data: list[SingleEmbeddingData] | list[MultiEmbeddingData]
 
 
+class ChatMessage(BaseModel):
+    """What the model wrote."""
+
+    role: str
+    content: str
+
+
+class ChatChoice(BaseModel):
+    """The answer, and why it ends: `stop` or `length`."""
+
+    index: int
+    message: ChatMessage
+    logprobs: None
+    finish_reason: str
+
+
+class ChatUsage(BaseModel):
+    """Tokens read, those of images included, and tokens written, the one that ended the answer included."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class ChatCompletion(BaseModel):
+    """A whole answer. With `stream` the body is `text/event-stream`: chunks of OpenAI's form, then `[DONE]`."""
+
+    id: str
+    object: str
+    created: int
+    model: str
+    choices: list[ChatChoice]
+    usage: ChatUsage
+
+
 class BaseUsage(BaseModel):
     """Tokens read."""
 
@@ -459,6 +494,7 @@ _SHAPES: dict[str, Any] = {
     shape.__name__: shape
     for shape in (
         EmbeddingResponse,
+        ChatCompletion,
         RerankingResponse,
         ClassificationResponse,
         TrainingResponse,

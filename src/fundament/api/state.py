@@ -1,6 +1,6 @@
 """What endpoints need and do not make themselves."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol, cast, overload
 
@@ -9,7 +9,7 @@ from fastapi import Request
 from fundament.accounts.visits import Accounts
 from fundament.catalog import CATALOG, ModelSpec, short_id
 from fundament.config import Settings
-from fundament.core import Embed, Embedded, Priority, Ranking, Rerank
+from fundament.core import Chunk, Embed, Embedded, Generate, Priority, Ranking, Rerank
 from fundament.depot import Depot
 from fundament.errors import FundamentError, ModelNotFoundError
 from fundament.fetching import Fetcher
@@ -18,12 +18,15 @@ from fundament.telemetry import Metrics
 
 
 class Engine(Protocol):
-    """What endpoints see of the engine: `run` answers a call."""
+    """What endpoints see of the engine: `run` answers a call, `generate` piece by piece."""
 
     @overload
     async def run(self, model: str, call: Embed, *, priority: Priority = ..., caller: str = ...) -> Embedded: ...
     @overload
     async def run(self, model: str, call: Rerank, *, priority: Priority = ..., caller: str = ...) -> Ranking: ...
+    def generate(self, model: str, call: Generate, *, caller: str = ...) -> AsyncGenerator[Chunk, None]:
+        """Answer a conversation, piece by piece."""
+        ...
 
 
 @dataclass(slots=True)

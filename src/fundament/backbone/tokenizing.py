@@ -115,6 +115,15 @@ class TextTokenizer:
         text: str = self._tokenizer.decode(ids.tolist(), skip_special_tokens=False)
         return text
 
+    def plain_text_of(self, ids: Sequence[int]) -> str:
+        """What token ids say, without special tokens."""
+        text: str = self._tokenizer.decode(ids, skip_special_tokens=True)
+        return text
+
+    def special_tokens(self) -> list[str]:
+        """The tokens that no text is meant to say."""
+        return [token.content for token in self._tokenizer.get_added_tokens_decoder().values() if token.special]
+
     def encode(self, texts: Sequence[str], prefix: str = "", *, most: int | None = None) -> list[Tokens]:
         """Token ids of each text after the prefix: special tokens stay, the text loses its end.
 

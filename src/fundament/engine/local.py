@@ -1,19 +1,35 @@
 """The engine in this process."""
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, overload
+from typing import Any, cast, overload
 
 import torch
 
 from fundament.backbone.checkpoint import Checkpoint
 from fundament.backbone.device import Dtype, Placement, free_bytes, n_cores, place
 from fundament.catalog import ModelSpec
-from fundament.core import Array, Bill, Call, Embed, Embedded, Item, Model, Priority, Ranking, Rerank, Result
+from fundament.core import (
+    Array,
+    Bill,
+    Call,
+    Chunk,
+    Embed,
+    Embedded,
+    Generate,
+    Item,
+    Model,
+    Priority,
+    Ranking,
+    Rerank,
+    Result,
+    Writer,
+)
 from fundament.engine.batcher import Batcher, Ticket
+from fundament.engine.generator import Conversation, Generator
 from fundament.engine.memory import Memory
 from fundament.engine.weights import PROGRAM, Local, embedded, verify_embedded
 from fundament.errors import CheckpointError, ModelNotFoundError
@@ -37,6 +53,7 @@ class EngineOptions:
         max_waiting_rows: inputs that may wait for one model before calls are refused.
         memory_bytes: most that all models take; 0 means 80 % of what is free at start.
         idle_seconds: after which an unused model is let go; None keeps it.
+        cache_bytes: what keys and values of a chat model's conversations may take, beside its weights.
     """
 
     device: str = "auto"
@@ -46,15 +63,16 @@ class EngineOptions:
     max_waiting_rows: int = 20_000
     memory_bytes: int = 0
     idle_seconds: float | None = None
+    cache_bytes: int = 2_000_000_000
 
 
 class Loaded:
     """A model in memory with its threads."""
 
-    def __init__(self, model: Model[Any, Any], batcher: Batcher) -> None:
-        self.model: Model[Any, Any] | None = model
+    def __init__(self, model: Model[Any, Any] | Writer, batcher: Batcher | Generator, more_bytes: int = 0) -> None:
+        self.model: Any = model
         self.batcher = batcher
-        self.n_bytes = model.n_bytes
+        self.n_bytes = model.n_bytes + more_bytes
 
     def close(self) -> None:
         """End the threads and drop the weights."""
@@ -99,7 +117,7 @@ class LocalEngine:
     async def run(
         self,
         model: str,
-        call: Call,
+        call: Embed | Rerank,
         *,
         priority: Priority = Priority.INTERACTIVE,
         caller: str = "",
@@ -120,7 +138,7 @@ class LocalEngine:
             FundamentError: the call cannot be read, may not be paid, or fails.
         """
         async with self.memory.lease(model) as loaded:
-            assert loaded.model is not None
+            assert isinstance(loaded.batcher, Batcher)
             loop = asyncio.get_running_loop()
             done: asyncio.Future[list[Array]] = loop.create_future()
             ticket = Ticket(loop, done, caller)
@@ -145,6 +163,49 @@ class LocalEngine:
                 if bill is not None:
                     bill.refund(_unpaid(items, ticket, error))
                 raise
+
+    async def generate(
+        self, model: str, call: Generate, *, caller: str = "", bill: Bill | None = None
+    ) -> AsyncGenerator[Chunk, None]:
+        """Answer a conversation, piece by piece.
+
+        The tokens that it may have are taken before it runs, and those that it did not write are given back; one that
+        fails costs nothing. Close the generator where it is not read to its end.
+
+        Args:
+            model: which one.
+            call: what is asked.
+            caller: who asks; conversations are let in as they come, whoever sends them.
+            bill: who pays.
+
+        Raises:
+            FundamentError: the conversation cannot be read, may not be paid, or fails.
+        """
+        del caller
+        async with self.memory.lease(model) as loaded:
+            assert isinstance(loaded.batcher, Generator)
+            loop = asyncio.get_running_loop()
+            pool = self._decoders if call.has_media else self._pool
+            [item] = await loop.run_in_executor(pool, loaded.model.prepare, call)
+            n_taken, n_prompt, n_written, failed = item.n_tokens, item.n_counted, 0, False
+            if bill is not None:
+                await bill.admit(n_taken)
+            conversation = Conversation(loop, call, n_taken, item)
+            del item  # its pictures are large
+            try:
+                loaded.batcher.submit(conversation)
+                finished = False
+                while not finished:
+                    chunk = await conversation.next()
+                    n_written, finished = chunk.n_written, chunk.finish is not None
+                    yield chunk
+            except Exception:
+                failed = True
+                raise
+            finally:
+                loaded.batcher.drop(conversation)
+                if bill is not None:
+                    bill.refund(n_taken - (n_prompt + n_written if conversation.begun and not failed else 0))
 
     async def load(self, models: Iterable[str]) -> None:
         """Load models now, one after the other."""
@@ -174,7 +235,7 @@ class LocalEngine:
         local = self.locals.get(model)
         if local is None:
             raise ModelNotFoundError(f"Model '{model}' is not served here.")
-        return needed_bytes(local, self.placement)
+        return needed_bytes(local, self.placement) + (self.options.cache_bytes if local.spec.kind == "chat" else 0)
 
     async def _load(self, model: str) -> Loaded:
         return await asyncio.to_thread(self._load_now, self.locals[model])
@@ -187,6 +248,17 @@ class LocalEngine:
         n_threads = threads_of(model.n_bytes, self.n_cores) if on_cpu else 1
         self.metrics.loads.labels(name).inc()
         say("model loaded", model=name, device=str(self.placement.device), dtype=self.placement.dtype_name)
+        max_tokens = self.options.max_batch_tokens or (1_024 if on_cpu else 16_384)
+        if local.spec.kind == "chat":
+            generator = Generator(
+                name,
+                cast("Writer", model),
+                set_up=partial(torch.set_num_threads, self.n_cores),
+                max_step_tokens=max_tokens,
+                cache_bytes=self.options.cache_bytes,
+                metrics=self.metrics,
+            )
+            return Loaded(model, generator, self.options.cache_bytes)
         return Loaded(
             model,
             Batcher(
@@ -194,7 +266,7 @@ class LocalEngine:
                 model,
                 n_threads=n_threads,
                 set_up=partial(torch.set_num_threads, max(1, self.n_cores // n_threads)),
-                max_batch_tokens=self.options.max_batch_tokens or (1_024 if on_cpu else 16_384),
+                max_batch_tokens=max_tokens,
                 max_waiting_rows=self.options.max_waiting_rows,
                 rescue=None if self.placement.dtype == torch.float32 else lambda item: _in_float32(local, item),
                 metrics=self.metrics,

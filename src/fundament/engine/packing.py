@@ -86,3 +86,22 @@ def take_batch(rows: Sequence[Waiting], budget: int) -> list[int]:
             room -= rows[place].n_tokens
             batch.append(place)
     return batch
+
+
+def share_step(ahead: Sequence[int], budget: int) -> list[int]:
+    """How many tokens each conversation reads in a step.
+
+    Those that write read one. What is left goes to those that still read, in their order, and at least one token to
+    the first of them, so that nothing stands still.
+
+    Args:
+        ahead: tokens that each has before it; 1 while it writes.
+        budget: most tokens of the step, where fewer than this many write.
+    """
+    sizes = [1 if n == 1 else 0 for n in ahead]
+    room = max(1, budget - sum(sizes))
+    for place, n in enumerate(ahead):
+        if n > 1:
+            sizes[place] = min(n, room)
+            room -= sizes[place]
+    return sizes

@@ -1,0 +1,98 @@
+"""Causal rows that go on: each keeps the keys and values of what it has read, and reads further in the next pass."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fundament.backbone.causal import attend_last, key_dtype
+from fundament.backbone.packed import rounded
+from fundament.backbone.positions import rotary_angles
+from fundament.backbone.transformer import Transformer
+from fundament.errors import CheckpointError
+
+
+@dataclass(slots=True)
+class Cache:
+    """The keys and values of one row.
+
+    Attributes:
+        keys: `[layers, most, kv_heads, head_dim]`, in the number format of `key_dtype`.
+        values: as `keys`, in that of the weights.
+        n: tokens that have been read.
+    """
+
+    keys: Tensor
+    values: Tensor
+    n: int = 0
+
+
+class CachedDecoder:
+    """A causal transformer for rows that are read in several passes.
+
+    Args:
+        transformer: rotary, with its norms before attention and MLP, and without adapters.
+
+    Raises:
+        CheckpointError: a transformer of another make.
+    """
+
+    def __init__(self, transformer: Transformer) -> None:
+        shape = transformer.shape
+        if not (shape.causal and shape.pre_norm and shape.positions == "rotary") or transformer.token_terms:
+            raise CheckpointError("only causal transformers of Llama's make, without adapters, can write")
+        self.transformer = transformer
+        self.key_dtype = key_dtype(transformer.tokens.device, transformer.tokens.dtype)
+        numbers = shape.n_layers * shape.n_kv_heads * shape.head_dim
+        self.token_bytes = numbers * (self.key_dtype.itemsize + transformer.tokens.dtype.itemsize)
+
+    def cache(self, most: int) -> Cache:
+        """Room for a row of at most so many tokens."""
+        shape, tokens = self.transformer.shape, self.transformer.tokens
+        size = (shape.n_layers, most, shape.n_kv_heads, shape.head_dim)
+        return Cache(
+            torch.empty(size, dtype=self.key_dtype, device=tokens.device),
+            torch.empty(size, dtype=tokens.dtype, device=tokens.device),
+        )
+
+    @torch.inference_mode()
+    def read(self, inputs: Sequence[Tensor], caches: Sequence[Cache]) -> Tensor:
+        """The state of each row's last token after the last norm, `[rows, hidden]`.
+
+        The caches are counted on at the very end, so that a pass that fails can be taken again.
+
+        Args:
+            inputs: what goes into the first layer for the next tokens of each row, `[tokens, hidden]`.
+            caches: one per row.
+        """
+        transformer, shape = self.transformer, self.transformer.shape
+        lengths = [len(row) for row in inputs]
+        ends = np.cumsum(lengths).tolist()
+        n, device = ends[-1], transformer.tokens.device
+        n_more = rounded(n) - n if device.type == "cpu" else 0
+        x = torch.cat([*inputs, inputs[0].new_zeros(n_more, shape.hidden)])
+        counted = [np.arange(cache.n, cache.n + length) for cache, length in zip(caches, lengths, strict=True)]
+        positions = torch.from_numpy(np.concatenate([*counted, np.zeros(n_more, dtype=np.int64)])).to(device)
+        rotation = rotary_angles(positions, shape.head_dim, shape.rope_theta, x.dtype)
+        for number, layer in enumerate(transformer.layers):
+            q, k, v = layer.heads(layer.attention_norm(x), rotation)
+            mixed = torch.zeros_like(q)
+            for cache, end, length in zip(caches, ends, lengths, strict=True):
+                row, read = slice(end - length, end), cache.n + length
+                keys, values = cache.keys[number], cache.values[number]
+                keys[cache.n : read], values[cache.n : read] = k[row], v[row]
+                attend_last(
+                    q[row],
+                    keys[:read],
+                    values[:read],
+                    mixed[row],
+                    window=layer.window,
+                    scale=shape.attention_scale,
+                )
+            x = layer.after_attention(mixed.flatten(1), x)
+        for cache, length in zip(caches, lengths, strict=True):
+            cache.n += length
+        assert transformer.final_norm is not None
+        return transformer.final_norm(x[torch.tensor(ends, device=device) - 1])

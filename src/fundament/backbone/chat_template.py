@@ -1,0 +1,100 @@
+"""A conversation as the prompt that a checkpoint was trained on: its own chat template, in Jinja."""
+
+import re
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from jinja2 import TemplateError
+from jinja2.ext import loopcontrols
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from fundament.backbone.checkpoint import Checkpoint
+from fundament.core import Message
+from fundament.errors import CheckpointError, Fault, InputError
+
+_PROBE = "so it says"
+_BROKEN = (TemplateError, TypeError, ValueError)
+
+
+class ChatTemplate:
+    """A checkpoint's chat template.
+
+    Args:
+        source: in Jinja.
+        picture: the token that stands for a picture.
+        marks: every token that a caller's text must not say.
+        given: what the template reads beside the messages.
+
+    Raises:
+        CheckpointError: it does not read messages made of texts and pictures.
+    """
+
+    def __init__(self, source: str, *, picture: str, marks: Sequence[str], **given: Any) -> None:
+        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
+        environment.globals["raise_exception"] = _refuse
+        self.picture = picture
+        self._given = {"image_prompt_token": picture, **given}
+        self._marks = re.compile("|".join(map(re.escape, sorted(marks, key=len, reverse=True))))
+        try:
+            self._template = environment.from_string(source)
+            parts = [{"type": "image"}, {"type": "text", "text": _PROBE}]
+            probed = self._render([{"role": "user", "content": parts}])
+        except _BROKEN as error:
+            raise CheckpointError(f"the chat template does not work: {error}") from error
+        if probed.count(picture) != 1 or _PROBE not in probed or "'type'" in probed:
+            raise CheckpointError(f"the chat template does not write a message's text and one {picture} per picture")
+
+    def render(self, messages: Sequence[Message]) -> str:
+        """The prompt, with `picture` once per file.
+
+        Raises:
+            InputError: messages that the template refuses, or of which it leaves pictures out.
+        """
+        told = [
+            {
+                "role": message.role,
+                "content": [
+                    {"type": "text", "text": self.unmarked(part)} if isinstance(part, str) else {"type": "image"}
+                    for part in message.parts
+                ],
+            }
+            for message in messages
+        ]
+        try:
+            prompt = self._render(told)
+        except _BROKEN as error:
+            raise InputError(Fault("body -> messages", f"The model's chat template refuses them: {error}.")) from None
+        n_pictures = sum(not isinstance(part, str) for message in messages for part in message.parts)
+        if prompt.count(self.picture) != n_pictures:
+            message = (
+                "The model's chat template does not read images in messages of these roles: send them as the user's."
+            )
+            raise InputError(Fault("body -> messages", message))
+        return prompt
+
+    def unmarked(self, text: str) -> str:
+        """The text with a space in place of each mark, so that what stood around one makes no other."""
+        return self._marks.sub(" ", text)
+
+    def _render(self, messages: Sequence[dict[str, Any]]) -> str:
+        return self._template.render(messages=messages, add_generation_prompt=True, **self._given)
+
+
+def read_chat_template(checkpoint: Checkpoint) -> str:
+    """The template's source: a file of its own, or a key of another.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    path = checkpoint.directory / "chat_template.jinja"
+    if path.is_file():
+        return path.read_text()
+    for name in ("chat_template.json", "processor_config.json", "tokenizer_config.json"):
+        found = checkpoint.json(name, default={}).get("chat_template")
+        if isinstance(found, str):
+            return found
+    raise CheckpointError(f"{checkpoint.directory} has no chat template: chat_template.jinja is missing")
+
+
+def _refuse(message: str) -> NoReturn:
+    raise TemplateError(message)

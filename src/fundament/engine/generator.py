@@ -1,0 +1,236 @@
+"""The thread that owns a model which writes: conversations come and go between its steps.
+
+Each step is one forward pass over all conversations that run: those that write read their last token, those that were
+let in since read on in their prompts, as much as a step has room for. Keys and values lie in memory while a
+conversation runs; who finds no room waits.
+"""
+
+import asyncio
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from fundament.core import Answer, Chunk, Generate, Item, Writer
+from fundament.engine.packing import share_step
+from fundament.errors import ConversationTooLongError, FundamentError, RowError, UnavailableError
+from fundament.telemetry import Metrics, say
+
+MOST_WAITING = 64
+"""Conversations that wait for room before others are refused."""
+
+
+@dataclass(slots=True, eq=False)
+class Conversation:
+    """One answer on its way.
+
+    Attributes:
+        loop: the caller's event loop.
+        call: what is asked.
+        n_tokens: that it may take in memory, read and written.
+        item: the conversation as it was read; let go once it has begun.
+        chunks: what was written, or why nothing more is.
+        cancelled: nobody waits any more.
+        begun: whether anything was done for it.
+    """
+
+    loop: asyncio.AbstractEventLoop
+    call: Generate
+    n_tokens: int
+    item: Item | None
+    chunks: "asyncio.Queue[Chunk | FundamentError]" = field(default_factory=asyncio.Queue)
+    arrived: float = field(default_factory=time.monotonic)
+    cancelled: bool = False
+    begun: bool = False
+    answer: Answer | None = None
+
+    @property
+    def n_bytes(self) -> int:
+        """What it takes while it waits: its pictures, mostly."""
+        return sum(array.nbytes for array in self.item.features.values()) if self.item else 0
+
+    async def next(self) -> Chunk:
+        """What is written next.
+
+        Raises:
+            FundamentError: the conversation failed.
+        """
+        chunk = await self.chunks.get()
+        if isinstance(chunk, FundamentError):
+            raise chunk
+        return chunk
+
+
+class Generator:
+    """A model that writes, its conversations and its thread.
+
+    Args:
+        name: the model's id, for metrics and the thread's name.
+        model: used by this thread only, but for `prepare`.
+        set_up: called once by the thread.
+        max_step_tokens: most tokens of a step, where not more conversations write.
+        cache_bytes: most that keys and values of all conversations take, and the pictures of those that wait.
+        metrics: where steps are counted.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        model: Writer,
+        *,
+        set_up: Callable[[], None],
+        max_step_tokens: int,
+        cache_bytes: int,
+        metrics: Metrics,
+    ) -> None:
+        self.name, self.model = name, model
+        self.death: BaseException | None = None
+        self._set_up, self._max_step_tokens = set_up, max_step_tokens
+        self._cache_bytes, self._most_tokens = cache_bytes, cache_bytes // model.token_bytes
+        self._waiting: deque[Conversation] = deque()
+        self._running: list[Conversation] = []
+        self._closing = False
+        self._condition = threading.Condition()
+        self._queue_seconds = metrics.queue_seconds.labels(name)
+        self._forward_seconds = metrics.forward_seconds.labels(name)
+        self._batch_rows, self._tokens = metrics.batch_rows.labels(name), metrics.tokens.labels(name)
+        self._failed_rows = metrics.failed_rows.labels(name)
+        self._thread = threading.Thread(target=self._live, name=f"{name}-0", daemon=True)
+        self._thread.start()
+
+    @property
+    def n_waiting(self) -> int:
+        """Conversations that have not begun."""
+        return len(self._waiting)
+
+    def submit(self, conversation: Conversation) -> None:
+        """Queue a conversation. Any thread may call this.
+
+        Raises:
+            ConversationTooLongError: it finds no room however few others run.
+            UnavailableError: too many wait, or the model's thread has died.
+        """
+        if conversation.n_tokens > self._most_tokens:
+            n_prompt = conversation.item.n_counted if conversation.item else 0
+            raise ConversationTooLongError(
+                n_tokens=n_prompt, n_wanted=conversation.n_tokens - n_prompt, limit=self._most_tokens
+            )
+        with self._condition:
+            if self.death is not None or self._closing:
+                raise UnavailableError(f"Model '{self.name}' has stopped: {self.death or 'the server is closing'}.")
+            held = sum(each.n_bytes for each in (*self._waiting, conversation))
+            if len(self._waiting) >= MOST_WAITING or (self._waiting and held > self._cache_bytes):
+                raise UnavailableError(
+                    f"Model '{self.name}' has as many conversations as it can hold, and {len(self._waiting)} wait. "
+                    "Try again shortly.",
+                    retry_after_seconds=5,
+                )
+            self._waiting.append(conversation)
+            self._condition.notify()
+
+    def drop(self, conversation: Conversation) -> None:
+        """Forget a conversation that nobody waits for: its keys and values go before the next step."""
+        with self._condition:
+            conversation.cancelled = True
+            if conversation in self._waiting:
+                self._waiting.remove(conversation)
+
+    def close(self) -> None:
+        """Finish what runs and waits, then end the thread."""
+        with self._condition:
+            self._closing = True
+            self._condition.notify()
+        self._thread.join()
+
+    def _live(self) -> None:
+        try:
+            self._set_up()
+            while self._admit():
+                self._step()
+        except BaseException as error:
+            say("model thread died", level=logging.CRITICAL, error=error, model=self.name)
+            with self._condition:
+                self.death = error
+                left, self._running = [*self._running, *self._waiting], []
+                self._waiting.clear()
+            for conversation in left:
+                _tell(conversation, UnavailableError(f"Model '{self.name}' has stopped: {error!r}."))
+
+    def _admit(self) -> bool:
+        """Wait until something runs, and begin what there is room for, in the order of arrival; False at the end."""
+        with self._condition:
+            self._running = [each for each in self._running if not each.cancelled]
+            while not self._running and not self._waiting:
+                if self._closing:
+                    return False
+                self._condition.wait()
+            room = self._most_tokens - sum(each.n_tokens for each in self._running)
+            begun = []
+            while self._waiting and self._waiting[0].n_tokens <= room:
+                room -= self._waiting[0].n_tokens
+                begun.append(self._waiting.popleft())
+        for conversation in begun:
+            self._begin(conversation)
+        return True
+
+    def _begin(self, conversation: Conversation) -> None:
+        item, conversation.item = conversation.item, None
+        assert item is not None
+        self._queue_seconds.observe(time.monotonic() - conversation.arrived)
+        conversation.begun = True
+        try:
+            conversation.answer = self.model.begin(conversation.call, item)
+        except Exception as error:
+            self._fail(conversation, error)
+        else:
+            self._running.append(conversation)
+
+    def _step(self) -> None:
+        sizes = share_step([_ahead(each) for each in self._running], self._max_step_tokens)
+        going = [(each, size) for each, size in zip(self._running, sizes, strict=True) if size]
+        if going:
+            self._run([each for each, _ in going], [size for _, size in going])
+
+    def _run(self, conversations: Sequence[Conversation], sizes: Sequence[int]) -> None:
+        """Take a step; on failure halve it, so that one bad conversation fails alone."""
+        started = time.monotonic()
+        try:
+            chunks = self.model.step([each.answer for each in conversations], sizes)
+        except Exception as error:
+            if len(conversations) > 1:
+                middle = len(conversations) // 2
+                self._run(conversations[:middle], sizes[:middle])
+                self._run(conversations[middle:], sizes[middle:])
+            else:
+                self._running.remove(conversations[0])
+                self._fail(conversations[0], error)
+            return
+        self._forward_seconds.observe(time.monotonic() - started)
+        self._batch_rows.observe(len(conversations))
+        self._tokens.inc(sum(sizes))
+        for conversation, chunk in zip(conversations, chunks, strict=True):
+            if chunk is not None:
+                if chunk.finish:
+                    self._running.remove(conversation)
+                    conversation.answer = None
+                _tell(conversation, chunk)
+
+    def _fail(self, conversation: Conversation, error: Exception) -> None:
+        self._failed_rows.inc()
+        say("conversation failed", level=logging.ERROR, error=error, model=self.name)
+        conversation.answer = None
+        _tell(conversation, RowError(f"The conversation failed in the model: {type(error).__name__}."))
+
+
+def _ahead(conversation: Conversation) -> int:
+    assert conversation.answer is not None
+    return conversation.answer.n_ahead
+
+
+def _tell(conversation: Conversation, news: Chunk | FundamentError) -> None:
+    try:
+        conversation.loop.call_soon_threadsafe(conversation.chunks.put_nowait, news)
+    except RuntimeError:  # the loop is closed: its callers are gone
+        conversation.cancelled = True
