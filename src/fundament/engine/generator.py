@@ -171,6 +171,7 @@ class Generator:
             while self._waiting and self._waiting[0].n_tokens <= room:
                 room -= self._waiting[0].n_tokens
                 begun.append(self._waiting.popleft())
+            self._running += begun  # now, so that they are told if the thread dies while they begin
         for conversation in begun:
             self._begin(conversation)
         return True
@@ -183,9 +184,8 @@ class Generator:
         try:
             conversation.answer = self.model.begin(conversation.call, item)
         except Exception as error:
+            self._running.remove(conversation)
             self._fail(conversation, error)
-        else:
-            self._running.append(conversation)
 
     def _step(self) -> None:
         sizes = share_step([_ahead(each) for each in self._running], self._max_step_tokens)
