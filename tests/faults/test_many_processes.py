@@ -83,7 +83,7 @@ def test_a_balance_for_100_requests_on_sqlite(tmp_path: Path) -> None:
     store_url = f"sqlite:///{tmp_path / 'shared.db'}"
     key = make_key(tmp_path, store_url, tier="none", balance=N_ALLOWED * N_TOKENS)
     with ExitStack() as stack:
-        spends_exactly_its_balance(start(stack, tmp_path, 2, store_url=store_url), key)
+        spends_exactly_its_balance(start(stack, tmp_path, 4, store_url=store_url), key)
     assert read_key(key, tmp_path, store_url).balance == 0
 
 
