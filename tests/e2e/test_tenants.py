@@ -26,7 +26,8 @@ MAKE: Mapping[str, Mapping[str, Any]] = {
         "model": MODEL,
         "access": "private",
         "input": [{"text": "a cat", "label": MARK}, {"text": "shares fell", "label": "other"}],
-    }
+    },
+    "/v1/batch/embeddings": {"model": MODEL, "input": [{"custom_id": MARK, "body": {"input": MARK}}]},
 }
 """Path of an operation to a body with which Alice makes something of her own; its strings may hold `MARK`."""
 
@@ -80,6 +81,8 @@ def alice(guarded: Served) -> str:
     for path, body in MAKE.items():
         made = guarded.http.post(path, json=body, headers=bearer(key))
         assert made.is_success, made.text
+    upload = {"file": (f"{MARK}.jsonl", b"{}"), "purpose": (None, "batch")}
+    assert guarded.http.post("/v1/files", files=upload, headers=bearer(key)).is_success
     return key
 
 
