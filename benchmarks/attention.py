@@ -5,14 +5,17 @@ python benchmarks/attention.py
 1. Keys in multiples of 16, reaching over the row's end, beside the row's own number of keys.
 2. The same for causal rows, where the kernel could skip half of the scores instead.
 3. Short rows in bundles, beside one call per row.
-4. Attention of language models' rows, fused beside in two products.
-5. A product of a shape that oneDNN meets for the first time, beside the same again: why token numbers are rounded.
+4. Attention in two products beside the fused kernel, with the error of both.
+5. The same of language models' causal rows, which share key heads.
+6. Root-mean-square norms and rotations beside PyTorch's and the textbook's.
+7. A product of a shape that oneDNN meets for the first time, beside the same again: why token numbers are rounded.
 """
 
 import argparse
 import itertools
 import time
 from collections.abc import Callable
+from functools import partial
 from statistics import median
 
 import torch
@@ -21,9 +24,11 @@ import torch.nn.functional as F
 from contest import machine, table
 from fundament.backbone import attention
 from fundament.backbone.attention import attend
-from fundament.backbone.causal import attend_last, key_dtype
+from fundament.backbone.causal import attend_last
 from fundament.backbone.linear import Linear
 from fundament.backbone.packed import Packed, Run, group, pack
+from fundament.backbone.positions import rotary_angles, rotate
+from fundament.backbone.transformer import rms_norm
 
 HEADS = ((12, 32), (12, 64))
 CPU = torch.device("cpu")
@@ -136,8 +141,32 @@ def bundles() -> None:
     assert group([5, 5])[0].row_lengths, "short rows are bundled"
 
 
+def products() -> None:
+    """Two products, whichever this processor is served with, and how far both kernels are from exact numbers."""
+    lines = []
+    for heads, head_dim in (*HEADS, (16, 64)):
+        for length in (31, 48, 64, 127, 256, 512, 1297):
+            packed, exactly = rows([length], heads, head_dim, torch.float32)
+            whole = [part[:length].double().transpose(0, 1)[None] for part in exactly]
+            exact = F.scaled_dot_product_attention(*whole)[0].transpose(0, 1).flatten(1)
+            q, k, v = (part.bfloat16() for part in exactly)
+            found = {}
+            for name, run in (("fused", attention._attend_run), ("products", attention._attend_run_in_products)):
+                work = partial(run, q, k, v, packed, Run(0, 1, length), False, None, None, None)
+                error = float((work().double() - exact).norm() / exact.norm())
+                found[name] = (microseconds(work), error)
+            (fused, fused_error), (ours, error) = found.values()
+            cells = (f"{fused:.0f}", f"{ours:.0f}", f"{fused / ours:.2f}", f"{fused_error:.1e}", f"{error:.1e}")
+            lines.append((f"{heads} x {head_dim}", str(length), *cells))
+    table(
+        "One row's attention in bfloat16, microseconds, and the error against numbers before any is rounded",
+        ("heads x size", "tokens", "fused", "products", "x", "error", "error"),
+        lines,
+    )
+
+
 def languages() -> None:
-    """Scores in float32 and their product with the values in the number format, beside the fused kernel."""
+    """Causal rows of a language model."""
     heads, kv_heads, head_dim = 16, 8, 128
     lines = []
     for dtype in (torch.bfloat16, torch.float32):
@@ -149,16 +178,35 @@ def languages() -> None:
                 ),
                 n=5,
             )
-            products = microseconds(
-                lambda q=q, k=k, v=v: attend_last(q, k.to(key_dtype(CPU, k.dtype)), v, torch.empty_like(q)), n=5
-            )
+            served = microseconds(lambda q=q, k=k, v=v: attend_last(q, k, v, torch.empty_like(q)), n=5)
             name = f"{heads} of {kv_heads} x {head_dim}, {str(dtype).removeprefix('torch.')}"
-            lines.append((name, str(length), f"{fused:.0f}", f"{products:.0f}", f"{fused / products:.2f}"))
+            lines.append((name, str(length), f"{fused:.0f}", f"{served:.0f}", f"{fused / served:.2f}"))
     table(
         "A language model's causal row, microseconds",
         ("heads x size", "tokens", "fused", "as served", "x"),
         lines,
     )
+
+
+def norms() -> None:
+    """What every token of a Llama goes through between products."""
+    lines = []
+    for size in ((2048, 1024), (2048, 16, 128)):
+        x, weight = torch.randn(size).bfloat16(), torch.randn(size[-1]).bfloat16()
+        other = microseconds(lambda x=x, w=weight: F.rms_norm(x, w.shape, w, 1e-6))
+        ours = microseconds(lambda x=x, w=weight: rms_norm(x, w, 1e-6))
+        lines.append(("norm", " x ".join(map(str, size)), f"{other:.0f}", f"{ours:.0f}", f"{other / ours:.2f}"))
+    x = torch.randn(2048, 16, 128).bfloat16()
+    cosines, sines = rotary_angles(torch.arange(2048), 128, 10_000.0, torch.bfloat16)
+    plain = torch.cat((sines[..., 64:], sines[..., 64:]), dim=-1)
+
+    def textbook() -> torch.Tensor:
+        first, second = x.chunk(2, dim=-1)
+        return x * cosines + torch.cat((-second, first), dim=-1) * plain
+
+    other, ours = microseconds(textbook), microseconds(lambda: rotate(x, cosines, sines))
+    lines.append(("rotation", "2048 x 16 x 128", f"{other:.0f}", f"{ours:.0f}", f"{other / ours:.2f}"))
+    table("Norms and rotations in bfloat16, microseconds", ("", "size", "plainly", "as served", "x"), lines)
 
 
 def shapes() -> None:
@@ -184,7 +232,9 @@ def main() -> None:
         lanes()
         causal()
         bundles()
+        products()
         languages()
+        norms()
         shapes()
 
 

@@ -131,7 +131,7 @@ def plain_eva02(
     steps = torch.arange(GRID, dtype=torch.float32) / GRID * 16
     cosines, sines = grid_rotation(torch.cartesian_prod(steps, steps), 64, THETA, dtype)
     cosines, sines = (
-        part.transpose(0, 1).chunk(2, dim=-1)[0].repeat_interleave(2, dim=-1) for part in (cosines, sines)
+        part.transpose(0, 1).chunk(2, dim=-1)[1].repeat_interleave(2, dim=-1) for part in (cosines, sines)
     )
 
     def turned(x: Tensor) -> Tensor:

@@ -2,6 +2,8 @@
 
 import inspect
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -59,7 +61,20 @@ def plain(
     return out.flatten(1)
 
 
-@settings(deadline=None, max_examples=40)
+KERNELS = {"fused": 0, "products": 256, "products of few queries": 16}
+"""How many queries two products take per step, if rows go through them, whatever processor this is."""
+
+
+@contextmanager
+def served_by(kernel: str) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(attention, "multiplies_faster", lambda device, dtype: kernel != "fused")
+        patched.setattr(attention, "_PRODUCT_TOKENS", 1)
+        patched.setattr(attention, "_PRODUCT_QUERIES", KERNELS[kernel])
+        yield
+
+
+@settings(deadline=None, max_examples=60)
 @given(
     lengths=st.lists(st.one_of(st.integers(1, 12), st.integers(1, 70)), min_size=1, max_size=6),
     causal=st.booleans(),
@@ -68,6 +83,7 @@ def plain(
     scale=st.sampled_from([None, 1.0]),
     heads=st.sampled_from([(2, 2), (4, 2), (6, 1)]),
     in_order=st.booleans(),
+    kernel=st.sampled_from(list(KERNELS)),
 )
 def test_attention_equals_the_plain_loop(
     lengths: list[int],
@@ -77,6 +93,7 @@ def test_attention_equals_the_plain_loop(
     scale: float | None,
     heads: tuple[int, int],
     in_order: bool,
+    kernel: str,
 ) -> None:
     lengths = sorted(lengths) if in_order else lengths
     window = window if causal else None
@@ -87,7 +104,8 @@ def test_attention_equals_the_plain_loop(
     qkv = torch.randn(len(packed.ids), width, generator=generator)
     q, k, v = (part.unflatten(-1, (-1, 8)) for part in qkv.split((heads[0] * 8, heads[1] * 8, heads[1] * 8), dim=-1))
     nearness = nearness_of(kind, heads[0])
-    found = attend(q, k, v, packed, causal=causal, window=window, nearness=nearness, scale=scale)
+    with served_by(kernel):
+        found = attend(q, k, v, packed, causal=causal, window=window, nearness=nearness, scale=scale)
     expected = plain(q, k, v, lengths, causal=causal, window=window, nearness=nearness, scale=scale)
     assert found.shape == expected.shape
     torch.testing.assert_close(found[: packed.n_tokens], expected[: packed.n_tokens], atol=1e-5, rtol=1e-4)
@@ -135,14 +153,16 @@ def test_the_gpu_kernel_is_asked_for_the_same(
     torch.testing.assert_close(found, expected)
 
 
+@pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("kind", [None, "alibi", "bucketed"])
-def test_rows_longer_than_a_query_block(causal: bool, kind: str | None) -> None:
+def test_rows_longer_than_a_query_block(causal: bool, kind: str | None, kernel: str) -> None:
     lengths = [3, 1100]
     packed = pack([torch.zeros(length, dtype=torch.int64).numpy() for length in lengths], CPU)
     q, k, v = (torch.randn(len(packed.ids), 2, 4) for _ in range(3))
     nearness = nearness_of(kind, 2)
-    found = attend(q, k, v, packed, causal=causal, nearness=nearness)
+    with served_by(kernel):
+        found = attend(q, k, v, packed, causal=causal, nearness=nearness)
     row = slice(3, 1103)
     bias = torch.zeros(1100, 1100)
     distance = torch.arange(1100)[:, None] - torch.arange(1100)
@@ -203,14 +223,16 @@ def test_far_offsets_share_a_bucket() -> None:
     assert torch.equal(bias[:, 0], table[[15, 15, 15, 0, 17, 31, 31, 31]].T)
 
 
+@pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("sloped", [False, True])
-def test_hidden_tokens_attend_and_are_not_attended_to(sloped: bool) -> None:
+def test_hidden_tokens_attend_and_are_not_attended_to(sloped: bool, kernel: str) -> None:
     lengths, visible = [3, 5, 2, 60, 60, 60, 1100], [2, 5, 1, 60, 7, 59, 1090]
     packed = hide(pack([np.zeros(n) for n in lengths], CPU), visible)
     generator = torch.Generator().manual_seed(4)
     q, k, v = (torch.randn(len(packed.ids), 2, 4, generator=generator) for _ in range(3))
     slopes = alibi_slopes(2) if sloped else None
-    found = attend(q, k, v, packed, nearness=alibi(2, CPU) if sloped else None).unflatten(1, (2, 4))
+    with served_by(kernel):
+        found = attend(q, k, v, packed, nearness=alibi(2, CPU) if sloped else None).unflatten(1, (2, 4))
     start = 0
     for n, seen in zip(lengths, visible, strict=True):
         row, keys = slice(start, start + n), slice(start, start + seen)

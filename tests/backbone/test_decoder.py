@@ -163,7 +163,7 @@ def test_the_last_queries_see_what_came_before(
     window: int | None, n_queries: int, heads: tuple[int, int], fused: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if fused:
-        monkeypatch.setattr("fundament.backbone.causal._attend_in_float32", causal._attend_fused)
+        monkeypatch.setattr("fundament.backbone.causal._attend_in_products", causal._attend_fused)
     draw = torch.Generator().manual_seed(1)
     q, keys, values = (torch.randn(420, n, 8, generator=draw) for n in (heads[0], heads[1], heads[1]))
     out = torch.empty(n_queries, heads[0], 8)
@@ -174,13 +174,6 @@ def test_the_last_queries_see_what_came_before(
         of = head * heads[1] // heads[0]
         scores = (q[:, head] @ keys[:, of].T * 0.5).masked_fill(hidden, float("-inf"))
         close(out[:, head], (torch.softmax(scores, -1) @ values[:, of])[-n_queries:])
-
-
-def test_keys_wait_in_the_format_that_multiplies_fastest(monkeypatch: pytest.MonkeyPatch) -> None:
-    for tiles, expected in ((False, torch.float32), (True, torch.bfloat16)):
-        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda tiles=tiles: {"amx_bf16": tiles})
-        assert causal.key_dtype(CPU, torch.bfloat16) == expected
-        assert causal.key_dtype(CPU, torch.float32) == torch.float32
 
 
 class Largest(TorchDispatchMode):
@@ -201,7 +194,7 @@ class Largest(TorchDispatchMode):
 def test_memory_grows_with_the_tokens_and_slowly(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing of the size of all tokens times the MLP, the vocabulary or all tokens."""
     monkeypatch.setattr(passes, "CPU_SLICE_TOKENS", 256)
-    monkeypatch.setattr("fundament.backbone.causal._SCORE_BYTES", 2**19)
+    monkeypatch.setattr("fundament.backbone.products._SCORE_BYTES", 2**19)
     shape = replace(SHAPE, intermediate=2000, vocab=2000, n_layers=2, window=())
     transformer = made(shape)
     row = Row(ids(0), ids(4000), np.array([10, 3999]))

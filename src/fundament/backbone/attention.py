@@ -1,5 +1,6 @@
 """Attention over packed rows: each row sees itself alone."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -8,8 +9,11 @@ from torch import Tensor
 
 from fundament.backbone.packed import Packed, Run
 from fundament.backbone.positions import Nearness
+from fundament.backbone.products import LANES, attend_in_products, multiplies_faster
 
 _QUERY_BLOCK = 1024  # query tokens per step where scores carry a bias, so that the bias stays small at long context
+_PRODUCT_QUERIES = 256  # the same of two products: few, so that causal rows compute little of what they do not see
+_PRODUCT_TOKENS = 64  # shorter runs are faster in the fused kernel, which is one call (`benchmarks/attention.py`)
 _LANES = 16  # the CPU kernel is up to 1.8 times as slow where the keys are no multiple (`benchmarks/attention.py`)
 _CAUSAL_BIAS_TOKENS = 256  # above, skipping what a causal row does not see saves more (`benchmarks/attention.py`)
 
@@ -42,7 +46,13 @@ def attend(
     """
     if q.is_cuda and q.dtype != torch.float32 and nearness is None and packed.unseen is None:
         return _attend_varlen(q, k, v, packed, causal=causal, window=window, scale=scale)
-    parts = [_attend_run(q, k, v, packed, run, causal, window, nearness, scale) for run in packed.runs]
+    products = multiplies_faster(q.device, q.dtype)
+    parts = [
+        (_attend_run_in_products if products and run.length >= _PRODUCT_TOKENS else _attend_run)(
+            q, k, v, packed, run, causal, window, nearness, scale
+        )
+        for run in packed.runs
+    ]
     if len(q) > packed.n_tokens:
         parts.append(q.new_zeros(len(q) - packed.n_tokens, parts[0].shape[1]))
     return parts[0] if len(parts) == 1 else torch.cat(parts)
@@ -94,13 +104,53 @@ def _attend_run(
         out_blocks = []
         for first in range(0, run.length, _QUERY_BLOCK):
             last = min(first + _QUERY_BLOCK, run.length)
-            bias = _bias(packed, Scores(run, first, last, begin, width), causal, window, nearness, q)
+            bias = None
+            if causal or not plain or width > run.length:
+                bias = _bias(packed, Scores(run, first, last, begin, width), causal, window, nearness, q)
             block = queries[:, :, first:last]
             out_blocks.append(
                 F.scaled_dot_product_attention(block, keys, values, attn_mask=bias, scale=scale, enable_gqa=grouped)
             )
         out = out_blocks[0] if len(out_blocks) == 1 else torch.cat(out_blocks, dim=2)
     return out.transpose(1, 2).reshape(run.n_blocks * run.length, -1)
+
+
+def _attend_run_in_products(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    packed: Packed,
+    run: Run,
+    causal: bool,
+    window: int | None,
+    nearness: Nearness | None,
+    scale: float | None,
+) -> Tensor:
+    n_kv, length = k.shape[1], run.length
+    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
+    # Of each key head, what it serves lies together; keys and values are filled up to whole lanes.
+    queries = _blocks(q, run, run.start, length).unflatten(1, (n_kv, -1)).flatten(0, 1)
+    keys, values = (
+        F.pad(_blocks(part, run, run.start, length), (0, 0, 0, -length % LANES)).flatten(0, 1) for part in (k, v)
+    )
+    out = torch.empty_like(queries)
+    for first in range(0, length, _PRODUCT_QUERIES):
+        last = min(first + _PRODUCT_QUERIES, length)
+        end = -(-(last if causal else length) // LANES) * LANES
+        # From which key on any is hidden, or scored by its place.
+        changed = length
+        if nearness is not None or packed.unseen is not None or run.row_lengths or window is not None:
+            changed = 0
+        elif causal:
+            changed = first
+        bias = None
+        if changed < end:
+            scores = Scores(run, first, last, run.start + changed, end - changed)
+            bias = _by_key_head(_bias(packed, scores, causal, window, nearness, q), run.n_blocks, n_kv)
+        block = slice(first, last)
+        attend_in_products(queries[:, :, block], keys[:, :end], values[:, :end], out[:, :, block], bias, scale)
+    by_head: Tensor = out.unflatten(0, (-1, n_kv)).flatten(1, 2)
+    return by_head.transpose(1, 2).reshape(run.n_blocks * length, -1)
 
 
 def _blocks(x: Tensor, run: Run, begin: int, width: int) -> Tensor:
@@ -136,23 +186,29 @@ class Scores:
 
 def _bias(
     packed: Packed, scores: Scores, causal: bool, window: int | None, nearness: Nearness | None, like: Tensor
-) -> Tensor | None:
+) -> Tensor:
     """`score_bias`, computed once per batch for short runs and anew for long ones, where it would take much memory."""
     run = scores.run
-    plain = nearness is None and packed.unseen is None and not run.row_lengths
-    if plain and not causal and scores.width == run.length:
-        return None
-    key = (run.start, window)
+    key = (run.start, scores.first, window)
     if key in packed.biases:
         return packed.biases[key]
     bias = score_bias(scores, causal=causal, window=window, nearness=nearness, like=like)
     if packed.unseen is not None:
         # Each block has keys of its own that are hidden: `[blocks, 1, 1, keys]`.
-        unseen = packed.unseen.as_strided((run.n_blocks, scores.width), (run.length, 1), scores.begin)
+        further = F.pad(packed.unseen, (0, scores.width))
+        unseen = further.as_strided((run.n_blocks, scores.width), (run.length, 1), scores.begin)
         bias = torch.where(unseen[:, None, None, :], float("-inf"), bias)
     if run.length <= _QUERY_BLOCK:
         packed.biases[key] = bias
     return bias
+
+
+def _by_key_head(bias: Tensor, n_blocks: int, n_kv: int) -> Tensor:
+    """A bias `[blocks or 1, heads or 1, …]` as `[blocks * kv_heads or 1, group or 1, …]`."""
+    if bias.shape[:2] == (1, 1):
+        return bias
+    by_head: Tensor = bias.expand(n_blocks, max(bias.shape[1], n_kv), -1, -1).unflatten(1, (n_kv, -1))
+    return by_head.flatten(0, 1)
 
 
 def score_bias(scores: Scores, *, causal: bool, window: int | None, nearness: Nearness | None, like: Tensor) -> Tensor:

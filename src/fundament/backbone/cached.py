@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fundament.backbone.causal import attend_last, key_dtype
+from fundament.backbone.causal import attend_last
 from fundament.backbone.packed import rounded
 from fundament.backbone.positions import rotary_angles
 from fundament.backbone.transformer import Transformer
@@ -19,8 +19,8 @@ class Cache:
     """The keys and values of one row.
 
     Attributes:
-        keys: `[layers, most, kv_heads, head_dim]`, in the number format of `key_dtype`.
-        values: as `keys`, in that of the weights.
+        keys: `[layers, most, kv_heads, head_dim]`.
+        values: as `keys`.
         n: tokens that have been read.
     """
 
@@ -44,18 +44,13 @@ class CachedDecoder:
         if not (shape.causal and shape.pre_norm and shape.positions == "rotary") or transformer.token_terms:
             raise CheckpointError("only causal transformers of Llama's make, without adapters, can write")
         self.transformer = transformer
-        self.key_dtype = key_dtype(transformer.tokens.device, transformer.tokens.dtype)
-        numbers = shape.n_layers * shape.n_kv_heads * shape.head_dim
-        self.token_bytes = numbers * (self.key_dtype.itemsize + transformer.tokens.dtype.itemsize)
+        self.token_bytes = 2 * shape.n_layers * shape.n_kv_heads * shape.head_dim * transformer.tokens.element_size()
 
     def cache(self, most: int) -> Cache:
         """Room for a row of at most so many tokens."""
         shape, tokens = self.transformer.shape, self.transformer.tokens
         size = (shape.n_layers, most, shape.n_kv_heads, shape.head_dim)
-        return Cache(
-            torch.empty(size, dtype=self.key_dtype, device=tokens.device),
-            torch.empty(size, dtype=tokens.dtype, device=tokens.device),
-        )
+        return Cache(tokens.new_empty(size), tokens.new_empty(size))
 
     @torch.inference_mode()
     def read(self, inputs: Sequence[Tensor], caches: Sequence[Cache]) -> Tensor:

@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fundament.backbone.passes import Piece, Slice
+from fundament.backbone.products import attend_in_products, multiplies_faster
 
 _QUERY_BLOCK = 128  # queries per step: few, so that little is computed of what they do not see yet
-_SCORE_BYTES = 2**22  # scores that are held at a time: few enough for the caches
 
 
 def attend_slice(
@@ -86,47 +86,29 @@ def attend_last(
 
     Args:
         q: `[queries, heads, head_dim]`, of the last so many tokens.
-        keys: `[tokens, kv_heads, head_dim]`, in `key_dtype`; each serves `heads // kv_heads` query heads.
-        values: as `keys`, in the number format of `q`.
+        keys: `[tokens, kv_heads, head_dim]`; each serves `heads // kv_heads` query heads.
+        values: as `keys`.
         out: the result, as `q`.
         window: how many tokens a token sees, itself included; None means all before it.
         scale: what scores are multiplied by; None means `1 / sqrt(head_dim)`.
     """
     before = len(keys) - len(q)
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
-    attend = _attend_in_float32 if keys.dtype == torch.float32 else _attend_fused
+    products = not q.is_cuda and (q.dtype == torch.float32 or multiplies_faster(q.device, q.dtype))
+    attend = _attend_in_products if products else _attend_fused
     for first in range(0, len(q), _QUERY_BLOCK):
         block = slice(first, min(first + _QUERY_BLOCK, len(q)))
         seen = slice(0 if window is None else max(0, before + first - window + 1), before + block.stop)
         attend(q[block], keys[seen], values[seen], out[block], window, scale)
 
 
-def key_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
-    """The number format in which keys wait for their queries.
-
-    A CPU without matrix tiles multiplies bfloat16 in its fused attention hardly faster than float32. There scores are
-    made by a float32 product, and what gains from bfloat16 is the product of weights and values
-    (`benchmarks/attention.py`).
-    """
-    tiles = torch.cpu.get_capabilities().get("amx_bf16", False)
-    return torch.float32 if device.type == "cpu" and not tiles else dtype
-
-
-def _attend_in_float32(q: Tensor, keys: Tensor, values: Tensor, out: Tensor, window: int | None, scale: float) -> None:
+def _attend_in_products(q: Tensor, keys: Tensor, values: Tensor, out: Tensor, window: int | None, scale: float) -> None:
     n, n_keys, n_kv = len(q), len(keys), keys.shape[1]
     # Of the keys before the queries' own, only a window hides any.
     n_hiding = n if window is None or window >= n_keys else n_keys
-    bias = hidden_bias(n, n_hiding, window, q.device)
-    # Heads that share a key head are laid one after the other, so that keys are not repeated: `[kv_heads, group, …]`.
+    bias = hidden_bias(n, n_hiding, window, q.device).to(q.dtype)[None, None]
     queries, result = (part.unflatten(1, (n_kv, -1)).permute(1, 2, 0, 3) for part in (q, out))
-    step = max(1, _SCORE_BYTES // (4 * n * queries.shape[1] * n_keys))
-    for first in range(0, n_kv, step):
-        heads = slice(first, first + step)
-        asked = queries[heads].flatten(1, 2).float() * scale
-        scores = torch.bmm(asked, keys[:, heads].permute(1, 2, 0))
-        scores.unflatten(1, (-1, n))[..., n_keys - n_hiding :] += bias
-        weights = torch.softmax(scores, dim=-1).to(values.dtype)
-        result[heads] = torch.bmm(weights, values[:, heads].transpose(0, 1)).unflatten(1, (-1, n))
+    attend_in_products(queries, keys.transpose(0, 1), values.transpose(0, 1), result, bias, scale)
 
 
 def _attend_fused(q: Tensor, keys: Tensor, values: Tensor, out: Tensor, window: int | None, scale: float) -> None:

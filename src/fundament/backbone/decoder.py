@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fundament.backbone.causal import attend_asked, attend_slice, key_dtype
+from fundament.backbone.causal import attend_asked, attend_slice
 from fundament.backbone.passes import Fill, Row, lay
 from fundament.backbone.positions import rotary_angles
 from fundament.backbone.prefixes import Prefixes
@@ -78,8 +78,7 @@ class Decoder:
         x = F.embedding(batch.ids, transformer.tokens)
         cosines, sines = rotary_angles(batch.positions, shape.head_dim, shape.rope_theta, dtype)
         per_key = (shape.n_kv_heads, shape.head_dim)
-        keys = x.new_empty((batch.n_keys + 1, *per_key), dtype=key_dtype(device, dtype))
-        values = x.new_empty((batch.n_keys + 1, *per_key))
+        keys, values = (x.new_empty((batch.n_keys + 1, *per_key)) for _ in range(2))
         new = [x.new_empty((shape.n_layers, 2, len(ids), *per_key)) for ids, _ in batch.new]
         asked: list[Tensor] = []
         for number, layer in enumerate(transformer.layers):
@@ -87,7 +86,7 @@ class Decoder:
                 residual = x[part.tokens]
                 rotation = (cosines[part.tokens], sines[part.tokens])
                 q, k, v = layer.heads(layer.attention_norm(residual), rotation)
-                keys[batch.places[part.tokens]] = k.to(keys.dtype)
+                keys[batch.places[part.tokens]] = k
                 values[batch.places[part.tokens]] = v
                 for piece in part.pieces:
                     if piece.fill is not None:
@@ -109,8 +108,7 @@ class Decoder:
 def _copy(fill: Fill, layer: int, keys: Tensor, values: Tensor) -> None:
     """Put a prefix's keys and values before those of the rows that share it."""
     if fill.kept is not None:
-        keys[fill.targets] = fill.kept[layer, 0].to(keys.dtype)
-        values[fill.targets] = fill.kept[layer, 1]
+        keys[fill.targets], values[fill.targets] = fill.kept[layer]
     else:
         assert fill.source is not None
         keys[fill.targets] = keys[fill.source].clone()

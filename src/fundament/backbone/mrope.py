@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fundament.backbone.vision import Rotation
+from fundament.backbone.positions import Rotation, rotation_by
 from fundament.core import Array
 
 
@@ -58,6 +58,4 @@ def mrope_rotation(
     """
     exponents = torch.arange(0, head_dim, 2, device=places.device, dtype=torch.float32) / head_dim
     by = torch.repeat_interleave(torch.arange(3), torch.tensor(sections)).to(places.device)
-    angles = places[by].T.float() * theta**-exponents
-    angles = torch.cat((angles, angles), dim=-1)[:, None, :]
-    return angles.cos().to(dtype), angles.sin().to(dtype)
+    return rotation_by(places[by].T.float() * theta**-exponents, dtype)

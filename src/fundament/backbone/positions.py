@@ -11,21 +11,28 @@ Nearness = Callable[[Tensor], Tensor]
 `[heads, queries, keys]`."""
 
 
-def rotary_angles(positions: Tensor, head_dim: int, theta: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Cosines and sines `[tokens, 1, head_dim]` of each token's rotation (RoFormer, Su et al. 2021, equation 34).
+Rotation = tuple[Tensor, Tensor]
+"""What `rotate` multiplies by: cosines of each token's angles, and their sines, those of the first half negated; both
+`[tokens, 1, head_dim]`."""
 
-    The angles are computed in float32 and rounded once, as the reference implementations do.
-    """
+
+def rotary_angles(positions: Tensor, head_dim: int, theta: float, dtype: torch.dtype) -> Rotation:
+    """The rotation of each token by its position (RoFormer, Su et al. 2021, equation 34)."""
     frequencies = theta ** (-torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32) / head_dim)
-    angles = positions[:, None].float() * frequencies
-    angles = torch.cat((angles, angles), dim=-1)[:, None, :]
-    return angles.cos().to(dtype), angles.sin().to(dtype)
+    return rotation_by(positions[:, None].float() * frequencies, dtype)
+
+
+def rotation_by(angles: Tensor, dtype: torch.dtype) -> Rotation:
+    """The rotation by angles, float32 `[tokens, head_dim / 2]`; rounded once, as the reference implementations do."""
+    cosines, sines = angles.cos(), angles.sin()
+    wide = torch.cat((cosines, cosines), dim=-1), torch.cat((-sines, sines), dim=-1)
+    return wide[0][:, None].to(dtype), wide[1][:, None].to(dtype)
 
 
 def rotate(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
-    """Turn `[tokens, heads, head_dim]` by the angles; first half against second half, not interleaved."""
+    """Turn `[tokens, heads, head_dim]` by a `Rotation`; first half against second half, not interleaved."""
     first, second = x.chunk(2, dim=-1)
-    return x * cosines + torch.cat((-second, first), dim=-1) * sines
+    return torch.cat((second, first), dim=-1).mul_(sines).addcmul_(x, cosines)
 
 
 def alibi_slopes(n_heads: int) -> Tensor:

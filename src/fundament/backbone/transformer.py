@@ -12,7 +12,7 @@ from torch import Tensor
 from fundament.backbone.attention import attend
 from fundament.backbone.linear import Activation, Linear, LowRank
 from fundament.backbone.packed import Packed, Span
-from fundament.backbone.positions import Nearness, alibi, bucketed, rotary_angles, rotate
+from fundament.backbone.positions import Nearness, Rotation, alibi, bucketed, rotary_angles, rotate
 from fundament.errors import CheckpointError
 
 Adapter = Mapping[str, LowRank]
@@ -194,13 +194,13 @@ class Transformer:
             x = self.embedding_norm(x)
         return x
 
-    def run(self, x: Tensor, packed: Sequence[Packed], rotation: tuple[Tensor, Tensor] | None) -> Tensor:
+    def run(self, x: Tensor, packed: Sequence[Packed], rotation: Rotation | None) -> Tensor:
         """The layers and the last norm over states that others may have changed or made.
 
         Args:
             x: as `embed` gives it.
             packed: of each layer, where rows begin and end: layers may divide the same tokens in different ways.
-            rotation: cosines and sines of each token, `[tokens, 1, head_dim]`; None without rotary positions.
+            rotation: of each token; None without rotary positions.
         """
         for layer, rows in zip(self.layers, packed, strict=True):
             x = layer(x, rows, rotation, self.nearness)
@@ -230,9 +230,21 @@ class _Norm:
         self.eps = shape.norm_eps
 
     def __call__(self, x: Tensor) -> Tensor:
-        if self.bias is None:
-            return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
-        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
+        if self.bias is not None:
+            return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
+        return rms_norm(x, self.weight, self.eps)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Root-mean-square normalisation over the last dimension (Zhang and Sennrich 2019), summed in float32.
+
+    PyTorch's own is a row of operators on a CPU, and slower (`benchmarks/attention.py`).
+    """
+    if x.is_cuda:
+        return F.rms_norm(x, weight.shape, weight, eps)
+    wide = x.to(torch.float32, copy=True)
+    scale = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+    return wide.mul_(scale).mul_(weight).to(x.dtype)
 
 
 class _Layer:
@@ -259,9 +271,7 @@ class _Layer:
         self.gate = linear("gate") if shape.gated else None
         self.up, self.down = linear("up"), linear("down")
 
-    def __call__(
-        self, x: Tensor, packed: Packed, rotation: tuple[Tensor, Tensor] | None, nearness: Nearness | None
-    ) -> Tensor:
+    def __call__(self, x: Tensor, packed: Packed, rotation: Rotation | None, nearness: Nearness | None) -> Tensor:
         if self.shape.pre_norm:
             x = self._attention(self.attention_norm(x), x, packed, rotation, nearness)
             return self._mlp(self.mlp_norm(x), x, packed.spans)
@@ -275,7 +285,7 @@ class _Layer:
         x: Tensor,
         residual: Tensor,
         packed: Packed,
-        rotation: tuple[Tensor, Tensor] | None,
+        rotation: Rotation | None,
         nearness: Nearness | None,
     ) -> Tensor:
         q, k, v = self.heads(x, rotation, packed.spans)
@@ -293,9 +303,7 @@ class _Layer:
             mixed = self.mixed_norm(mixed)
         return self.out.add(mixed, residual, packed.spans)
 
-    def heads(
-        self, x: Tensor, rotation: tuple[Tensor, Tensor] | None, spans: Sequence[Span] = ()
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def heads(self, x: Tensor, rotation: Rotation | None, spans: Sequence[Span] = ()) -> tuple[Tensor, Tensor, Tensor]:
         """Queries `[tokens, heads, head_dim]`, keys and values `[tokens, kv_heads, head_dim]` of `x`."""
         shape = self.shape
         q, k, v = self.qkv(x, spans=spans).split(shape.qkv_widths, dim=-1)

@@ -9,9 +9,7 @@ from torch import Tensor
 from fundament.backbone.images import Patches
 from fundament.backbone.linear import Linear
 from fundament.backbone.packed import Packed, pack
-
-Rotation = tuple[Tensor, Tensor]
-"""Cosines and sines of each token, `[tokens, 1, head_dim]`."""
+from fundament.backbone.positions import Rotation, rotation_by
 
 
 class PatchEmbedding:
@@ -62,6 +60,4 @@ def grid_rotation(places: Tensor, head_dim: int, theta: float, dtype: torch.dtyp
     """
     half = head_dim // 2
     frequencies = theta ** (-torch.arange(0, half, 2, device=places.device, dtype=torch.float32) / half)
-    angles = (places[:, :, None] * frequencies).flatten(1)
-    angles = torch.cat((angles, angles), dim=-1)[:, None, :]
-    return angles.cos().to(dtype), angles.sin().to(dtype)
+    return rotation_by((places[:, :, None] * frequencies).flatten(1), dtype)
