@@ -22,8 +22,7 @@ MODELS = f"""\
 
 # Models
 
-Every model that Fundament knows. *Served now* says whether this release can run it; the others are listed because
-their facts are known and their loaders are not there yet.
+Every model that Fundament knows.
 
 - Fundament ships no weights but those of `{EMBEDDED.id}`. Get a model's with `fundament pull ID`, or name a directory
   that holds them: `fundament serve --model ID=DIR`.
@@ -50,7 +49,7 @@ HEADINGS: dict[Kind, tuple[str, str]] = {
 
 SINGULARS = {"models": "model", "aliases": "alias"}
 
-COLUMNS = ("Model", "Parameters", "Dimensions", "Context", "Reads", "Tasks", "Score", "Licence", "Served now")
+COLUMNS = ("Model", "Parameters", "Dimensions", "Context", "Reads", "Tasks", "Score", "Licence", "Served")
 
 SETTINGS = f"""\
 {MADE}
@@ -98,7 +97,7 @@ def _model_row(spec: ModelSpec) -> list[str]:
         ", ".join(tasks) or "-",
         spec.ranks_by or "-",
         spec.licence,
-        "yes" if spec.family in families() else "no",
+        "-" if spec.family in families() else "not yet",
     ]
 
 

@@ -219,6 +219,14 @@ def test_what_needs_no_model_does_not_load_torch(arguments: list[str]) -> None:
     assert done.stdout.strip()
 
 
+def test_help_says_what_is_taken_where_nothing_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")  # no line is broken
+    code, out, _ = fundament("serve", "--help")
+    assert code == 0
+    for default in ("127.0.0.1", "8080", "auto", "text", "never"):
+        assert f"default: ({default})" in out
+
+
 def test_the_version() -> None:
     assert fundament("--version")[:2] == (0, f"fundament {__version__}\n")
 

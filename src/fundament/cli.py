@@ -54,19 +54,23 @@ AllowTorchscript = Annotated[
     bool | None,
     typer.Option("--allow-torchscript", help="Serve TorchScript files, which run code when they are loaded."),
 ]
-Host = Annotated[str | None, typer.Option(help="Address to listen on.  [127.0.0.1]")]
-Port = Annotated[int | None, typer.Option(help="Port to listen on.  [8080]")]
+Host = Annotated[str | None, typer.Option(help="Address to listen on.", show_default="127.0.0.1")]
+Port = Annotated[int | None, typer.Option(help="Port to listen on.", show_default="8080")]
 Auth = Annotated[bool | None, typer.Option("--auth/--no-auth", help="Ask for keys; needed beyond loopback.")]
-Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:1.  [auto]")]
-Dtype = Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16.  [auto]")]
-DataDir = Annotated[Path | None, typer.Option(help="Where models and the store are kept.")]
+Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:1.", show_default="auto")]
+Dtype = Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16.", show_default="auto")]
+DataDir = Annotated[
+    Path | None, typer.Option(help="Where models and the store are kept.", show_default="~/.local/share/fundament")
+]
 Json = Annotated[bool, typer.Option("--json", help="JSON, for scripts.")]
 KeyId = Annotated[str, typer.Argument(metavar="ID", help="The key's id: `fundament keys list`.")]
 Files = Annotated[list[str], typer.Argument(metavar="FILE...", help=".jsonl, .csv, .parquet or .txt.")]
 FilesOrJobs = Annotated[list[str], typer.Argument(metavar="FILE...", help="Files that were handed in, or ids of jobs.")]
 Url = Annotated[str, typer.Option(envvar="FUNDAMENT_URL", help="The server.")]
 ApiKey = Annotated[str | None, typer.Option(envvar="FUNDAMENT_API_KEY", help="The key, where it asks for one.")]
-MemoryGb = Annotated[float | None, typer.Option(help="Most memory of all models together.")]
+MemoryGb = Annotated[
+    float | None, typer.Option(help="Most memory of all models together.", show_default="80 % of what is free")
+]
 
 
 @app.callback(invoke_without_command=True)
@@ -90,8 +94,10 @@ def serve(
     data_dir: DataDir = None,
     preload: Annotated[bool | None, typer.Option("--preload/--lazy", help="Load models at start.")] = None,
     memory_gb: MemoryGb = None,
-    idle_seconds: Annotated[float | None, typer.Option(help="Let a model go after this long unused.")] = None,
-    log_format: Annotated[str | None, typer.Option(help="text or json.  [text]")] = None,
+    idle_seconds: Annotated[
+        float | None, typer.Option(help="Let a model go after this long unused.", show_default="never")
+    ] = None,
+    log_format: Annotated[str | None, typer.Option(help="text or json.", show_default="text")] = None,
 ) -> None:
     """Serve models over HTTP. Further settings: docs/settings.md."""
     settings = _settings(
@@ -121,16 +127,18 @@ def serve(
 def worker(
     model: Models = None,
     alias: Aliases = None,
+    allow_torchscript: AllowTorchscript = None,
     device: Device = None,
     dtype: Dtype = None,
     data_dir: DataDir = None,
     memory_gb: MemoryGb = None,
-    log_format: Annotated[str | None, typer.Option(help="text or json.  [text]")] = None,
+    log_format: Annotated[str | None, typer.Option(help="text or json.", show_default="text")] = None,
 ) -> None:
     """Run batch jobs of the servers that share the store and the data directory; any number of workers may."""
     settings = _settings(
         models=model,
         aliases=alias,
+        allow_torchscript=allow_torchscript,
         device=device,
         dtype=dtype,
         data_dir=data_dir,
@@ -195,10 +203,10 @@ def models(
 
 @keys.command("create")
 def create_key(
-    name: Annotated[str, typer.Argument(help="What its owner calls it.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="What its owner calls it.")],
     tier: Annotated[str, typer.Option(help="Its limits: free, tier1, tier2, or one of the settings' own.")] = "free",
     balance: Annotated[
-        int | None, typer.Option(min=0, max=2**53, help="Tokens that it may spend.  [not counted]")
+        int | None, typer.Option(min=0, max=2**53, help="Tokens that it may spend.", show_default="not counted")
     ] = None,
     admin: Annotated[bool, typer.Option("--admin", help="It manages keys and sees everybody's usage.")] = False,
     expires: Annotated[str | None, typer.Option(metavar="WHEN", help="30d, 12h, or a day: 2027-01-31.")] = None,
@@ -256,7 +264,7 @@ def rotate_key(key_id: KeyId, data_dir: DataDir = None) -> None:
 @keys.command("credit")
 def credit_key(
     key_id: KeyId,
-    tokens: Annotated[int, typer.Argument(min=1, max=2**53, help="How many to add.")],
+    tokens: Annotated[int, typer.Argument(metavar="TOKENS", min=1, max=2**53, help="How many to add.")],
     data_dir: DataDir = None,
 ) -> None:
     """Add tokens to a key's balance."""
@@ -311,7 +319,9 @@ def batch_submit(
     model: Annotated[str, typer.Option("--model", help="The model that embeds them.")] = EMBEDDED.id,
     task: Annotated[str | None, typer.Option(help="What the vectors are for.")] = None,
     dimensions: Annotated[int | None, typer.Option(help="Keep this many numbers of each vector.")] = None,
-    embedding_type: Annotated[str | None, typer.Option(help="float, base64, binary or ubinary.  [float]")] = None,
+    embedding_type: Annotated[
+        str | None, typer.Option(help="float, base64, binary or ubinary.", show_default="float")
+    ] = None,
     truncate: Annotated[bool, typer.Option("--truncate", help="Cut what is longer than the context.")] = False,
     webhook_url: Annotated[str | None, typer.Option(help="Told when the job ends.")] = None,
     url: Url = "http://127.0.0.1:8080",
@@ -575,7 +585,9 @@ def _aligned(rows: list[list[str]], right: tuple[int, ...] = ()) -> list[str]:
 
 
 def _size(n_bytes: int) -> str:
-    return f"{n_bytes / 1e9:.1f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:.0f} MB"
+    if n_bytes >= 1e9:
+        return f"{n_bytes / 1e9:.1f} GB"
+    return f"{n_bytes / 1e6:.0f} MB" if n_bytes >= 1e6 else f"{n_bytes / 1e3:.0f} kB"
 
 
 @contextmanager

@@ -145,8 +145,8 @@ def as_lines(path: Path, target: Path) -> Path:
                 _write(target, (line for line in _text(path) if line.strip()))
             case ".parquet":
                 _write(target, _parquet(path))
-            case other:
-                raise ClientError(f"{path}: '{other}' is not read; give .jsonl, .csv, .parquet or .txt.")
+            case _:
+                raise ClientError(f"{path}: a file's name should end in .jsonl, .csv, .parquet or .txt.")
     except (OSError, UnicodeDecodeError) as error:
         raise ClientError(f"{path} cannot be read: {error}") from error
     except InputFileError as error:

@@ -185,7 +185,7 @@ def check_memory(locals_: Iterable[Local], placement: Placement, budget_bytes: i
     except CheckpointError as error:
         return Finding("problem", "memory", f"not known, for lack of weights: {error.detail}")
     needed = sum(sizes.values())
-    told = f"{needed / 1e9:.1f} GB of weights in {placement.dtype_name}, {budget_bytes / 1e9:.1f} GB allowed"
+    told = f"{needed / 1e6:,.0f} MB of weights in {placement.dtype_name}, {budget_bytes / 1e9:.1f} GB allowed"
     too_large = [model for model, size in sizes.items() if size > budget_bytes]
     if too_large:
         return Finding(

@@ -10,7 +10,7 @@ import pytest
 
 from fundament.api.state import State
 from fundament.errors import UnavailableError
-from fundament.store import classifiers
+from fundament.store import classifiers, keys
 from tests.accounts.keys import bearer, make_key
 from tests.contract.schemas import conforms
 from tests.inprocess import Api, running
@@ -120,6 +120,26 @@ def test_a_public_classifier_is_asked_by_everybody_and_changed_by_its_owner(
         assert (found["used_number"], found["updated_number"]) == (1, 0)
         assert found["user_id"] != NOBODY
         await delete(api, classifier_id, headers=mine)
+
+    api.run(work())
+
+
+def test_a_public_classifier_ends_for_others_with_its_owners_key(
+    shared: tuple[Api, dict[str, str], dict[str, str]],
+) -> None:
+    api, _, others = shared
+
+    async def work() -> None:
+        state: State = api.app.state.parts
+        async with state.store.write() as connection:
+            owner, shown = await keys.create(connection, "gone soon", tier="free")
+        classifier_id = await trained(api, "public", headers=bearer(shown))
+        assert (await ask(api, classifier_id, headers=others)).status_code == 200
+        async with state.store.write() as connection:
+            await keys.revoke(connection, owner.id)
+        refused = await ask(api, classifier_id, headers=others)
+        assert refused.status_code == 404
+        assert refused.json()["detail"] == f"Classifier '{classifier_id}' not found or access denied."
 
     api.run(work())
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,6 +27,10 @@ from fundament.engine.weights import (
     where_whole,
 )
 from fundament.errors import CheckpointError
+from tests.checkpoints.clip import clip
+from tests.checkpoints.jina_vlm import jina_vlm
+from tests.checkpoints.omni import omni
+from tests.checkpoints.qwen_vl import qwen_vl
 from tests.hub import WIDTH, make_bert
 
 SPEC = CATALOG["jina-embedding-t-en-v1"]
@@ -89,6 +94,24 @@ def test_a_family_that_is_not_known_is_said(own: Path, tmp_path: Path) -> None:
     edit(own / "config.json", model_type="perceiver", architectures=["PerceiverModel"])
     with pytest.raises(CheckpointError, match=r"no known family: .*'perceiver'.*PerceiverModel.*Known are .*bert"):
         from_argument(f"mine={own}", tmp_path)
+
+
+MEDIA: dict[str, Callable[[Path], Path]] = {
+    "jina-clip-v1": lambda directory: clip(directory, "v1"),
+    "jina-clip-v2": clip,
+    "jina-embeddings-v4": lambda directory: qwen_vl(directory, "v4"),
+    "jina-reranker-m0": lambda directory: qwen_vl(directory, "m0"),
+    "jina-embeddings-v5-omni-small": lambda directory: omni(directory, "small"),
+    "jina-vlm": jina_vlm,
+}
+
+
+@pytest.mark.parametrize("model", MEDIA)
+def test_what_reads_more_than_texts_is_served_under_its_models_id_only(model: str, tmp_path: Path) -> None:
+    directory = MEDIA[model](tmp_path / "tuned")
+    with pytest.raises(CheckpointError, match=rf"--model {model}={directory}\b.*--alias mine=ID"):
+        from_argument(f"mine={directory}", tmp_path)
+    assert from_argument(f"{model}={directory}", tmp_path) == Local(CATALOG[model], directory)
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])

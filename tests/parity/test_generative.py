@@ -17,6 +17,7 @@ from tests.checkpoints import qwen_reranker, resave, save
 from tests.checkpoints.llama import Config
 from tests.checkpoints.qwen_reranker import GENERATIVE, rank
 from tests.conftest import BFLOAT16
+from tests.golden.publishers import INSTRUCTION, JUDGE, JUDGED
 
 UNTIED = GENERATIVE | {"tie_word_embeddings": False}
 QUERY = "who is the other?\n"
@@ -28,12 +29,6 @@ DOCUMENTS = [
     "\n\n<Document>: yes",
     "in the inner city " * 20,
 ]
-DEFAULT = "Given a web search query, retrieve relevant passages that answer the query"
-HEAD = (
-    "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the Instruct "
-    'provided. Note that the answer can only be "yes" or "no".<|im_end|>\n<|im_start|>user\n'
-)
-TAIL = "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
 
 
 def reference(
@@ -42,7 +37,7 @@ def reference(
     query: str,
     documents: list[str],
     *,
-    instruction: str = DEFAULT,
+    instruction: str = INSTRUCTION,
     max_length: int = 8192,
     head: bool = False,
 ) -> list[float]:
@@ -50,7 +45,7 @@ def reference(
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_file=str(directory / "tokenizer.json"), padding_side="left", pad_token="<|endoftext|>"
     )
-    before, after = (tokenizer.encode(text, add_special_tokens=False) for text in (HEAD, TAIL))
+    before, after = (tokenizer.encode(text, add_special_tokens=False) for text in (JUDGE, JUDGED))
     pairs = [f"<Instruct>: {instruction}\n<Query>: {query}\n<Document>: {document}" for document in documents]
     room = max_length - len(before) - len(after)
     bodies = tokenizer(pairs, truncation=True, max_length=room)["input_ids"]
@@ -81,7 +76,7 @@ def model(directory: Path) -> Any:
 @pytest.mark.parametrize("documents", [DOCUMENTS, ["one"], [""]], ids=["many", "one", "empty"])
 def test_equals_the_reference(model: Any, directory: Path, documents: list[str], instruction: str | None) -> None:
     found = rank(model, Rerank(query=QUERY, documents=documents, instruction=instruction))
-    close(found.scores, reference(GENERATIVE, directory, QUERY, documents, instruction=instruction or DEFAULT))
+    close(found.scores, reference(GENERATIVE, directory, QUERY, documents, instruction=instruction or INSTRUCTION))
     assert found.embeddings is None
 
 
@@ -103,7 +98,7 @@ def test_prompts_are_tokenized_as_whole_texts(model: Any) -> None:
     """The head, the body and the tail are tokenized apart: nothing merges where they meet."""
     items = model.prepare(Rerank(query=QUERY, documents=DOCUMENTS))
     for item, document in zip(items, dict.fromkeys(DOCUMENTS), strict=True):
-        text = f"{HEAD}<Instruct>: {DEFAULT}\n<Query>: {QUERY}\n<Document>: {document}{TAIL}"
+        text = f"{JUDGE}<Instruct>: {INSTRUCTION}\n<Query>: {QUERY}\n<Document>: {document}{JUDGED}"
         ids = np.concatenate([item.features["prefix"], item.features["ids"]])
         assert ids.tolist() == qwen_reranker.tokenizer().encode(text).ids
 

@@ -17,7 +17,6 @@ from transformers import Qwen3Config, Qwen3Model, SiglipVisionConfig, SiglipVisi
 from fundament.backbone.picture_writer import PictureWriter, Writing
 from fundament.backbone.tiles import COLUMN, PATCH, START, STOP, Tiles
 from fundament.core import Chunk, Generate, Message
-from fundament.engine.weights import from_argument
 from fundament.errors import CheckpointError, ConversationTooLongError, InputError
 from tests.checkpoints import jina_vlm as tiny
 from tests.checkpoints import load, resave
@@ -461,10 +460,3 @@ def test_processors_that_are_not_served_are_refused(tmp_path: Path, processor: d
 def test_templates_that_do_not_read_pictures_are_refused(tmp_path: Path, template: str) -> None:
     with pytest.raises(CheckpointError, match="chat template"):
         loaded(jina_vlm(tmp_path, template=template))
-
-
-def test_a_name_of_ones_own_is_refused_with_the_way_out(tmp_path: Path) -> None:
-    directory = jina_vlm(tmp_path / "mine")
-    with pytest.raises(CheckpointError, match=f"--model jina-vlm={directory}"):
-        from_argument(f"mine={directory}", tmp_path)
-    assert from_argument(f"jina-vlm={directory}", tmp_path).spec.kind == "chat"

@@ -3,11 +3,12 @@
 import asyncio
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 from sqlalchemy import select
 
-from fundament.store import classifiers
+from fundament.store import classifiers, keys
 from fundament.store.classifiers import Access, Learned, Summary
 from fundament.store.database import Database
 
@@ -27,6 +28,12 @@ async def made(store: Database, owner: str = "me", *, access: Access = "private"
     classifier_id = await make(store, owner, access=access)
     assert classifier_id is not None
     return classifier_id
+
+
+async def key(store: Database, **fields: Any) -> str:
+    async with store.write() as connection:
+        made, _ = await keys.create(connection, "mine", tier="free", **fields)
+    return made.id
 
 
 async def hold(store: Database, classifier_id: str, mark: str, owner: str = "me") -> Summary | None:
@@ -62,16 +69,37 @@ def test_what_is_kept_is_found(store: Database, runner: asyncio.Runner) -> None:
 
 def test_others_find_public_ones_only_and_own_none(store: Database, runner: asyncio.Runner) -> None:
     async def work() -> None:
-        private, public = await made(store), await made(store, access="public")
+        me = await key(store)
+        private, public = await made(store, me), await made(store, me, access="public")
         async with store.read() as connection:
             assert await classifiers.find(connection, private, "other") is None
             found = await classifiers.find(connection, public, "other")
             assert found is not None
-            assert found.summary.owner == "me"
+            assert found.summary.owner == me
             assert not await classifiers.owns(connection, public, "other")
             assert await classifiers.listed(connection, "other") == []
-            assert await classifiers.find(connection, "nothing", "me") is None
-            assert [one.id for one in await classifiers.listed(connection, "me")] == [private, public]
+            assert await classifiers.find(connection, "nothing", me) is None
+            assert [one.id for one in await classifiers.listed(connection, me)] == [private, public]
+
+    runner.run(work())
+
+
+def test_a_public_one_answers_others_as_long_as_its_owners_key_works(store: Database, runner: asyncio.Runner) -> None:
+    async def work() -> None:
+        revoked, rotated = await key(store), await key(store)
+        expired = await key(store, expires_at=datetime.now(UTC) - timedelta(seconds=1))
+        owners = [revoked, rotated, expired, ""]  # the last are made where no keys are asked for
+        ids = [await made(store, owner, access="public") for owner in owners]
+
+        async def asked() -> list[bool]:
+            async with store.read() as connection:
+                return [await classifiers.find(connection, one, "other") is not None for one in ids]
+
+        assert await asked() == [True, True, False, True]
+        async with store.write() as connection:
+            await keys.revoke(connection, revoked)
+            await keys.rotate(connection, rotated)
+        assert await asked() == [False, True, False, True]
 
     runner.run(work())
 

@@ -242,8 +242,13 @@ def _own(name: str, directory: Path) -> ModelSpec:
             f"'{checkpoint.config.get('model_type')}', architectures {checkpoint.config.get('architectures')}. "
             f"Known are {', '.join(families())}"
         )
-    if chats := [spec.id for spec in CATALOG.values() if spec.family == family and spec.kind == "chat"]:
-        raise CheckpointError(f"{directory} is a chat model: serve it as what it is, --model {chats[0]}={directory}")
+    # Tasks, outputs and what else such a model reads are in its entry; no file of the checkpoint says them.
+    if known := [spec.id for spec in CATALOG.values() if spec.family == family and spec.modalities != ("text",)]:
+        served = " or ".join(f"--model {model}={directory}" for model in known)
+        raise CheckpointError(
+            f"{directory} reads more than texts: serve it under the id of the model that it is, {served}. "
+            f"Callers may say '{name}' with --alias {name}=ID"
+        )
     ranks = PAIRS if is_classifier(checkpoint) else LISTWISE if family == "listwise" else {}
     outputs, dim = (("dense",), 0) if ranks is PAIRS else _outputs(checkpoint, family)
     _refuse_other_modules(directory, _SERVED_SPARSE_MODULES if outputs == ("sparse",) else _SERVED_MODULES)

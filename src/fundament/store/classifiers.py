@@ -19,8 +19,10 @@ from sqlalchemy import (
     LargeBinary,
     String,
     Table,
+    and_,
     bindparam,
     case,
+    exists,
     func,
     or_,
     select,
@@ -28,6 +30,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from fundament.store.keys import keys, works
 from fundament.store.schema import Instant, metadata
 
 HOLD_SECONDS = 60
@@ -175,10 +178,14 @@ async def listed(connection: AsyncConnection, owner: str) -> Sequence[Summary]:
 
 
 async def find(connection: AsyncConnection, classifier_id: str, caller: str) -> Trained | None:
-    """A classifier that `caller` may use: an own one or a public one."""
+    """A classifier that `caller` may use: an own one, or a public one whose owner's key still works.
+
+    Nobody could change or delete what a key left behind, nor say who taught it last: so it answers nobody.
+    """
+    owned = or_(classifiers.c.owner == "", exists().where(keys.c.id == classifiers.c.owner, works()))
     statement = select(*_SUMMARY, classifiers.c.head).where(
         classifiers.c.id == classifier_id,
-        or_(classifiers.c.owner == caller, classifiers.c.access == "public"),
+        or_(classifiers.c.owner == caller, and_(classifiers.c.access == "public", owned)),
     )
     if (row := (await connection.execute(statement)).one_or_none()) is None:
         return None

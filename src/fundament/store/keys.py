@@ -18,10 +18,12 @@ from sqlalchemy import (
     Boolean,
     CheckConstraint,
     Column,
+    ColumnElement,
     LargeBinary,
     Select,
     String,
     Table,
+    and_,
     bindparam,
     func,
     or_,
@@ -137,10 +139,14 @@ async def everyone(connection: AsyncConnection) -> Sequence[Key]:
     return [_key(row) for row in await connection.execute(select(keys).order_by(keys.c.created_at, keys.c.id))]
 
 
+def works() -> ColumnElement[bool]:
+    """What is true of a key that works now."""
+    return and_(keys.c.revoked_at.is_(None), or_(keys.c.expires_at.is_(None), keys.c.expires_at > datetime.now(UTC)))
+
+
 def working() -> Select[int]:
     """The statement that counts the keys that work now."""
-    alive = or_(keys.c.expires_at.is_(None), keys.c.expires_at > datetime.now(UTC))
-    return select(func.count()).select_from(keys).where(keys.c.revoked_at.is_(None), alive)
+    return select(func.count()).select_from(keys).where(works())
 
 
 async def revoke(connection: AsyncConnection, key_id: str) -> Key | None:
