@@ -89,6 +89,7 @@ def batcher_of(model: Model, *, n_threads: int, max_batch_tokens: int = 2_048) -
         set_up=partial(torch.set_num_threads, max(1, n_cores() // n_threads)),
         max_batch_tokens=max_batch_tokens,
         max_waiting_rows=1_000_000,
+        max_waiting_bytes=10**12,
         rescue=None,
         metrics=Metrics(),
     )

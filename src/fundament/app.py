@@ -68,6 +68,7 @@ def engine_options(settings: Settings) -> EngineOptions:
         n_threads=settings.threads,
         max_batch_tokens=settings.max_batch_tokens,
         max_waiting_rows=settings.max_waiting_rows,
+        max_waiting_bytes=int(settings.max_waiting_mb * 1e6),
         memory_bytes=int(settings.memory_gb * 1e9),
         idle_seconds=settings.idle_seconds or None,
         cache_bytes=int(settings.chat_memory_gb * 1e9),

@@ -143,6 +143,11 @@ class Settings(BaseSettings):
     max_waiting_rows: int = Field(
         default=20_000, ge=1, description="Inputs that may wait for one model; past it the answer is 503."
     )
+    max_waiting_mb: float = Field(
+        default=2_000,
+        gt=0,
+        description="Memory of the inputs that wait for one model, pixels for the most part, in MB; past it 503.",
+    )
     max_inputs: int = Field(default=10_000, ge=1, description="Most inputs of one request.")
     max_classifiers: int = Field(default=16, ge=0, description="Most trained classifiers of one key.")
     max_classifier_labels: int = Field(default=16, ge=2, le=1_000, description="Most labels of one classifier.")

@@ -50,6 +50,7 @@ def started(model: Doubler, **options: object) -> Batcher:
         "set_up": lambda: None,
         "max_batch_tokens": 1000,
         "max_waiting_rows": 100,
+        "max_waiting_bytes": 10**9,
         "rescue": None,
         "metrics": Metrics(),
     }
@@ -242,6 +243,37 @@ def test_dropped_rows_never_reach_the_model(runner: asyncio.Runner, model: Doubl
         assert model.batches == [[0], [99]]
 
     runner.run(scenario())
+
+
+def test_rows_that_wait_have_a_bounded_memory(runner: asyncio.Runner, model: Doubler) -> None:
+    batcher = started(model, max_waiting_bytes=3_000)
+
+    def pictures(*numbers: int) -> list[Item]:
+        return [Item(features={"n": np.array(n), "pixels": np.zeros(992, np.uint8)}, n_tokens=900) for n in numbers]
+
+    async def scenario() -> None:
+        model.gate.clear()
+        running = submit(batcher, pictures(0))
+        await until(lambda: model.batches)
+        waiting = submit(batcher, pictures(1, 2))
+        left = submit(batcher, pictures(3))
+        with pytest.raises(UnavailableError, match="full"):
+            submit(batcher, pictures(4))
+        batcher.drop(left)
+        taken = submit(batcher, pictures(4))
+        model.gate.set()
+        await asyncio.gather(running.done, waiting.done, taken.done)
+        assert sorted(n for batch in model.batches for n in batch) == [0, 1, 2, 4]
+        assert (batcher._n_waiting_bytes, batcher._n_waiting_tokens) == (0, 0)
+        model.gate.clear()
+        first = submit(batcher, pictures(5))
+        await until(lambda: len(model.batches) == 5)
+        large = submit(batcher, pictures(6, 7, 8, 9))  # into an empty queue
+        model.gate.set()
+        await asyncio.gather(first.done, large.done)
+
+    runner.run(scenario())
+    batcher.close()
 
 
 def test_a_full_queue_refuses_and_recovers(runner: asyncio.Runner, model: Doubler, batcher: Batcher) -> None:

@@ -102,6 +102,7 @@ class Batcher:
         set_up: called once by each thread before its first batch.
         max_batch_tokens: most tokens of a batch.
         max_waiting_rows: rows past which a call is refused; a call into an empty queue is always taken.
+        max_waiting_bytes: the same of the rows' memory.
         rescue: runs a row whose result is not finite again in float32; None where that is what ran.
         metrics: where batches are counted.
     """
@@ -115,6 +116,7 @@ class Batcher:
         set_up: Callable[[], None],
         max_batch_tokens: int,
         max_waiting_rows: int,
+        max_waiting_bytes: int,
         rescue: Rescue | None,
         metrics: Metrics,
     ) -> None:
@@ -122,12 +124,13 @@ class Batcher:
         self.max_batch_tokens = max_batch_tokens
         self.death: BaseException | None = None
         self._set_up = set_up
-        self._max_waiting_rows, self._rescue = max_waiting_rows, rescue
+        self._max_waiting_rows, self._max_waiting_bytes = max_waiting_rows, max_waiting_bytes
+        self._rescue = rescue
         self._lanes: dict[Priority, list[Row]] = {priority: [] for priority in Priority}  # each in the order of `due`
         self._led = dict.fromkeys(Priority, 0.0)
         self._clock = dict.fromkeys(Priority, 0.0)
         self._n_calls: Counter[str] = Counter()
-        self._n_waiting_tokens, self._n_busy, self._closing = 0, 0, False
+        self._n_waiting_tokens, self._n_waiting_bytes, self._n_busy, self._closing = 0, 0, 0, False
         self._tokens_per_second = 0.0
         self._condition = threading.Condition()
         self._queue_seconds = metrics.queue_seconds.labels(name)
@@ -153,11 +156,13 @@ class Batcher:
         """
         now = time.monotonic()
         different = list(dict.fromkeys(ticket.rows))
+        n_bytes = sum(items[place].n_bytes for place in different)
         with self._condition:
             if self.death is not None or self._closing:
                 raise UnavailableError(f"Model '{self.name}' has stopped: {self.death or 'the server is closing'}.")
             n_waiting = self.n_waiting
-            if n_waiting and n_waiting + len(different) > self._max_waiting_rows:
+            crowded = n_waiting + len(different) > self._max_waiting_rows
+            if n_waiting and (crowded or self._n_waiting_bytes + n_bytes > self._max_waiting_bytes):
                 raise UnavailableError(
                     f"The queue of model '{self.name}' is full ({n_waiting} inputs wait). Try again shortly.",
                     retry_after_seconds=self._seconds_to_drain(),
@@ -176,6 +181,7 @@ class Batcher:
             lane.sort(key=attrgetter("due"))
             n_tokens = sum(costs)
             self._n_waiting_tokens += n_tokens
+            self._n_waiting_bytes += n_bytes
             self._condition.notify(1 if n_tokens <= _LEAST_SHARE_TOKENS else len(self._threads))
 
     def drop(self, ticket: Ticket) -> None:
@@ -184,8 +190,8 @@ class Batcher:
             ticket.cancelled = True
             self._leave(ticket)
             for priority, lane in self._lanes.items():
+                self._uncount([row for row in lane if row.ticket is ticket])
                 self._lanes[priority] = [row for row in lane if row.ticket is not ticket]
-            self._n_waiting_tokens = sum(row.n_tokens for lane in self._lanes.values() for row in lane)
 
     def close(self) -> None:
         """Finish what runs and waits, then end the threads."""
@@ -216,7 +222,7 @@ class Batcher:
             rows = [*running, *(row for lane in self._lanes.values() for row in lane)]
             for lane in self._lanes.values():
                 lane.clear()
-            self._n_waiting_tokens = 0
+            self._n_waiting_tokens = self._n_waiting_bytes = 0
         failure = UnavailableError(f"Model '{self.name}' has stopped: {error!r}.")
         self._settle([(row, failure) for row in rows])
 
@@ -256,11 +262,16 @@ class Batcher:
         for priority in lanes:
             head = self._lanes[priority][: len(window)]
             self._lanes[priority][: len(window)] = [row for row in head if id(row) not in gone]
-        self._n_waiting_tokens -= sum(row.n_tokens for row in window if id(row) in gone)
+        self._uncount([row for row in window if id(row) in gone])
         if taken:
             first = taken[0]
             self._led[first.priority], self._clock[first.priority] = time.monotonic(), first.due
         return taken
+
+    def _uncount(self, rows: Sequence[Row]) -> None:
+        """Count rows no longer among those that wait."""
+        self._n_waiting_tokens -= sum(row.n_tokens for row in rows)
+        self._n_waiting_bytes -= sum(row.item.n_bytes for row in rows)
 
     def _leave(self, ticket: Ticket) -> None:
         """Count a call no longer among its caller's."""

@@ -51,6 +51,7 @@ class EngineOptions:
         n_threads: CPU cores in use; 0 means all.
         max_batch_tokens: most tokens of a batch; 0 means 1,024 on a CPU, 16,384 on a GPU.
         max_waiting_rows: inputs that may wait for one model before calls are refused.
+        max_waiting_bytes: memory of those inputs, likewise.
         memory_bytes: most that all models take; 0 means 80 % of what is free at start.
         idle_seconds: after which an unused model is let go; None keeps it.
         cache_bytes: what keys and values of a chat model's conversations may take, beside its weights.
@@ -61,6 +62,7 @@ class EngineOptions:
     n_threads: int = 0
     max_batch_tokens: int = 0
     max_waiting_rows: int = 20_000
+    max_waiting_bytes: int = 2_000_000_000
     memory_bytes: int = 0
     idle_seconds: float | None = None
     cache_bytes: int = 2_000_000_000
@@ -268,6 +270,7 @@ class LocalEngine:
                 set_up=partial(torch.set_num_threads, max(1, self.n_cores // n_threads)),
                 max_batch_tokens=max_tokens,
                 max_waiting_rows=self.options.max_waiting_rows,
+                max_waiting_bytes=self.options.max_waiting_bytes,
                 rescue=None if self.placement.dtype == torch.float32 else lambda item: _in_float32(local, item),
                 metrics=self.metrics,
             ),
