@@ -27,7 +27,7 @@ from fundament.engine.batcher import Batcher
 from fundament.engine.local import load_model, threads_of
 from fundament.engine.weights import Local, from_argument
 
-BUDGETS = (512, 1_024, 2_048, 4_096, 8_192)
+BUDGETS = (256, 512, 1_024, 2_048, 4_096, 8_192)
 
 
 def throughput(texts: list[str], n_rounds: int) -> None:

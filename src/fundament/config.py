@@ -138,7 +138,9 @@ class Settings(BaseSettings):
         default=0, ge=0, description="Let a model go that nobody used for this long; 0 keeps it."
     )
     max_batch_tokens: int = Field(
-        default=0, ge=0, description="Most tokens of a batch; 0 means 1,024 on a CPU and 16,384 on a GPU."
+        default=0,
+        ge=0,
+        description="Most tokens of a batch; 0 means 512 on a CPU, 1,024 for models above 256 MB, 16,384 on a GPU.",
     )
     max_waiting_rows: int = Field(
         default=20_000, ge=1, description="Inputs that may wait for one model; past it the answer is 503."

@@ -49,7 +49,7 @@ class EngineOptions:
         device: `auto`, `cpu`, `cuda`, `cuda:1`.
         dtype: number format of the weights; `auto` is bfloat16 where the device multiplies it.
         n_threads: CPU cores in use; 0 means all.
-        max_batch_tokens: most tokens of a batch; 0 means 1,024 on a CPU, 16,384 on a GPU.
+        max_batch_tokens: most tokens of a batch; 0 means what `batch_tokens_of` says.
         max_waiting_rows: inputs that may wait for one model before calls are refused.
         max_waiting_bytes: memory of those inputs, likewise.
         memory_bytes: most that all models take; 0 means 80 % of what is free at start.
@@ -250,7 +250,7 @@ class LocalEngine:
         n_threads = threads_of(model.n_bytes, self.n_cores) if on_cpu else 1
         self.metrics.loads.labels(name).inc()
         say("model loaded", model=name, device=str(self.placement.device), dtype=self.placement.dtype_name)
-        max_tokens = self.options.max_batch_tokens or (1_024 if on_cpu else 16_384)
+        max_tokens = self.options.max_batch_tokens or batch_tokens_of(model.n_bytes, on_cpu=on_cpu)
         if local.spec.kind == "chat":
             generator = Generator(
                 name,
@@ -335,6 +335,16 @@ def threads_of(n_bytes: int, n_cores: int) -> int:
     threads share one interpreter.
     """
     return min(n_cores, _MOST_THREADS) if n_bytes <= _SIDE_BY_SIDE_BYTES else 1
+
+
+def batch_tokens_of(n_bytes: int, *, on_cpu: bool) -> int:
+    """Most tokens of a batch: on a CPU few, since a query behind a long call waits for the batch that runs.
+
+    A large model's are more, because every batch reads all of its weights (`benchmarks/engine.py --budget`).
+    """
+    if not on_cpu:
+        return 16_384
+    return 512 if n_bytes <= _SIDE_BY_SIDE_BYTES else 1_024
 
 
 def _unpaid(items: Sequence[Item], ticket: Ticket, error: BaseException) -> int:
