@@ -19,7 +19,7 @@ from fundament.store import migrate
 from fundament.store.database import Database, locate
 from tests.contract.schemas import conforms
 from tests.served import Served, serving
-from tests.servers import database_on, postgres, redis
+from tests.servers import database_on, postgres, redis, s3
 
 # The reference libraries must never reach for the network.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -85,6 +85,13 @@ def postgres_url() -> Iterator[str]:
 def redis_url() -> Iterator[str]:
     """A Redis server."""
     with redis() as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def s3_url() -> Iterator[str]:
+    """An S3 server."""
+    with s3() as url:
         yield url
 
 

@@ -18,6 +18,7 @@ from socket import create_connection, socket
 from typing import Any, NoReturn
 from uuid import uuid4
 
+import httpx
 import pytest
 from sqlalchemy import create_engine, text
 from sqlalchemy.engine import make_url
@@ -90,6 +91,24 @@ def s3() -> Iterator[str]:
         with _process(command, Path(folder) / "log", signal.SIGTERM, {"cwd": folder}) as is_up:
             wait_until(lambda: is_up() and _listens(port), "S3")
             yield url
+
+
+@contextmanager
+def bucket_on(server_url: str, *, through: str | None = None) -> Iterator[str]:
+    """The URL of a new bucket on an S3 server, to which the environment leads while the block lasts.
+
+    Args:
+        server_url: of `s3`.
+        through: a way to that server, in place of its own URL.
+    """
+    name = f"test-{uuid4().hex}"
+    made = httpx.put(f"{server_url}/{name}")
+    assert made.is_success, made.text
+    given = {"ENDPOINT_URL": through or server_url, "ACCESS_KEY_ID": "test", "SECRET_ACCESS_KEY": "test"}
+    with pytest.MonkeyPatch.context() as patch:
+        for variable, value in given.items():
+            patch.setenv(f"AWS_{variable}", value)
+        yield f"s3://{name}"
 
 
 @contextmanager

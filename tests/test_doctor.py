@@ -2,6 +2,7 @@
 
 import shutil
 import socket
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fundament import doctor
+from fundament import buckets, doctor
 from fundament.backbone.device import Placement
 from fundament.catalog import CATALOG, EMBEDDED
 from fundament.config import Settings
@@ -19,6 +20,7 @@ from fundament.doctor import (
     check_cores,
     check_data_dir,
     check_device,
+    check_files,
     check_memory,
     check_models,
     check_port,
@@ -32,6 +34,7 @@ from fundament.engine.local import needed_bytes
 from fundament.engine.weights import FileRecord, Local, Receipt
 from tests.accounts.keys import make_key
 from tests.hub import make_bert
+from tests.servers import bucket_on
 
 SPEC = CATALOG["jina-embedding-t-en-v1"]
 
@@ -268,6 +271,21 @@ def test_keys_that_work_are_counted(tmp_path: Path) -> None:
 def test_a_store_that_cannot_be_used_is_a_problem(tmp_path: Path) -> None:
     for url in ("postgresql://127.0.0.1:1/x", "mysql://x/y"):
         assert check_store(Settings(data_dir=tmp_path, store_url=url))[0].level == "problem"
+
+
+def test_the_bucket_of_the_files_is_tried(s3_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert check_files(Settings(data_dir=tmp_path)) == []
+    monkeypatch.setitem(buckets._RETRIES, "max_retries", 0)  # type: ignore[misc]
+    with bucket_on(s3_url) as url:
+        assert check_files(Settings(files_url=f"{url}/x")) == [Finding("ok", "files", f"{url}/x answers")]
+        [missing] = check_files(Settings(files_url=f"{url}-not"))
+        assert (missing.level, "404" in missing.detail) == ("problem", True)
+        monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+        [silent] = check_files(Settings(files_url=url))
+        assert (silent.level, "does not answer" in silent.detail) == ("problem", True)
+        monkeypatch.setitem(sys.modules, "obstore", None)
+        [absent] = check_files(Settings(files_url=url))
+        assert (absent.level, "fundament[cloud]" in absent.detail) == ("problem", True)
 
 
 def test_the_redis_of_the_limits_is_asked(redis_url: str) -> None:

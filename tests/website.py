@@ -75,7 +75,7 @@ def website(host: str = "127.0.0.1") -> Iterator[Website]:
             except (BrokenPipeError, ConnectionResetError):
                 self.close_connection = True
 
-        do_GET = do_POST = _any  # noqa: N815 - the names that the class looks for
+        do_GET = do_POST = do_PUT = _any  # noqa: N815 - the names that the class looks for
 
         def log_message(self, format: str, *args: object) -> None:  # noqa: A002
             pass

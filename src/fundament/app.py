@@ -35,7 +35,7 @@ from fundament.api.state import State, read_aliases
 from fundament.buckets import require_client
 from fundament.catalog import EMBEDDED, ModelSpec
 from fundament.config import Settings
-from fundament.depot import Depot
+from fundament.depot import depot_of
 from fundament.engine.local import EngineOptions, LocalEngine
 from fundament.engine.weights import Local, from_argument, pulled
 from fundament.errors import FundamentError
@@ -80,7 +80,7 @@ def create_app(settings: Settings) -> FastAPI:
 
     Raises:
         FundamentError: a model, an alias, a device or a number format that cannot be served here; or a store that
-            cannot be used.
+            cannot be used; or a bucket whose client is not installed.
     """
     if settings.input_buckets:
         require_client()
@@ -130,7 +130,7 @@ def create_app(settings: Settings) -> FastAPI:
         metrics,
         served,
         not_ready,
-        Depot(settings.data_dir),
+        depot_of(settings.files_url, settings.data_dir),
         aliases=aliases,
         fetcher=fetcher,
     )

@@ -1,14 +1,12 @@
 """Objects in the buckets of S3, of servers that speak like it, and of Google Cloud Storage.
 
 Credentials, region and endpoint are the environment's (`AWS_…`, `GOOGLE_…`), so only buckets that the operator lists
-may be read for a caller.
+may be read for a caller. What the depot keeps in a bucket of its own goes through the same client.
 """
 
-import asyncio
 import logging
-from collections.abc import Collection
+from collections.abc import AsyncGenerator, Collection
 from datetime import timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fundament.errors import FetchError, FundamentError
@@ -16,12 +14,13 @@ from fundament.telemetry import say
 
 if TYPE_CHECKING:
     from obstore import GetResult
-    from obstore.store import ClientConfig, RetryConfig
+    from obstore.store import ClientConfig, ObjectStore, RetryConfig
 
 _PIECE_BYTES = 1024 * 1024
 _CLIENT: "ClientConfig" = {
     "connect_timeout": timedelta(seconds=5),
-    "timeout": timedelta(minutes=10),
+    "read_timeout": timedelta(seconds=30),  # of silence
+    "timeout": timedelta(hours=1),  # of a whole object, which a slow caller may be downloading
     "allow_http": True,  # where the environment's endpoint has no TLS
 }
 _RETRIES: "RetryConfig" = {"max_retries": 5, "retry_timeout": timedelta(seconds=30)}
@@ -45,17 +44,26 @@ def require_client() -> None:
         raise FundamentError("Buckets need their client: pip install 'fundament[cloud]'.") from error
 
 
-async def save(url: str, path: Path, *, max_bytes: int) -> None:
-    """Write an object to a file, piece by piece; the file stays incomplete where this fails.
+def open_bucket(url: str) -> "ObjectStore":
+    """A client of a bucket, or of what is below a prefix of it; nothing is asked yet.
+
+    Raises:
+        obstore.exceptions.BaseError: the environment says something that cannot be used.
+    """
+    from obstore.store import from_url
+
+    return from_url(url, client_options=_CLIENT, retry_config=_RETRIES)
+
+
+async def read(url: str, *, max_bytes: int) -> AsyncGenerator[bytes, None]:
+    """An object, piece by piece.
 
     Args:
         url: of an object in a bucket that is listed.
-        path: the file.
         max_bytes: most bytes of the object.
 
     Raises:
         FetchError: with its reason.
-        OSError: the file cannot be written.
     """
     from obstore.exceptions import BaseError
 
@@ -64,28 +72,30 @@ async def save(url: str, path: Path, *, max_bytes: int) -> None:
         found = await _get(bucket, key)
         if found.meta["size"] > max_bytes:
             raise FetchError("size", f"The object is larger than {max_bytes / 1e6:g} MB.")
-        with await asyncio.to_thread(path.open, "wb") as file:
-            async for piece in found.stream(min_chunk_size=_PIECE_BYTES):
-                await asyncio.to_thread(file.write, piece)
+        async for piece in found.stream(min_chunk_size=_PIECE_BYTES):
+            yield bytes(piece)
     except BaseError as error:
-        say("bucket does not answer", level=logging.WARNING, bucket=bucket, reason=str(error).partition("\n")[0])
+        say("bucket does not answer", level=logging.WARNING, bucket=bucket, reason=first_line(error))
         raise FetchError("unreachable", f"'{key}' cannot be read: {bucket} does not answer as it should.") from error
 
 
 async def _get(bucket: str, key: str) -> "GetResult":
     import obstore
     from obstore.exceptions import PermissionDeniedError, UnauthenticatedError
-    from obstore.store import from_url
 
-    store = from_url(bucket, client_options=_CLIENT, retry_config=_RETRIES)
     try:
-        return await obstore.get_async(store, key)
+        return await obstore.get_async(open_bucket(bucket), key)
     except FileNotFoundError as error:
         raise FetchError("status", f"There is no object '{key}' in {bucket}, or no such bucket.") from error
     except (PermissionDeniedError, UnauthenticatedError) as error:
         raise FetchError("status", f"{bucket} does not let this server read '{key}'.") from error
     except ValueError as error:
         raise FetchError("form", f"'{key}' cannot be an object's name.") from error
+
+
+def first_line(error: BaseException) -> str:
+    """What the client says of an error, without what it adds for its own developers."""
+    return str(error).partition("\n")[0]
 
 
 def _divided(url: str) -> tuple[str, str]:

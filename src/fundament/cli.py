@@ -134,7 +134,7 @@ def worker(
     memory_gb: MemoryGb = None,
     log_format: Annotated[str | None, typer.Option(help="text or json.", show_default="text")] = None,
 ) -> None:
-    """Run batch jobs of the servers that share the store and the data directory; any number of workers may."""
+    """Run batch jobs of the servers on the same store and files; any number of workers may."""
     settings = _settings(
         models=model,
         aliases=alias,

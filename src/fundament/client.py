@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
-import orjson
 
-from fundament.api.lines import TEXT_COLUMNS, InputFileError, convert_csv
+from fundament.api.lines import TEXT_COLUMNS, InputFileError, csv_lines, jsonl
 from fundament.errors import FundamentError
 
 ENDED = ("completed", "failed", "cancelled")
@@ -140,7 +139,7 @@ def as_lines(path: Path, target: Path) -> Path:
                     raise FileNotFoundError(2, "No such file", str(path))
                 return path
             case ".csv":
-                convert_csv(path, target)
+                _write(target, csv_lines(path))
             case ".txt" | ".text":
                 _write(target, (line for line in _text(path) if line.strip()))
             case ".parquet":
@@ -156,8 +155,7 @@ def as_lines(path: Path, target: Path) -> Path:
 
 def _write(target: Path, lines: Iterator[Any]) -> None:
     with target.open("wb") as file:
-        for line in lines:
-            file.write(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE))
+        file.writelines(jsonl(lines))
 
 
 def _text(path: Path) -> Iterator[str]:

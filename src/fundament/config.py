@@ -11,7 +11,7 @@ from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
 from pydantic_settings import (
     BaseSettings,
     NoDecode,
@@ -70,6 +70,12 @@ def _buckets(value: list[str]) -> list[str]:
     return value
 
 
+def _place(value: str) -> str:
+    if value and not re.fullmatch("(s3|gs)://[^/?#]+(/[^/?#]+)*/?", value):
+        raise ValueError(f"'{value}' is no place in a bucket; write s3://BUCKET/PREFIX or gs://BUCKET/PREFIX")
+    return value
+
+
 class Settings(BaseSettings):
     """What an operator can decide. Units are in the names."""
 
@@ -105,6 +111,11 @@ class Settings(BaseSettings):
         default="",
         description="Where keys, usage and the like are kept: `postgresql://USER:PASSWORD@HOST/DATABASE`, or "
         "`sqlite:////FILE`. None: the file `fundament.db` in the data directory.",
+    )
+    files_url: Annotated[str, AfterValidator(_place)] = Field(
+        default="",
+        description="Where uploads and the files of batch jobs are kept: `s3://BUCKET/PREFIX` or `gs://BUCKET/PREFIX`, "
+        "with the credentials of the environment. None: the data directory.",
     )
     auth: bool | None = Field(
         default=None,
@@ -201,7 +212,8 @@ class Settings(BaseSettings):
     )
     webhook_secret: Annotated[str, AfterValidator(_secret)] = Field(
         default="",
-        description="Signs webhooks, as `whsec_` and base64. None: a random one, in `webhook.secret` below `data_dir`.",
+        description="Signs webhooks, as `whsec_` and base64. None: a random one, in `webhook.secret` of the data "
+        "directory or of `files_url`.",
     )
     drain_seconds: float = Field(
         default=1, ge=0, description="After SIGTERM, how long `/ready` says 503 before the port closes."
@@ -225,6 +237,14 @@ class Settings(BaseSettings):
         del dotenv_settings, file_secret_settings
         file = TomlConfigSettingsSource(settings_cls, Path(os.environ.get("FUNDAMENT_CONFIG", "fundament.toml")))
         return init_settings, env_settings, file
+
+    @field_validator("input_buckets")
+    @classmethod
+    def _leave_files_out(cls, value: list[str], info: ValidationInfo) -> list[str]:
+        """Keep callers from each other's files, and from what signs links."""
+        if (bucket := "/".join(info.data.get("files_url", "").split("/")[:3])) in value:
+            raise ValueError(f"{bucket} is that of files_url: callers could read all that is there; take another one")
+        return value
 
     def model_post_init(self, context: Any, /) -> None:
         """Make paths absolute."""

@@ -1,5 +1,6 @@
 """What would stop Fundament from serving on this machine with these settings, each with the way out."""
 
+import asyncio
 import os
 import shutil
 from collections.abc import Iterable
@@ -13,8 +14,10 @@ from sqlalchemy.engine import URL
 from fundament.api.state import read_aliases
 from fundament.backbone.checkpoint import Checkpoint
 from fundament.backbone.device import Dtype, Placement, free_bytes, n_cores, place
+from fundament.buckets import first_line
 from fundament.catalog import EMBEDDED
 from fundament.config import Settings
+from fundament.depot import depot_of, probe
 from fundament.engine.local import family_for, needed_bytes
 from fundament.engine.weights import (
     PROGRAM,
@@ -27,7 +30,7 @@ from fundament.engine.weights import (
     read_receipt,
     verify_embedded,
 )
-from fundament.errors import CheckpointError, FundamentError
+from fundament.errors import CheckpointError, FundamentError, UnavailableError
 from fundament.limits import limits_of
 from fundament.server import is_loopback, listen, refuse_open
 from fundament.store import keys, migrate
@@ -61,6 +64,7 @@ def examine(settings: Settings) -> list[Finding]:
     return [
         *findings,
         check_data_dir(settings.data_dir),
+        *check_files(settings),
         *check_store(settings),
         *check_redis(settings.redis_url),
         check_port(settings.host, settings.port),
@@ -237,6 +241,21 @@ def check_store(settings: Settings) -> list[Finding]:
     if not is_loopback(settings.host):
         return [*findings, Finding("warning", "keys", f"none are asked for, as asked: whoever reaches {settings.host}")]
     return [*findings, Finding("ok", "keys", "none are asked for: only this machine's users can call")]
+
+
+def check_files(settings: Settings) -> list[Finding]:
+    """Whether the bucket of uploads and jobs lets us write, read and remove; nothing where there is none."""
+    if not (url := settings.files_url):
+        return []
+    try:
+        asyncio.run(probe(depot_of(url, settings.data_dir)))
+    except UnavailableError as error:
+        return [
+            Finding("problem", "files", f"{url} does not answer as it should: {first_line(error.__cause__ or error)}")
+        ]
+    except FundamentError as error:
+        return [Finding("problem", "files", error.detail)]
+    return [Finding("ok", "files", f"{url} answers")]
 
 
 def check_redis(url: str) -> list[Finding]:

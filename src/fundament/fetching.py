@@ -4,16 +4,14 @@ The check is made where the socket is made, on the very address that is dialled:
 every redirect and every attempt alike. What a name answered a moment earlier is therefore of no use to anybody.
 """
 
-import asyncio
 import errno
 import logging
 import socket
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -128,22 +126,20 @@ class Fetcher:
             body = b"".join([piece async for piece in _pieces(response, max_bytes)])
             return Fetched(body, response.content_type if "Content-Type" in response.headers else "")
 
-    async def save(self, url: str, path: Path, *, max_bytes: int, seconds: float = 600) -> int:
-        """Write a body to a new file, piece by piece; the file stays incomplete where this fails.
+    async def read(self, url: str, *, max_bytes: int, seconds: float = 600) -> AsyncGenerator[bytes, None]:
+        """A body, piece by piece.
 
-        Returns:
-            How many bytes were written.
+        Args:
+            url: http or https.
+            max_bytes: most bytes of the body, decoded.
+            seconds: most time for everything together, what is done between the pieces included.
 
         Raises:
             FetchError: with its reason.
-            OSError: the file cannot be written.
         """
-        n_bytes = 0
         async with self._get(url, seconds) as response:
-            with await asyncio.to_thread(path.open, "wb") as file:
-                async for piece in _pieces(response, max_bytes):
-                    n_bytes += await asyncio.to_thread(file.write, piece)
-        return n_bytes
+            async for piece in _pieces(response, max_bytes):
+                yield piece
 
     async def post(self, url: str, body: bytes, headers: Mapping[str, str], *, seconds: float = 15) -> int:
         """Send a body; redirects are not followed and the answer's body is not read.

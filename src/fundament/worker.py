@@ -10,8 +10,8 @@ import logging
 import os
 import secrets
 from collections.abc import Callable, Coroutine
+from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -20,16 +20,18 @@ from fundament import buckets
 from fundament.api.jobs import describe, message_secret
 from fundament.api.lines import (
     Embedded,
-    convert_csv,
+    csv_lines,
     divide,
     embed_lines,
     error_lines,
+    jsonl,
     model_of,
     output_lines,
     read,
 )
 from fundament.api.state import State
 from fundament.api.wire import json_bytes
+from fundament.depot import INPUT, of_job, of_upload, on_thread
 from fundament.errors import AuthError, BalanceError, FundamentError, UnavailableError
 from fundament.store import files, jobs, keys, usage
 from fundament.store.jobs import Chunk, Job, Written
@@ -111,14 +113,26 @@ class Worker:
             return await jobs.take(connection, self.name, sorted(self.state.served()), now=now, until=now + self._lease)
 
     async def _read(self, job: Job) -> None:
-        """Bring a job's input here, find its chunks, let it run."""
+        """Bring a job's lines to their place, find its chunks, let it run."""
         try:
-            path, model, spans = await self._prepare(job)
-            size = (await asyncio.to_thread(path.stat)).st_size
+            name = await self._place(job)
+            async with self.depot.lend(of_job(job.id, name)) as path:
+                size = (await asyncio.to_thread(path.stat)).st_size
+                spans = await asyncio.to_thread(divide, path, max_lines=self.state.settings.max_job_lines)
+                model = job.model or self.state.find(await asyncio.to_thread(model_of, path)).id
             async with self.store.write() as connection:
-                await jobs.divide(connection, job.id, self.name, model=model, n_bytes=size, spans=spans, now=_now())
-        except UnavailableError:
-            say("store does not answer", level=logging.WARNING, job=job.id)
+                await jobs.divide(
+                    connection,
+                    job.id,
+                    self.name,
+                    model=model,
+                    input_name=name,
+                    n_bytes=size,
+                    spans=spans,
+                    now=_now(),
+                )
+        except UnavailableError as error:
+            _wait(job, error)
         except FundamentError as error:
             await self._end(job, f"The input cannot be used. {error.detail}")
         except OSError as error:
@@ -127,34 +141,42 @@ class Worker:
             say("unexpected error", level=logging.ERROR, error=error, job=job.id)
             await self._end(job, "An unexpected error occurred while the input was read.")
 
-    async def _prepare(self, job: Job) -> tuple[Path, str, list[jobs.Span]]:
-        settings, path = self.state.settings, self.depot.input(job.id)
+    async def _place(self, job: Job) -> str:
+        """The name of the file with a job's lines; one of this try's own where they are fetched or converted.
+
+        So whoever comes too late overwrites nothing that others have divided.
+        """
+        settings, name = self.state.settings, f"lines.{secrets.token_hex(4)}"
         if job.url is not None:
-            read_url = buckets.save if buckets.is_listed(job.url, settings.input_buckets) else self.state.fetcher.save
-            await read_url(job.url, path, max_bytes=int(settings.max_job_mb * 1e6))
+            read_url = buckets.read if buckets.is_listed(job.url, settings.input_buckets) else self.state.fetcher.read
+            async with aclosing(read_url(job.url, max_bytes=int(settings.max_job_mb * 1e6))) as pieces:
+                await self.depot.write(of_job(job.id, name), pieces)
+            return name
         if job.asked.get("csv"):
-            await asyncio.to_thread(convert_csv, self.depot.job(job.id) / "upload", path)
-        spans = await asyncio.to_thread(divide, path, max_lines=settings.max_job_lines)
-        model = job.model or self.state.find(await asyncio.to_thread(model_of, path)).id
-        return path, model, spans
+            async with self.depot.lend(of_job(job.id, INPUT)) as path:
+                await self.depot.write(of_job(job.id, name), on_thread(jsonl(csv_lines(path))))
+            return name
+        return INPUT
 
     async def _run(self, job: Job, chunk: Chunk) -> None:
         """Embed a chunk's lines and name the files that hold what became of them."""
         defaults = {"model": job.asked.get("model") or job.model, **job.asked.get("line", {})}
         name = f"{chunk.span.first_line:08d}.{secrets.token_hex(4)}"
         try:
-            lines = await asyncio.to_thread(read, self.depot.input(job.id), chunk.span, defaults)
+            place, span = of_job(job.id, job.input_name or INPUT), chunk.span
+            raw = await self.depot.read_part(place, start=span.start, n_bytes=span.n_bytes)
+            lines = await asyncio.to_thread(read, raw, span.first_line, defaults)
             found = await self._until_available(lambda: embed_lines(self.state, lines, caller=job.key_id))
-            written = await asyncio.to_thread(self._write, job.id, name, found)
+            written = await self._write(job.id, name, found)
             await self._within_limits(job, written.n_tokens)
             async with self.store.write() as connection:
                 kept = await jobs.finish(connection, chunk, self.name, written, now=_now())
                 if kept:
                     await _pay(connection, job, written)
             if not kept:
-                await asyncio.to_thread(self._discard, job.id, name)
-        except UnavailableError:
-            say("store does not answer", level=logging.WARNING, job=job.id)
+                await self._discard(job.id, name)
+        except UnavailableError as error:
+            _wait(job, error)
         except FundamentError as error:
             await self._end(job, error.detail)
         except OSError as error:
@@ -163,11 +185,13 @@ class Worker:
             say("unexpected error", level=logging.ERROR, error=error, job=job.id)
             await self._end(job, "An unexpected error occurred.")
 
-    def _write(self, job_id: str, name: str, found: list[Embedded]) -> Written:
+    async def _write(self, job_id: str, name: str, found: list[Embedded]) -> Written:
         n_failed = sum(isinstance(each.answer, FundamentError) for each in found)
         n_tokens = sum(each.answer.made.n_tokens for each in found if not isinstance(each.answer, FundamentError))
-        n_output = self.depot.write(job_id, f"{name}.output", output_lines(found))
-        n_errors = self.depot.write(job_id, f"{name}.errors", error_lines(found)) if n_failed else 0
+        n_output = await self.depot.write(of_job(job_id, f"{name}.output"), on_thread(output_lines(found)))
+        n_errors = 0
+        if n_failed:
+            n_errors = await self.depot.write(of_job(job_id, f"{name}.errors"), on_thread(error_lines(found)))
         return Written(
             output=f"{name}.output",
             n_output_bytes=n_output,
@@ -178,9 +202,9 @@ class Worker:
             n_tokens=n_tokens,
         )
 
-    def _discard(self, job_id: str, name: str) -> None:
+    async def _discard(self, job_id: str, name: str) -> None:
         for kind in ("output", "errors"):
-            (self.depot.job(job_id) / f"{name}.{kind}").unlink(missing_ok=True)
+            await self.depot.remove(of_job(job_id, f"{name}.{kind}"))
 
     async def _within_limits(self, job: Job, n_tokens: int) -> None:
         """Wait until a key's minute has room for that many tokens; more than a whole minute's count as that."""
@@ -238,10 +262,8 @@ class Worker:
         async with self.store.write() as connection:
             over, uploads = await jobs.expire(connection, now=_now()), await files.expire(connection, now=_now())
             await jobs.forget(connection, before=_now() - _FORGET_AFTER)
-        for job_id in over:
-            await asyncio.to_thread(self.depot.remove_job, job_id)
-        for file_id in uploads:
-            await asyncio.to_thread(self.depot.remove_file, file_id)
+        for name in [*map(of_job, over), *map(of_upload, uploads)]:
+            await self.depot.remove(name)
         while len(self._webhooks) < _WEBHOOKS_AT_A_TIME and (job := await self._due()):
             task = asyncio.create_task(self._call(job))
             self._webhooks.add(task)
@@ -250,14 +272,12 @@ class Worker:
 
     async def _sweep(self) -> None:
         """Remove what a killed process left behind: bytes that no row knows."""
-        old_jobs = await asyncio.to_thread(self.depot.old, "jobs", seconds=_STRAY_SECONDS)
-        old_files = await asyncio.to_thread(self.depot.old, "files", seconds=_STRAY_SECONDS)
+        old_jobs = await self.depot.old("jobs", seconds=_STRAY_SECONDS)
+        old_files = await self.depot.old("files", seconds=_STRAY_SECONDS)
         async with self.store.read() as connection:
             kept = await jobs.kept(connection, old_jobs) | await files.kept(connection, old_files)
-        for job_id in set(old_jobs) - kept:
-            await asyncio.to_thread(self.depot.remove_job, job_id)
-        for file_id in set(old_files) - kept:
-            await asyncio.to_thread(self.depot.remove_file, file_id)
+        for name in [*map(of_job, set(old_jobs) - kept), *map(of_upload, set(old_files) - kept)]:
+            await self.depot.remove(name)
         await asyncio.sleep(_STRAY_SECONDS)
 
     async def _due(self) -> Job | None:
@@ -266,12 +286,12 @@ class Worker:
 
     async def _call(self, job: Job) -> None:
         assert job.webhook_url is not None
-        told = {"type": f"batch.{job.state}", "timestamp": _now().isoformat(), "data": describe(self.state, job)}
+        told = {"type": f"batch.{job.state}", "timestamp": _now().isoformat(), "data": await describe(self.state, job)}
         reason = await deliver(
             self.state.fetcher,
             job.webhook_url,
             json_bytes(told),
-            secret=message_secret(self.state),
+            secret=await message_secret(self.state),
             message_id=f"{job.id}.{job.state}",
             now=_now(),
         )
@@ -321,6 +341,11 @@ async def _at_most(seconds: float, work: Coroutine[Any, Any, Any]) -> None:
         await asyncio.wait_for(work, seconds)
     except TimeoutError:
         return
+
+
+def _wait(job: Job, error: UnavailableError) -> None:
+    """The lease lapses, and whoever is free then tries again."""
+    say("job waits", level=logging.WARNING, job=job.id, reason=error.detail)
 
 
 def _reason(error: OSError) -> str:

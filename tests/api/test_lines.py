@@ -17,7 +17,6 @@ from fundament.api.lines import InputFileError, Line
 from fundament.catalog import CATALOG
 from fundament.core import Embed, Embeddings
 from fundament.errors import FundamentError, InputError, RowError, TooLongError, UnavailableError
-from fundament.store.jobs import Span
 from tests.inprocess import Api, running
 from tests.served import MODEL
 
@@ -30,10 +29,8 @@ _JSON = st.recursive(
 )
 
 
-def read(path: Path, text: str | bytes, **defaults: Any) -> list[Line]:
-    path.write_bytes(text.encode() if isinstance(text, str) else text)
-    span = Span(start=0, n_bytes=path.stat().st_size, first_line=0, n_lines=1)
-    return lines.read(path, span, {"model": MODEL, **defaults})
+def read(text: str | bytes, **defaults: Any) -> list[Line]:
+    return lines.read(text.encode() if isinstance(text, str) else text, 0, {"model": MODEL, **defaults})
 
 
 @pytest.fixture
@@ -58,15 +55,15 @@ def path(tmp_path: Path) -> Path:
         ('{"input": "x"}\r', "0", ["x"]),
     ],
 )
-def test_forms_of_a_line(path: Path, text: str, custom_id: str, given: list[str]) -> None:
-    [line] = read(path, text)
+def test_forms_of_a_line(text: str, custom_id: str, given: list[str]) -> None:
+    [line] = read(text)
     assert isinstance(line.request, EmbeddingsRequest)
     assert (line.custom_id, line.request.input, line.request.model) == (custom_id, given, MODEL)
 
 
-def test_a_line_says_more_than_its_job_does(path: Path) -> None:
+def test_a_line_says_more_than_its_job_does() -> None:
     text = '{"body": {"input": "x", "dimensions": 8}}\n{"input": "y"}\n\n{"input": "z", "late_chunking": true}'
-    one, two, three = read(path, text, dimensions=16, embedding_type=["binary"])
+    one, two, three = read(text, dimensions=16, embedding_type=["binary"])
     assert isinstance(one.request, EmbeddingsRequest)
     assert isinstance(two.request, EmbeddingsRequest)
     assert (one.request.dimensions, two.request.dimensions) == (8, 16)
@@ -94,15 +91,15 @@ def test_a_line_says_more_than_its_job_does(path: Path) -> None:
         (b"\xff\xfe", "not valid JSON"),
     ],
 )
-def test_a_poisoned_line_says_why(path: Path, text: str | bytes, said: str) -> None:
-    [line] = read(path, text)
+def test_a_poisoned_line_says_why(text: str | bytes, said: str) -> None:
+    [line] = read(text)
     assert isinstance(line.request, InputError)
     assert said in line.request.detail
     assert line.options is None
 
 
-def test_a_poisoned_line_keeps_its_name(path: Path) -> None:
-    [line] = read(path, '{"custom_id": "mine", "body": {"input": []}}')
+def test_a_poisoned_line_keeps_its_name() -> None:
+    [line] = read('{"custom_id": "mine", "body": {"input": []}}')
     assert line.custom_id == "mine"
 
 
@@ -113,7 +110,9 @@ def test_chunks_cover_every_line_once(path: Path) -> None:
     path.write_text("\n".join(given))
     spans = lines.divide(path, max_lines=1000)
     assert len(spans) > 4
-    found = [line for span in spans for line in lines.read(path, span, {"model": MODEL})]
+    raw = path.read_bytes()
+    parts = [(raw[span.start : span.start + span.n_bytes], span.first_line) for span in spans]
+    found = [line for part, first in parts for line in lines.read(part, first, {"model": MODEL})]
     assert [line.number for line in found] == list(range(1000))
     assert [len(line.request.input[0]) for line in found] == [4 * number for number in range(1000)]  # type: ignore[union-attr, arg-type]
     assert all(span.n_lines <= 256 for span in spans)
@@ -147,27 +146,25 @@ def test_the_first_line_names_the_model(path: Path) -> None:
         ('text\n"two\nlines"\n', [("0", "two\nlines")]),
     ],
 )
-def test_csv_becomes_lines(path: Path, tmp_path: Path, text: str, given: list[tuple[str, str]]) -> None:
+def test_csv_becomes_lines(tmp_path: Path, text: str, given: list[tuple[str, str]]) -> None:
     (tmp_path / "csv").write_text(text, newline="")
-    lines.convert_csv(tmp_path / "csv", path)
-    found = read(path, path.read_bytes())
+    found = read(b"".join(lines.jsonl(lines.csv_lines(tmp_path / "csv"))))
     assert [(line.custom_id, line.request.input[0]) for line in found] == given  # type: ignore[union-attr]
 
 
-def test_a_row_without_its_text_fails_alone(path: Path, tmp_path: Path) -> None:
+def test_a_row_without_its_text_fails_alone(tmp_path: Path) -> None:
     (tmp_path / "csv").write_text("id,text\n1\n2,two\n")
-    lines.convert_csv(tmp_path / "csv", path)
-    one, two = read(path, path.read_bytes())
+    one, two = read(b"".join(lines.jsonl(lines.csv_lines(tmp_path / "csv"))))
     assert isinstance(one.request, FundamentError)
     assert one.custom_id == "1"
     assert isinstance(two.request, EmbeddingsRequest)
 
 
 @pytest.mark.parametrize("text", [b"a,b\n1,2\n", b"text\n\xff\n", b'text\n"open\n'])
-def test_what_is_no_csv_is_refused(path: Path, tmp_path: Path, text: bytes) -> None:
+def test_what_is_no_csv_is_refused(tmp_path: Path, text: bytes) -> None:
     (tmp_path / "csv").write_bytes(text)
     with pytest.raises(InputFileError, match="CSV"):
-        lines.convert_csv(tmp_path / "csv", path)
+        list(lines.csv_lines(tmp_path / "csv"))
 
 
 class Planted:
@@ -211,7 +208,7 @@ def embedded(api: Api, found: list[Line]) -> list[lines.Embedded]:
 
 def test_lines_run_together_and_come_back_apart(api: Api, planted: Planted, path: Path) -> None:
     text = "\n".join(json.dumps({"input": given}) for given in ("a", ["bb", "ccc"], "dddd"))
-    found = embedded(api, read(path, text, normalized=False))
+    found = embedded(api, read(text, normalized=False))
     assert planted.calls == [4]
     written = [json.loads(line)["response"]["body"] for line in lines.output_lines(found)]
     assert [[item["embedding"][0] for item in body["data"]] for body in written] == [[1], [2, 3], [4]]
@@ -223,7 +220,7 @@ def test_lines_run_together_and_come_back_apart(api: Api, planted: Planted, path
 def test_a_line_that_the_model_refuses_fails_alone(api: Api, planted: Planted, path: Path, poison: str) -> None:
     texts = ["a"] * 20
     texts[13] = poison
-    found = embedded(api, read(path, "\n".join(json.dumps({"input": text}) for text in texts)))
+    found = embedded(api, read("\n".join(json.dumps({"input": text}) for text in texts)))
     assert [json.loads(line)["custom_id"] for line in lines.output_lines(found)] == [
         str(number) for number in range(20) if number != 13
     ]
@@ -236,20 +233,20 @@ def test_a_line_that_the_model_refuses_fails_alone(api: Api, planted: Planted, p
 
 def test_lines_run_alone_where_their_tokens_are_not_told_apart(api: Api, planted: Planted, path: Path) -> None:
     planted.counts = False
-    found = embedded(api, read(path, '"a"\n"bb"\n"ccc"'))
+    found = embedded(api, read('"a"\n"bb"\n"ccc"'))
     assert [len(list(lines.output_lines([each]))) for each in found] == [1, 1, 1]
     assert planted.calls.count(1) == 3
 
 
 def test_a_model_that_is_busy_is_no_fault_of_the_lines(api: Api, planted: Planted, path: Path) -> None:
     with pytest.raises(UnavailableError):
-        embedded(api, read(path, '"a"\n"busy"'))
+        embedded(api, read('"a"\n"busy"'))
 
 
 def test_lines_of_late_chunking_are_never_read_as_one(api: Api, planted: Planted, path: Path) -> None:
     spec = replace(CATALOG[MODEL], late_chunking=True)
     api.app.state.parts.served = lambda: {MODEL: spec}
-    found = embedded(api, read(path, '"a"\n"bb"', late_chunking=True))
+    found = embedded(api, read('"a"\n"bb"', late_chunking=True))
     assert planted.calls == [1, 1]
     assert all(not isinstance(each.answer, FundamentError) for each in found)
 
@@ -257,7 +254,7 @@ def test_lines_of_late_chunking_are_never_read_as_one(api: Api, planted: Planted
 def test_real_vectors_are_those_of_the_endpoint(tmp_path: Path, path: Path) -> None:
     with running(tmp_path, worker=False) as api:
         texts = ["one", "two words", "three words here"]
-        found = embedded(api, read(path, "\n".join(map(json.dumps, texts))))
+        found = embedded(api, read("\n".join(map(json.dumps, texts))))
         body = api.run(api.embed(texts)).json()
     written = [json.loads(line)["response"]["body"] for line in lines.output_lines(found)]
     np.testing.assert_allclose(
@@ -280,7 +277,9 @@ def test_any_bytes_are_lines(path: Path, given_lines: list[bytes]) -> None:
     except InputFileError:
         assert expected == []
         return
-    found = [line for span in spans for line in lines.read(path, span, {"model": MODEL})]
+    raw = path.read_bytes()
+    parts = [(raw[span.start : span.start + span.n_bytes], span.first_line) for span in spans]
+    found = [line for part, first in parts for line in lines.read(part, first, {"model": MODEL})]
     assert [line.number for line in found] == list(range(len(expected)))
     refused = [lines.Embedded(line, line.request) for line in found if isinstance(line.request, FundamentError)]
     assert len([json.loads(line) for line in lines.error_lines(refused)]) == len(refused)

@@ -15,20 +15,32 @@ import pytest
 
 from tests.contract.schemas import conforms
 from tests.served import MODEL, Served, serving, wait_until
+from tests.servers import bucket_on
 from tests.website import Website, website
 
 SECRET = b"0123456789abcdef"
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def site() -> Iterator[Website]:
     with website() as site:
         yield site
 
 
+@pytest.fixture(scope="module", params=["directory", "bucket"])
+def files_url(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Where files lie; empty for the server's data directory."""
+    if request.param == "directory":
+        yield ""
+        return
+    with bucket_on(request.getfixturevalue("s3_url")) as url:
+        yield f"{url}/of/the/server"
+
+
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def server(tmp_path_factory: pytest.TempPathFactory, files_url: str) -> Iterator[Served]:
     settings = {
+        "FILES_URL": files_url,
         "ALLOWED_NETWORKS": "127.0.0.1/32",
         "MAX_INLINE_LINES": 50,
         "MAX_JOB_LINES": 60,

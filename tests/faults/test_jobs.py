@@ -1,11 +1,11 @@
-"""Batch jobs while servers and workers die, disks fill and lines are poisoned."""
+"""Batch jobs while servers and workers die, disks fill, buckets fall silent and lines are poisoned."""
 
 import json
 import random
 import resource
 import signal
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,9 @@ import pytest
 from sqlalchemy import text
 
 from fundament.store.database import connected, locate
+from tests.relay import Relay, relay
 from tests.served import MODEL, Served, serving, wait_until, working
-from tests.servers import database_on
+from tests.servers import bucket_on, database_on
 
 WORDS = ["the", "cat", "sits", "on", "a", "mat", "while", "dogs", "run", "over", "hills", "and", "rivers"]
 # Every row alone in its batch: then its bits do not depend on what else waits when it runs.
@@ -158,3 +159,66 @@ def test_two_workers_on_postgresql_share_a_job(postgres_url: str, postgres_templ
                 shares = connection.execute(text("SELECT worker, count(*) FROM job_chunks GROUP BY worker")).all()
     assert len(shares) == 2, shares
     assert sum(count for _, count in shares) == 24
+
+
+def test_machines_that_share_a_bucket_share_a_job_and_one_dies(
+    postgres_url: str, postgres_template: str, s3_url: str, tmp_path: Path
+) -> None:
+    body, folders = lines(2000), [tmp_path / name for name in ("server", "one", "two")]
+    for folder in folders:
+        folder.mkdir()
+    with database_on(postgres_url, like=postgres_template) as url, bucket_on(s3_url) as files:
+        shared = {**ALONE, "STORE_URL": url, "FILES_URL": f"{files}/shared"}
+        with serving(folders[0], **shared, WORKER=False) as server, working(folders[1], **shared) as victim:
+            with working(folders[2], **shared):
+                for folder in folders[1:]:
+                    wait_until(lambda: '"working"' in (folder / "worker.log").read_text(), folder.name)  # noqa: B023
+                expected = undisturbed(server, body)
+                whole(*expected, 2000)
+                job = submit(server, body)
+                watch(server.http, job, lambda now: _done(now) >= 700)
+                victim.send_signal(signal.SIGKILL)
+                assert ended(server.http, job)["status"] == "completed"
+            assert results(server.http, job) == expected
+            with connected(locate(url, tmp_path)) as connection:
+                shares = connection.execute(text("SELECT DISTINCT worker FROM job_chunks")).all()
+    assert len(shares) == 2
+    assert not [folder for folder in folders if (folder / "jobs").exists() or (folder / "files").exists()]
+
+
+@pytest.fixture
+def way(s3_url: str) -> Iterator[Relay]:
+    """The way to the S3 server."""
+    with relay(s3_url) as way:
+        yield way
+
+
+def test_a_job_waits_for_its_bucket(s3_url: str, way: Relay, tmp_path: Path) -> None:
+    body = lines(2000)
+    with bucket_on(s3_url, through=way.url) as files, serving(tmp_path, **ALONE, FILES_URL=files) as server:
+        expected = undisturbed(server, body)
+        whole(*expected, 2000)
+        job = submit(server, body)
+        watch(server.http, job, lambda now: _done(now) >= 700)
+        way.cut()
+        wait_until(lambda: "job waits" in server.log(), "a chunk that cannot be kept")
+        assert status(server.http, job)["status"] == "in_progress"
+        assert server.embed("still here").is_success
+        way.mend()
+        assert ended(server.http, job)["status"] == "completed"
+        assert _done(status(server.http, job)) == 2000
+        assert results(server.http, job) == expected
+        assert "unexpected error" not in server.log()
+
+
+def test_a_download_that_breaks_off_is_never_taken_for_whole(s3_url: str, way: Relay, tmp_path: Path) -> None:
+    with bucket_on(s3_url, through=way.url) as files, serving(tmp_path, FILES_URL=files) as server:
+        sent = server.http.post("/v1/files", files={"file": ("lines.jsonl", bytes(100_000_000))})
+        with server.http.stream("GET", f"/v1/files/{sent.json()['id']}/content") as answer:
+            pieces = answer.iter_bytes(1000)
+            next(pieces)
+            way.cut()
+            with pytest.raises(httpx.RemoteProtocolError):
+                list(pieces)
+        way.mend()
+        assert server.http.get(f"/v1/files/{sent.json()['id']}/content").content == bytes(100_000_000)

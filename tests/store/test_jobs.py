@@ -74,8 +74,10 @@ def test_an_input_is_read_by_one_and_by_another_where_that_one_dies(table: Table
     assert table.do(jobs.claim, "two", now=SOON, until=SOON + LEASE) is None
     assert table.do(jobs.claim, "two", now=LATER, until=LATER + LEASE).id == "batch_1"
     spans = [Span(start=0, n_bytes=9, first_line=0, n_lines=1)]
-    assert not table.do(jobs.divide, "batch_1", "one", model="m", n_bytes=9, spans=spans, now=LATER)
-    assert table.do(jobs.divide, "batch_1", "two", model="m", n_bytes=9, spans=spans, now=LATER)
+    read = {"model": "m", "n_bytes": 9, "spans": spans, "now": LATER}
+    assert not table.do(jobs.divide, "batch_1", "one", input_name="lines.1", **read)
+    assert table.do(jobs.divide, "batch_1", "two", input_name="lines.2", **read)
+    assert table.get().input_name == "lines.2"
     assert (table.get().state, table.get().n_lines, table.get().n_bytes) == ("running", 1, 9)
 
 

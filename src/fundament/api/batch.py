@@ -4,10 +4,9 @@ A job made from `input` or `input_url` is answered as the Search Foundation API 
 (`input_file_id`) as its files variant does, with 202 and states of its own.
 """
 
-from pathlib import Path
+from collections.abc import Awaitable, Callable
 from typing import Annotated, Any, Literal
 
-import orjson
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import Field, JsonValue
 
@@ -16,11 +15,12 @@ from fundament.api.body import echo, read_body
 from fundament.api.embeddings import EmbeddingsRequest, check
 from fundament.api.files import link
 from fundament.api.jobs import Kind, base_url, cancel, describe, download, find, is_signed, owner, submit
-from fundament.api.lines import ENDPOINT
+from fundament.api.lines import ENDPOINT, jsonl
 from fundament.api.schemas import request_body, responses, streamed
 from fundament.api.state import State, state_of
 from fundament.api.wire import answer
 from fundament.catalog import ModelSpec
+from fundament.depot import on_thread
 from fundament.errors import Fault, InputError, NotFoundError
 from fundament.store import jobs
 from fundament.store.jobs import Dialect, Job
@@ -56,7 +56,7 @@ async def create(request: Request) -> Response:
     """Queue lines; the answer names the job."""
     state, asked = state_of(request), await read_body(request, BatchRequest)
     job = await create_job(state, asked, key_id=owner(request), base=base_url(state, request))
-    return answer(describe(state, job), status=202 if job.dialect == "files" else 200)
+    return answer(await describe(state, job), status=202 if job.dialect == "files" else 200)
 
 
 async def create_job(state: State, asked: BatchRequest, *, key_id: str, base: str) -> Job:
@@ -95,7 +95,7 @@ async def create_job(state: State, asked: BatchRequest, *, key_id: str, base: st
     )
 
 
-async def _placing(state: State, asked: BatchRequest, key_id: str) -> Any:
+async def _placing(state: State, asked: BatchRequest, key_id: str) -> Callable[[str], Awaitable[int]] | None:
     """What brings the lines to their place; None where the worker fetches them."""
     if asked.input_file_id is not None:
         return await link(state, asked.input_file_id, key_id)
@@ -108,10 +108,8 @@ async def _placing(state: State, asked: BatchRequest, key_id: str) -> Any:
         message = f"List should have at most {most} items, not {len(lines)}. Use input_url or input_file_id for more."
         raise InputError(Fault("body -> input", message, "too_long", echo(lines)))
 
-    def write(path: Path) -> None:
-        with path.open("wb") as file:
-            for line in lines:
-                file.write(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE))
+    async def write(name: str) -> int:
+        return await state.depot.write(name, on_thread(jsonl(lines)))
 
     return write
 
@@ -135,7 +133,7 @@ _STATUS_ERRORS = (401, 403, 404, 429, 500, 503)
 async def status(request: Request, batch_id: str) -> Response:
     """How far a job is."""
     state = state_of(request)
-    return answer(describe(state, await find(state, batch_id, owner(request), *_DIALECTS)))
+    return answer(await describe(state, await find(state, batch_id, owner(request), *_DIALECTS)))
 
 
 @router.delete(
@@ -147,7 +145,7 @@ async def stop(request: Request, batch_id: str) -> Response:
     """Stop a job that waits or runs; lines that are done stay."""
     state = state_of(request)
     job = await find(state, batch_id, owner(request), *_DIALECTS)
-    return answer(describe(state, await cancel(state, job)))
+    return answer(await describe(state, await cancel(state, job)))
 
 
 @router.get(
@@ -166,7 +164,7 @@ async def recent(
         return await list_batches(state, key_id, limit, after)
     async with state.store.read() as connection:
         found = await jobs.recent(connection, key_id, _DIALECTS, limit=limit)
-    return answer([describe(state, job) for job in found])
+    return answer([await describe(state, job) for job in found])
 
 
 @router.get(
@@ -196,7 +194,7 @@ async def _download(request: Request, batch_id: str, kind: Kind) -> Response:
     if "signature" not in request.query_params:
         return await download(state, await find(state, batch_id, owner(request), *_DIALECTS, "bulk"), kind)
     async with state.store.read() as connection:
-        job = await jobs.get(connection, batch_id) if is_signed(state, request, batch_id, kind) else None
+        job = await jobs.get(connection, batch_id) if await is_signed(state, request, batch_id, kind) else None
     if job is None:
         raise NotFoundError("This link is not valid, or no longer.")
     return await download(state, job, kind)

@@ -48,7 +48,7 @@ async def create(request: Request) -> Response:
         asked={**asked.model_dump(), "base_url": base_url(state, request)},
         place=await link(state, asked.input_file_id, key_id),
     )
-    return answer(describe(state, job))
+    return answer(await describe(state, job))
 
 
 @router.get(
@@ -59,7 +59,7 @@ async def create(request: Request) -> Response:
 async def status(request: Request, batch_id: str) -> Response:
     """How far a batch is."""
     state = state_of(request)
-    return answer(describe(state, await find(state, batch_id, owner(request), "openai")))
+    return answer(await describe(state, await find(state, batch_id, owner(request), "openai")))
 
 
 @router.post(
@@ -71,11 +71,11 @@ async def stop(request: Request, batch_id: str) -> Response:
     """Stop a batch that waits or runs; lines that are done stay."""
     state = state_of(request)
     job = await find(state, batch_id, owner(request), "openai")
-    return answer(describe(state, await cancel(state, job)))
+    return answer(await describe(state, await cancel(state, job)))
 
 
 async def list_batches(state: State, key_id: str, limit: int, after: str | None) -> Response:
     """A page of a key's batches, the newest first."""
     async with state.store.read() as connection:
         found = await jobs.recent(connection, key_id, ["openai"], limit=limit + 1, after=after)
-    return answer(page([describe(state, job) for job in found], limit))
+    return answer(page([await describe(state, job) for job in found], limit))

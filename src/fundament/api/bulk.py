@@ -1,8 +1,6 @@
 """`/v1/bulk-embeddings`: the older form of batch jobs, a CSV or JSONL file in a form."""
 
-import asyncio
 import re
-from pathlib import Path
 
 from fastapi import APIRouter, Request, Response
 
@@ -12,6 +10,7 @@ from fundament.api.multipart import read_form
 from fundament.api.schemas import responses
 from fundament.api.state import state_of
 from fundament.api.wire import answer
+from fundament.depot import of_upload
 from fundament.errors import BusyError, Fault, InputError
 from fundament.store import files
 
@@ -43,8 +42,8 @@ _FORM = {
 async def create(request: Request) -> Response:
     """Queue a file's lines."""
     state, key_id = state_of(request), owner(request)
-    upload = await asyncio.to_thread(state.depot.open_file, files.new_id())
-    form = await read_form(request, upload, max_bytes=int(state.settings.max_job_mb * 1e6))
+    upload = of_upload(files.new_id())
+    form = await read_form(request, state.depot, upload, max_bytes=int(state.settings.max_job_mb * 1e6))
     try:
         if not (model := form.fields.get("model")):
             raise InputError(Fault("body -> model", "Field required", "missing"))
@@ -54,10 +53,10 @@ async def create(request: Request) -> Response:
         spec = state.find(model)
         if spec.kind != "embedding":
             raise InputError(Fault("body -> model", f"Model '{spec.id}' is a {spec.kind}, not an embedding model."))
-        is_csv = form.file_name.lower().endswith(".csv")
 
-        def place(path: Path) -> None:
-            upload.rename(path.with_name("upload") if is_csv else path)
+        async def place(name: str) -> int:
+            await state.depot.copy(upload, name)
+            return form.n_bytes
 
         job = await submit(
             state,
@@ -68,14 +67,14 @@ async def create(request: Request) -> Response:
                 "model": model,
                 "email": email,
                 "file_name": form.file_name[-255:],
-                "csv": is_csv,
+                "csv": form.file_name.lower().endswith(".csv"),
                 "base_url": base_url(state, request),
             },
             place=place,
         )
     finally:
-        await asyncio.to_thread(upload.unlink, missing_ok=True)
-    return answer(describe(state, job))
+        await state.depot.remove(upload)
+    return answer(await describe(state, job))
 
 
 @router.get(
@@ -86,7 +85,7 @@ async def create(request: Request) -> Response:
 async def status(request: Request, job_id: str) -> Response:
     """How far a job is."""
     state = state_of(request)
-    return answer(describe(state, await find(state, job_id, owner(request), "bulk")))
+    return answer(await describe(state, await find(state, job_id, owner(request), "bulk")))
 
 
 @router.post(
@@ -100,4 +99,4 @@ async def result(request: Request, job_id: str) -> Response:
     job = await find(state, job_id, owner(request), "bulk")
     if job.state != "completed":
         raise BusyError(f"Job '{job_id}' is not completed, so it has no result.")
-    return answer({"id": job.id, "download_url": signed_url(state, job, "output")})
+    return answer({"id": job.id, "download_url": await signed_url(state, job, "output")})

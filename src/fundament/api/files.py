@@ -1,21 +1,18 @@
 """`/v1/files`: uploads for batch jobs, and the files that jobs made, as OpenAI's clients handle them."""
 
-import asyncio
-import os
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
-from starlette.responses import FileResponse
 
 from fundament.api.body import echo
-from fundament.api.jobs import check_stored, download, find, job_of_result, owner
+from fundament.api.jobs import check_stored, download, find, job_of_result, owner, send
 from fundament.api.multipart import read_form
 from fundament.api.schemas import responses, streamed
 from fundament.api.state import State, state_of
 from fundament.api.wire import answer
+from fundament.depot import of_upload
 from fundament.errors import BusyError, Fault, InputError, NotFoundError
 from fundament.store import files, jobs
 from fundament.store.files import File
@@ -51,8 +48,7 @@ _PURPOSE = "batch"
 async def upload(request: Request) -> Response:
     """Keep a file until it is deleted."""
     state, key_id, file_id = state_of(request), owner(request), files.new_id()
-    path = await asyncio.to_thread(state.depot.open_file, file_id)
-    form = await read_form(request, path, max_bytes=int(state.settings.max_job_mb * 1e6))
+    form = await read_form(request, state.depot, of_upload(file_id), max_bytes=int(state.settings.max_job_mb * 1e6))
     try:
         if (purpose := form.fields.get("purpose", _PURPOSE)) != _PURPOSE:
             raise InputError(Fault("body -> purpose", f"Input should be '{_PURPOSE}'.", "enum", echo(purpose)))
@@ -70,7 +66,7 @@ async def upload(request: Request) -> Response:
             check_stored(state, n_stored + await files.stored_bytes(connection, key_id) + file.n_bytes)
             await files.create(connection, file)
     except BaseException:
-        await asyncio.to_thread(state.depot.remove_file, file_id)
+        await state.depot.remove(of_upload(file_id))
         raise
     return answer(_describe(file))
 
@@ -118,7 +114,13 @@ async def content(request: Request, file_id: str) -> Response:
     if made := job_of_result(file_id):
         return await download(state, await find(state, made[0], key_id, "openai", "files"), made[1])
     file = await find_file(state, file_id, key_id)
-    return FileResponse(state.depot.file(file.id), media_type="application/octet-stream", filename=file.name)
+    return await send(
+        state.depot,
+        [of_upload(file.id)],
+        n_bytes=file.n_bytes,
+        media_type="application/octet-stream",
+        file_name=file.name,
+    )
 
 
 @router.delete(
@@ -135,7 +137,7 @@ async def delete(request: Request, file_id: str) -> Response:
         gone = await files.delete(connection, file_id, key_id)
     if not gone:
         raise _not_found(file_id)
-    await asyncio.to_thread(state.depot.remove_file, file_id)
+    await state.depot.remove(of_upload(file_id))
     return answer({"id": file_id, "object": "file", "deleted": True})
 
 
@@ -152,7 +154,7 @@ async def find_file(state: State, file_id: str, key_id: str) -> File:
     return file
 
 
-async def link(state: State, file_id: str, key_id: str) -> Callable[[Path], None]:
+async def link(state: State, file_id: str, key_id: str) -> Callable[[str], Awaitable[int]]:
     """What makes an upload the input of a job, which then keeps it even where the upload is deleted.
 
     Raises:
@@ -160,8 +162,9 @@ async def link(state: State, file_id: str, key_id: str) -> Callable[[Path], None
     """
     file = await find_file(state, file_id, key_id)
 
-    def place(path: Path) -> None:
-        os.link(state.depot.file(file.id), path)
+    async def place(name: str) -> int:
+        await state.depot.copy(of_upload(file.id), name)
+        return file.n_bytes
 
     return place
 

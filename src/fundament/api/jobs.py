@@ -1,13 +1,13 @@
 """Batch jobs as every dialect has them: handed in, found, ended, described, downloaded."""
 
-import asyncio
 import base64
 import hmac
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
-from pathlib import Path
 from typing import Any, Literal, get_args
+from urllib.parse import quote
 
 from fastapi import Request
 from starlette.responses import StreamingResponse
@@ -15,6 +15,7 @@ from starlette.responses import StreamingResponse
 from fundament.api.body import echo
 from fundament.api.state import State
 from fundament.buckets import is_listed
+from fundament.depot import INPUT, Depot, of_job
 from fundament.errors import (
     BodyError,
     BusyError,
@@ -53,7 +54,7 @@ async def submit(
     key_id: str,
     model: str | None,
     asked: Mapping[str, Any],
-    place: Callable[[Path], object] | None = None,
+    place: Callable[[str], Awaitable[int]] | None = None,
     url: str | None = None,
     webhook_url: str | None = None,
 ) -> Job:
@@ -66,7 +67,7 @@ async def submit(
         model: the id of the model that runs it; None where its first line names it.
         asked: `model` as the caller named it, `line` with the fields that every line has in common, and what the
             dialect repeats in its answers.
-        place: brings the input to a path, or what it is made from beside it; on another thread.
+        place: brings the input to a name in the depot, and says its size in bytes.
         url: where the input is instead.
         webhook_url: told when the job ends.
 
@@ -74,22 +75,15 @@ async def submit(
         InputError: a URL that is none.
         LimitError: the key has as many jobs as it may.
         BodyError: the key's inputs and files take as many bytes as they may.
-        UnavailableError: the disk is full.
+        UnavailableError: the disk is full, or the bucket does not answer.
     """
     if url is not None and not is_listed(url, state.settings.input_buckets):
         _check_url("input_url", url)
     if webhook_url is not None:
         _check_url("webhook_url", webhook_url)
     job_id, now = jobs.new_id(), datetime.now(UTC)
-
-    def put() -> int:
-        path = state.depot.open_job(job_id)
-        if place is not None:
-            place(path)
-        return sum(file.stat().st_size for file in path.parent.iterdir())
-
     try:
-        n_bytes = await asyncio.to_thread(put)
+        n_bytes = await place(of_job(job_id, INPUT)) if place is not None else 0
         async with state.store.write() as connection:
             n_active, n_stored = await jobs.active(connection, key_id)
             n_stored += await files.stored_bytes(connection, key_id)
@@ -108,10 +102,10 @@ async def submit(
                 webhook_url=webhook_url,
             )
     except OSError as error:
-        await asyncio.to_thread(state.depot.remove_job, job_id)
+        await state.depot.remove(of_job(job_id))
         raise UnavailableError(f"The input cannot be kept: {error.strerror}.", retry_after_seconds=60) from error
     except BaseException:
-        await asyncio.to_thread(state.depot.remove_job, job_id)
+        await state.depot.remove(of_job(job_id))
         raise
     state.wake()
     return job
@@ -181,6 +175,7 @@ async def download(state: State, job: Job, kind: Kind) -> StreamingResponse:
     Raises:
         BusyError: the job still waits or runs.
         NotFoundError: its files have expired.
+        UnavailableError: the depot does not answer.
     """
     if job.state in jobs.ACTIVE:
         raise BusyError(f"Batch job '{job.id}' has not ended yet; its {kind} is there once it has.")
@@ -188,45 +183,81 @@ async def download(state: State, job: Job, kind: Kind) -> StreamingResponse:
         raise NotFoundError(f"Batch job '{job.id}' expired at {_iso(job.expires_at)}; its files are gone.")
     async with state.store.read() as connection:
         parts = await jobs.parts(connection, job.id, kind)
-    return StreamingResponse(
-        state.depot.read(job.id, [part.name for part in parts]),
+    return await send(
+        state.depot,
+        [of_job(job.id, part.name) for part in parts],
+        n_bytes=sum(part.n_bytes for part in parts),
         media_type=_JSON_LINES,
-        headers={
-            "Content-Length": str(sum(part.n_bytes for part in parts)),
-            "Content-Disposition": f'attachment; filename="{job.id}-{kind}.jsonl"',
-        },
+        file_name=f"{job.id}-{kind}.jsonl",
     )
 
 
-def signed_url(state: State, job: Job, kind: Kind) -> str:
+async def send(
+    depot: Depot, names: Sequence[str], *, n_bytes: int, media_type: str, file_name: str
+) -> StreamingResponse:
+    """Files one after the other, as one download.
+
+    Its first piece is read before the answer begins: what is not there, or does not answer, is then said in words.
+
+    Raises:
+        NotFoundError: the first file is gone.
+        UnavailableError: the depot does not answer.
+    """
+    pieces = _joined(depot, names)
+    try:
+        first = await anext(pieces, b"")
+    except FileNotFoundError as error:
+        raise NotFoundError(f"The bytes of {file_name} are gone.") from error
+
+    async def all_of_them() -> AsyncIterator[bytes]:
+        async with aclosing(pieces):
+            yield first
+            async for piece in pieces:
+                yield piece
+
+    encoded = quote(file_name, safe="")
+    named = f'filename="{file_name}"' if encoded == file_name else f"filename*=utf-8''{encoded}"
+    headers = {"Content-Length": str(n_bytes), "Content-Disposition": f"attachment; {named}"}
+    return StreamingResponse(all_of_them(), media_type=media_type, headers=headers)
+
+
+async def _joined(depot: Depot, names: Sequence[str]) -> AsyncGenerator[bytes, None]:
+    for name in names:
+        async for piece in depot.read(name):
+            yield piece
+
+
+async def signed_url(state: State, job: Job, kind: Kind) -> str:
     """An address that gives a job's files without a key, until the job expires."""
     expires = int(job.expires_at.timestamp())
-    signature = _signature(state, job.id, kind, expires)
+    signature = await _signature(state, job.id, kind, expires)
     return f"{job.asked.get('base_url', '')}/v1/batch/{job.id}/{kind}?expires={expires}&signature={signature}"
 
 
-def is_signed(state: State, request: Request, job_id: str, kind: Kind) -> bool:
+async def is_signed(state: State, request: Request, job_id: str, kind: Kind) -> bool:
     """Whether a request carries our signature for these files, and in time."""
     expires, given = request.query_params.get("expires", ""), request.query_params.get("signature", "")
     if not (expires.isascii() and expires.isdigit()) or int(expires) < datetime.now(UTC).timestamp():
         return False
-    return hmac.compare_digest(given.encode(), _signature(state, job_id, kind, int(expires)).encode())
+    return hmac.compare_digest(given.encode(), (await _signature(state, job_id, kind, int(expires))).encode())
 
 
-def _signature(state: State, job_id: str, kind: Kind, expires: int) -> str:
-    return hmac.digest(state.depot.secret("links"), f"{job_id}/{kind}/{expires}".encode(), sha256).hex()
+async def _signature(state: State, job_id: str, kind: Kind, expires: int) -> str:
+    return hmac.digest(await state.depot.secret("links"), f"{job_id}/{kind}/{expires}".encode(), sha256).hex()
 
 
-def message_secret(state: State) -> bytes:
+async def message_secret(state: State) -> bytes:
     """What signs webhooks."""
     if given := state.settings.webhook_secret:
         return base64.b64decode(given.removeprefix("whsec_"))
-    return state.depot.secret("webhook")
+    return await state.depot.secret("webhook")
 
 
-def describe(state: State, job: Job) -> dict[str, Any]:
+async def describe(state: State, job: Job) -> dict[str, Any]:
     """A job in the form in which it was asked for."""
-    return {"batch": _batch, "files": _files, "openai": _openai, "bulk": _bulk}[job.dialect](state, job)
+    if job.dialect in ("batch", "files"):
+        return (_batch if job.dialect == "batch" else _files)(job, await _links(state, job))
+    return (_openai if job.dialect == "openai" else _bulk)(job)
 
 
 _BATCH_STATES = {"queued": "pending", "running": "processing"}
@@ -235,7 +266,7 @@ _OPENAI_STATES = {"queued": "validating", "running": "in_progress"}
 _BULK_STATES = {"queued": "waiting", "running": "in-progress", "completed": "completed"}
 
 
-def _batch(state: State, job: Job) -> dict[str, Any]:
+def _batch(job: Job, links: Mapping[str, str | None]) -> dict[str, Any]:
     return {
         "batch_id": job.id,
         "status": _BATCH_STATES.get(job.state, job.state),
@@ -243,7 +274,7 @@ def _batch(state: State, job: Job) -> dict[str, Any]:
         "created_at": _iso(job.created_at),
         "completed_at": job.ended_at and _iso(job.ended_at),
         "expires_at": _iso(job.expires_at),
-        **_links(state, job),
+        **links,
         "error": job.error,
         "stats": None
         if job.n_lines is None
@@ -257,7 +288,7 @@ def _batch(state: State, job: Job) -> dict[str, Any]:
     }
 
 
-def _files(state: State, job: Job) -> dict[str, Any]:
+def _files(job: Job, links: Mapping[str, str | None]) -> dict[str, Any]:
     return {
         "id": job.id,
         "status": _FILES_STATES.get(job.state, job.state),
@@ -270,14 +301,13 @@ def _files(state: State, job: Job) -> dict[str, Any]:
         "completion_window": job.asked.get("completion_window"),
         "completed_at": job.ended_at and int(job.ended_at.timestamp()),
         "expires_at": int(job.expires_at.timestamp()),
-        **_links(state, job),
+        **links,
         "error": "The job has expired." if job.state == "expired" else job.error,
         **_webhook(job),
     }
 
 
-def _openai(state: State, job: Job) -> dict[str, Any]:
-    del state
+def _openai(job: Job) -> dict[str, Any]:
     ended = job.ended_at and int(job.ended_at.timestamp())
     errors = [{"code": "invalid_input", "message": job.error, "param": None, "line": None}]
     here = _has_files(job)
@@ -306,8 +336,7 @@ def _openai(state: State, job: Job) -> dict[str, Any]:
     }
 
 
-def _bulk(state: State, job: Job) -> dict[str, Any]:
-    del state
+def _bulk(job: Job) -> dict[str, Any]:
     ended = job.state == "completed"
     error = job.error or (None if ended or job.state in jobs.ACTIVE else f"The job is {job.state}.")
     return {
@@ -343,11 +372,11 @@ def _has_files(job: Job) -> bool:
     return job.state not in (*jobs.ACTIVE, "expired")
 
 
-def _links(state: State, job: Job) -> dict[str, Any]:
+async def _links(state: State, job: Job) -> dict[str, str | None]:
     here = _has_files(job)
     return {
-        "output_url": signed_url(state, job, "output") if here and job.n_completed else None,
-        "error_file_url": signed_url(state, job, "errors") if here and job.n_failed else None,
+        "output_url": await signed_url(state, job, "output") if here and job.n_completed else None,
+        "error_file_url": await signed_url(state, job, "errors") if here and job.n_failed else None,
     }
 
 

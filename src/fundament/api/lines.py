@@ -114,16 +114,20 @@ def model_of(path: Path) -> str:
     return model
 
 
-def convert_csv(source: Path, target: Path) -> None:
-    """Write a CSV file's rows as lines. Its first row may name the columns: a text, and perhaps an id.
+def jsonl(lines: Iterable[Any]) -> Iterator[bytes]:
+    """Lines as a file has them."""
+    return (orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE) for line in lines)
+
+
+def csv_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """A CSV file's rows as lines. Its first row may name the columns: a text, and perhaps an id.
 
     Raises:
         InputFileError: not a CSV file in UTF-8, or no column can be told to be the text.
     """
     try:
-        with source.open(encoding="utf-8-sig", newline="") as file, target.open("wb") as lines:
-            for line in _rows(csv.reader(file, strict=True)):
-                lines.write(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE))
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            yield from _rows(csv.reader(file, strict=True))
     except (csv.Error, UnicodeDecodeError) as error:
         raise InputFileError(f"The input is not a CSV file in UTF-8: {error}.") from error
 
@@ -147,22 +151,16 @@ def _rows(rows: Iterator[list[str]]) -> Iterator[dict[str, Any]]:
             yield {**named, "input": text}
 
 
-def read(path: Path, span: Span, defaults: Mapping[str, Any]) -> list[Line]:
+def read(raw: bytes, first_line: int, defaults: Mapping[str, Any]) -> list[Line]:
     """The lines of a chunk.
 
     Args:
-        path: the input.
-        span: where they are.
+        raw: the chunk's part of the input.
+        first_line: the number of its first line.
         defaults: fields of a request that a line does not say itself, `model` among them.
-
-    Raises:
-        OSError: the input cannot be read.
     """
-    with path.open("rb") as file:
-        file.seek(span.start)
-        raw = file.read(span.n_bytes)
     lines = (line for line in raw.split(b"\n") if line.strip())
-    return [_line(number, line, defaults) for number, line in enumerate(lines, start=span.first_line)]
+    return [_line(number, line, defaults) for number, line in enumerate(lines, start=first_line)]
 
 
 def _line(number: int, raw: bytes, defaults: Mapping[str, Any]) -> Line:

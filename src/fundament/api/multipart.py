@@ -1,16 +1,15 @@
-"""Reading a multipart form whose file goes to disk while it arrives."""
+"""Reading a multipart form whose file goes to the depot while it arrives."""
 
-import asyncio
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
 from fastapi import Request
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import ClientDisconnect
 
+from fundament.depot import Depot
 from fundament.errors import BodyError, Fault, InputError, UnavailableError
 
 if TYPE_CHECKING:
@@ -35,13 +34,13 @@ class Form:
     n_bytes: int
 
 
-async def read_form(request: Request, path: Path, *, max_bytes: int) -> Form:
-    """Read a form and write its part `file` to a path; the file is removed where this fails.
+async def read_form(request: Request, depot: Depot, name: str, *, max_bytes: int) -> Form:
+    """Read a form and write its part `file` to the depot; there is no file of that name where this fails.
 
     Raises:
         BodyError: no multipart form (415), one that breaks off (400), or a file that is too large (413).
         InputError: no part `file`, or a form that is malformed.
-        UnavailableError: the disk is full.
+        UnavailableError: the disk is full, or the bucket does not answer.
     """
     kind, options = parse_options_header(request.headers.get("content-type"))
     boundary = options.get(b"boundary")
@@ -52,34 +51,34 @@ async def read_form(request: Request, path: Path, *, max_bytes: int) -> Form:
         raise too_large
     parts = _Parts()
     parser = MultipartParser(boundary, parts.callbacks())
-    n_bytes = 0
-    try:
-        with await asyncio.to_thread(path.open, "xb") as file:
-            async for piece in request.stream():
-                parser.write(piece)
-                n_bytes += parts.n_pending
-                if n_bytes > max_bytes:
-                    raise too_large
-                if parts.n_pending:
-                    await asyncio.to_thread(parts.flush, file)
-            parser.finalize()
+
+    async def pieces() -> AsyncIterator[bytes]:
+        """The file; a form that is not whole, or has none, is an error before its end, so that nothing is kept."""
+        n_bytes = 0
+        async for arrived in request.stream():
+            parser.write(arrived)
+            piece = parts.take()
+            n_bytes += len(piece)
+            if n_bytes > max_bytes:
+                raise too_large
+            if piece:
+                yield piece
+        parser.finalize()
         if not parts.ended:
             raise BodyError(400, "The form breaks off.")
         if parts.file_name is None:
             raise InputError(Fault("body -> file", "Field required", "missing"))
-        return Form(
-            {name: value.decode(errors="replace") for name, value in parts.fields.items()}, parts.file_name, n_bytes
-        )
-    except BaseException as error:
-        await asyncio.to_thread(path.unlink, missing_ok=True)
-        match error:
-            case ClientDisconnect():
-                raise BodyError(400, "The connection closed before the form was whole.") from None
-            case FormParserError():
-                raise InputError(Fault("body", f"The form is malformed: {error}.", "form_invalid")) from None
-            case OSError():
-                raise UnavailableError(f"The file cannot be kept: {error.strerror}.", retry_after_seconds=60) from error
-        raise
+
+    try:
+        n_bytes = await depot.write(name, pieces())
+    except ClientDisconnect:
+        raise BodyError(400, "The connection closed before the form was whole.") from None
+    except FormParserError as error:
+        raise InputError(Fault("body", f"The form is malformed: {error}.", "form_invalid")) from None
+    except OSError as error:
+        raise UnavailableError(f"The file cannot be kept: {error.strerror}.", retry_after_seconds=60) from error
+    fields = {field: value.decode(errors="replace") for field, value in parts.fields.items()}
+    return Form(fields, parts.file_name or "", n_bytes)
 
 
 @dataclass(slots=True)
@@ -95,15 +94,11 @@ class _Parts:
     _in_file: bool = False
     _pending: list[bytes] = field(default_factory=list)
 
-    @property
-    def n_pending(self) -> int:
-        """Bytes of the file that are not written yet."""
-        return sum(map(len, self._pending))
-
-    def flush(self, file: BinaryIO) -> None:
-        """Write what has arrived of the file."""
-        file.writelines(self._pending)
+    def take(self) -> bytes:
+        """What has arrived of the file since this was asked last."""
+        piece = b"".join(self._pending)
         self._pending.clear()
+        return piece
 
     def callbacks(self) -> "MultipartCallbacks":
         """What the parser calls."""

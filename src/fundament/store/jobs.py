@@ -44,6 +44,7 @@ jobs = Table(
     Column("error", Text),
     Column("worker", String(40)),
     Column("lease_until", Instant),
+    Column("input_name", String(80)),
     Column("webhook_url", Text),
     Column("webhook_state", String(12)),
     Column("webhook_attempts", Integer, nullable=False),
@@ -90,6 +91,7 @@ class Job:
         n_completed: lines that became vectors.
         n_failed: lines that did not.
         error: why it failed.
+        input_name: the file with its lines; None where it is the one that was handed in.
         webhook_state: `waiting` for the job's end, `pending`, `delivered` or `failed`; None without a webhook.
         webhook_at: when it is tried next.
     """
@@ -113,6 +115,7 @@ class Job:
     error: str | None
     worker: str | None
     lease_until: datetime | None
+    input_name: str | None
     webhook_url: str | None
     webhook_state: str | None
     webhook_attempts: int
@@ -264,6 +267,7 @@ async def divide(
     n_bytes: int,
     spans: Sequence[Span],
     now: datetime,
+    input_name: str | None = None,
 ) -> bool:
     """Let a job run, its input read and divided; False where it is no longer this worker's."""
     mine = (jobs.c.id == job_id) & (jobs.c.worker == worker) & (jobs.c.state == "queued")
@@ -271,7 +275,15 @@ async def divide(
     taken = await connection.execute(
         jobs.update()
         .where(mine)
-        .values(state="running", model=model, n_bytes=n_bytes, n_lines=n_lines, started_at=now, lease_until=None)
+        .values(
+            state="running",
+            model=model,
+            input_name=input_name,
+            n_bytes=n_bytes,
+            n_lines=n_lines,
+            started_at=now,
+            lease_until=None,
+        )
         .returning(jobs.c.id)
     )
     if taken.one_or_none() is None:
