@@ -96,6 +96,8 @@ class Embed:
         output: what each text becomes; one of the model's `outputs`.
         role: the side of the search, where a model reads queries and documents in two ways; None means document.
         name_tokens: name the token of each vector (`multi` only).
+        n_recurring: how many of the last inputs come again with calls to come, as labels do: an engine may keep what
+            they became. Each input is one row then.
     """
 
     inputs: Sequence[Input]
@@ -107,6 +109,7 @@ class Embed:
     output: Output = "dense"
     role: Role | None = None
     name_tokens: bool = False
+    n_recurring: int = 0
 
     @property
     def has_media(self) -> bool:

@@ -88,6 +88,11 @@ def engine_of(berts: dict[str, Local], n_fit: float) -> LocalEngine:
     return LocalEngine(berts, EngineOptions(dtype="float32", memory_bytes=int(n_fit * size)), Metrics())
 
 
+def tokens(engine: LocalEngine) -> float:
+    """Tokens that have gone through models."""
+    return sum(value for name, value in metrics_of(engine.metrics.page().decode()).items() if "_tokens_total" in name)
+
+
 async def vectors(engine: LocalEngine, model: str) -> torch.Tensor:
     result = await engine.run(model, Embed(inputs=TEXTS))
     assert isinstance(result, Embeddings)
@@ -113,6 +118,38 @@ def test_a_client_that_cycles_through_more_models_than_fit_gets_right_answers(
         assert sum(loaded.n_bytes for loaded in tight.memory.loaded.values()) <= tight.memory.budget_bytes
         await roomy.close()
         await tight.close()
+
+    runner.run(scenario())
+
+
+def test_what_recurs_runs_once_while_its_model_stays(runner: asyncio.Runner, berts: dict[str, Local]) -> None:
+    async def scenario() -> None:
+        engine = engine_of(berts, 5)
+
+        async def ask(*texts: str, n_recurring: int) -> tuple[Embeddings, float]:
+            before = tokens(engine)
+            result = await engine.run("model-0", Embed(inputs=texts, n_recurring=n_recurring))
+            assert isinstance(result, Embeddings)
+            return result, tokens(engine) - before
+
+        async def alone(text: str) -> tuple[np.ndarray, float]:
+            result, n_run = await ask(text, n_recurring=0)
+            return result.vectors[0], n_run
+
+        (query, n_query), (first, n_first), (second, n_second) = [
+            await alone(text) for text in ("what people mean", "the search engine", "engine")
+        ]
+        assert (await ask("what people mean", "engine", n_recurring=1))[1] == n_query + n_second
+        found, n_run = await ask("what people mean", "engine", "the search engine", "engine", n_recurring=3)
+        assert n_run == n_query + n_first
+        assert found.n_tokens == n_query + n_first + 2 * n_second  # all that was asked for counts
+        np.testing.assert_allclose(found.vectors, [query, second, first, second], atol=1e-5)
+        found, n_run = await ask("engine", n_recurring=1)
+        assert n_run == 0
+        np.testing.assert_allclose(found.vectors, [second], atol=1e-5)
+        await engine.memory.close()
+        assert (await ask("engine", n_recurring=1))[1] == n_second
+        await engine.close()
 
     runner.run(scenario())
 

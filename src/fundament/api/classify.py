@@ -175,7 +175,12 @@ async def _zero_shot(state: State, request: ClassifyRequest) -> Classification:
     try:  # in one call, so that it is paid for as a whole or not at all
         async with opened(state, sent) as given:
             read = await unit_vectors(
-                state, spec, [*given, *names], task=task_of(spec), truncate=bool(request.truncate)
+                state,
+                spec,
+                [*given, *names],
+                task=task_of(spec),
+                truncate=bool(request.truncate),
+                n_recurring=len(names),
             )
     except TooLongError as error:
         if (place := error.index - len(sent)) < 0:
@@ -247,14 +252,15 @@ def readable(state: State, spec: ModelSpec, sent: Sequence[Sent]) -> list[Sent]:
 
 
 async def unit_vectors(
-    state: State, spec: ModelSpec, inputs: Sequence[Input], *, task: str | None, truncate: bool
+    state: State, spec: ModelSpec, inputs: Sequence[Input], *, task: str | None, truncate: bool, n_recurring: int = 0
 ) -> Embeddings:
-    """One vector of unit length per input, read for `task`.
+    """One vector of unit length per input, read for `task`; the last `n_recurring` of them are asked for often.
 
     Raises:
         FundamentError: a text that is too long, a server that cannot take it now.
     """
-    result = await state.engine.run(spec.id, Embed(inputs=inputs, task=task, truncate=truncate))
+    call = Embed(inputs=inputs, task=task, truncate=truncate, n_recurring=n_recurring)
+    result = await state.engine.run(spec.id, call)
     assert isinstance(result, Embeddings)
     return replace(result, vectors=shorten(result.vectors, None, normalized=True))
 

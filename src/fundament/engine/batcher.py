@@ -8,7 +8,7 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from operator import attrgetter
@@ -54,11 +54,17 @@ class Ticket:
     n_left: int = 0
     error: Exception | None = None
 
-    def open(self, items: Sequence[Item]) -> None:
-        """Expect an array for each item. A row's number is the place of the first item that it stands for."""
+    def open(self, items: Sequence[Item], known: Mapping[int, Array] | None = None) -> None:
+        """Expect an array for each item. A row's number is the place of the first item that it stands for.
+
+        Args:
+            items: of the call.
+            known: arrays of rows that need not run, by the identity of the item.
+        """
         first: dict[int, int] = {}
         self.rows = [first.setdefault(id(item), place) for place, item in enumerate(items)]
-        self.n_left = len(first)
+        self.arrays = {first[item]: array for item, array in (known or {}).items()}
+        self.n_left = len(first) - len(self.arrays)
 
     def resolve(self) -> None:
         """Wake the caller; runs on its event loop."""
@@ -155,7 +161,7 @@ class Batcher:
             UnavailableError: the queue is full, or the model's threads have died.
         """
         now = time.monotonic()
-        different = list(dict.fromkeys(ticket.rows))
+        different = [place for place in dict.fromkeys(ticket.rows) if place not in ticket.arrays]
         n_bytes = sum(items[place].n_bytes for place in different)
         with self._condition:
             if self.death is not None or self._closing:

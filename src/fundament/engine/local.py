@@ -31,6 +31,7 @@ from fundament.core import (
 from fundament.engine.batcher import Batcher, Ticket
 from fundament.engine.generator import Conversation, Generator
 from fundament.engine.memory import Memory
+from fundament.engine.recurring import Recurring
 from fundament.engine.weights import PROGRAM, Local, embedded, verify_embedded
 from fundament.errors import CheckpointError, ModelNotFoundError
 from fundament.models import Family, family, family_of
@@ -74,6 +75,7 @@ class Loaded:
     def __init__(self, model: Model[Any, Any] | Writer, batcher: Batcher | Generator, more_bytes: int = 0) -> None:
         self.model: Any = model
         self.batcher = batcher
+        self.recurring = Recurring()
         self.n_bytes = model.n_bytes + more_bytes
 
     def close(self) -> None:
@@ -148,13 +150,18 @@ class LocalEngine:
             items: Sequence[Item] = await loop.run_in_executor(pool, loaded.model.prepare, call)
             if bill is not None:
                 await bill.admit(sum(item.n_counted for item in items))
+            recurring = items[len(items) - call.n_recurring :] if isinstance(call, Embed) else []
+            known = loaded.recurring.find(recurring)
             try:
-                ticket.open(items)
-                if len(items) <= _FEW_ROWS:  # less than a change of threads costs
+                ticket.open(items, known)
+                if not ticket.n_left:
+                    ticket.resolve()
+                elif len(items) <= _FEW_ROWS:  # less than a change of threads costs
                     loaded.batcher.submit(ticket, items, priority)
                 else:
                     await loop.run_in_executor(self._pool, loaded.batcher.submit, ticket, items, priority)
                 arrays = await done
+                loaded.recurring.keep(recurring, arrays[len(items) - len(recurring) :], known)
                 finish: Callable[[], Result] = partial(_finish, loaded.model, call, items, arrays)
                 if isinstance(call, Embed) and call.output == "dense":  # one copy: less than a change of threads costs
                     return finish()
