@@ -132,6 +132,8 @@ def test_adapters_bear_the_names_in_the_checkpoints() -> None:
         ("jina-embeddings-v4", "code.passage", "Passage: "),
         ("jina-embeddings-v5-text-nano", "retrieval.query", "Query: "),
         ("jina-embeddings-v5-text-nano", "text-matching", "Document: "),
+        ("jina-embeddings-v5-text-small-retrieval", "retrieval.query", "Query: "),
+        ("jina-embeddings-v5-text-nano-clustering", "clustering", "Document: "),
         ("jina-code-embeddings-1.5b", "code2code.passage", "Candidate code snippet:\n"),
         (
             "qwen3-embedding-0.6b",

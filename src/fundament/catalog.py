@@ -1,7 +1,7 @@
 """The catalogue: one entry per public model, data only. `/v1/models`, `docs/models.md` and the tests come from it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime
 from types import MappingProxyType
 from typing import Any, Literal
@@ -348,6 +348,29 @@ _EMBEDDINGS_V5 = (
     ),
 )
 
+
+def _of_one_task(spec: ModelSpec, adapter: str, n_parameters: int) -> ModelSpec:
+    """A model as it is published once more for each task, with that adapter merged into its weights."""
+    tasks = {name: Task(task.prompt) for name, task in spec.tasks.items() if task.adapter == adapter}
+    return replace(
+        spec,
+        id=f"{spec.id}-{adapter}",
+        repo=f"{spec.repo}-{adapter}",
+        revision=None,
+        name=f"{spec.name}-{adapter}",
+        description=f"{spec.name} with its adapter for {adapter} merged in.",
+        tasks=tasks,
+        default_task=[*tasks][-1],  # of a search, documents
+        n_parameters=n_parameters,
+    )
+
+
+_EMBEDDINGS_V5_MERGED = tuple(
+    _of_one_task(spec, adapter, n_parameters)
+    for spec, n_parameters in zip(_EMBEDDINGS_V5, (596_049_920, 211_766_016), strict=False)
+    for adapter in dict.fromkeys(task.adapter for task in _V5_TASKS.values() if task.adapter)
+)
+
 _CODE: dict[str, Any] = {
     "family": "qwen",
     "context": 32768,
@@ -554,6 +577,7 @@ CATALOG: Mapping[str, ModelSpec] = MappingProxyType(
             *_EMBEDDINGS_V3,
             *_EMBEDDINGS_V4,
             *_EMBEDDINGS_V5,
+            *_EMBEDDINGS_V5_MERGED,
             *_CODE_EMBEDDINGS,
             *_COLBERTS,
             *_CLIPS,

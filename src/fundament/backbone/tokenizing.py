@@ -21,7 +21,8 @@ class Tokens:
     Attributes:
         ids: int64 `[n]`, special tokens included, at most the context.
         n_whole: tokens of the whole text; larger than `len(ids)` where it was cut.
-        n_own: tokens of the caller's own text as read: without a prefix, with special tokens, less what was cut.
+        n_own: tokens of the caller's own text as read: without those of a prefix alone, with special tokens, less what
+            was cut.
     """
 
     ids: Array
@@ -135,11 +136,10 @@ class TextTokenizer:
         most = self.context if most is None else most
         found: list[Tokens] = []
         for start in range(0, len(texts), _SLICE):
-            part = texts[start : start + _SLICE]
-            own = self._tokenizer.encode_batch_fast(part)
-            # A prefix and a text may merge into other tokens where they meet, so only the joined string gives the ids.
-            whole = self._tokenizer.encode_batch_fast([prefix + text for text in part]) if prefix else own
-            found += [self._cut(encoding, len(alone), most) for encoding, alone in zip(whole, own, strict=True)]
+            part = [prefix + text for text in texts[start : start + _SLICE]]
+            # Where each token ends is asked for only where a prefix has to be told from the text.
+            encodings = self._tokenizer.encode_batch(part) if prefix else self._tokenizer.encode_batch_fast(part)
+            found += [self._cut(encoding, len(prefix), most) for encoding in encodings]
         return found
 
     def encode_parts(self, pieces: Sequence[Sequence[str]], prefix: str = "") -> Joint:
@@ -194,9 +194,11 @@ class TextTokenizer:
         inner = [place for place, special in enumerate(mask) if not special] or [len(mask)]
         return inner[0], len(mask) - 1 - inner[-1]
 
-    def _cut(self, encoding: Encoding, n_own: int, most: int) -> Tokens:
+    def _cut(self, encoding: Encoding, n_prefix: int, most: int) -> Tokens:
         ids = encoding.ids
-        n_whole = len(ids)
+        n_whole = n_own = len(ids)
+        if n_prefix:  # a token that reaches from the prefix into the text is the text's
+            n_own = self.n_before + self.n_after + sum(stop > n_prefix for _, stop in encoding.offsets)
         if n_whole > most:
             head = ids[: most - self.n_after]
             ids = head + ids[n_whole - self.n_after :]
