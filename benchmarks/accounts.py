@@ -2,8 +2,10 @@
 
     python benchmarks/accounts.py
     python benchmarks/accounts.py --only server --rounds 7 --seconds 10
+    python benchmarks/accounts.py --only limits --redis-url redis://127.0.0.1:6379/0
 
 door    per request in this process, around an application that answers at once
+limits  core time per request of limits alone, 100 requests per second of one caller and of 1,000
 server  short queries: requests per second and core time of each
 """
 
@@ -13,7 +15,7 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -21,13 +23,14 @@ from statistics import median
 from typing import Any
 
 import orjson
+from limits.storage import MemoryStorage
 
 import corpus
 from contest import machine, rounds, table, verdict
 from fundament.accounts.visits import Accounts, current_visit
 from fundament.api.auth import AccountMiddleware
 from fundament.config import Settings
-from fundament.limits import limits_of
+from fundament.limits import Limits, MemoryLimits, limits_of, new_lease
 from fundament.store import keys, migrate
 from fundament.store.database import Database, locate
 from load import Outcome, Target, load
@@ -108,6 +111,52 @@ async def _door(accounts: Accounts, key: str, seconds: float) -> float:
     return 1000 * taken / n
 
 
+class Untouched(MemoryLimits):
+    """Limits in the library's storage as it is, with a timer that walks all callers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._storage = MemoryStorage()
+
+
+def limits(n_rounds: int, seconds: float, redis_url: str) -> None:
+    """Milliseconds of core time of one request's limits, while 100 come per second, the loop's waiting included."""
+    places = {"memory": MemoryLimits, "memory, the storage's own timer": Untouched}
+    if redis_url:
+        places["Redis"] = partial(limits_of, redis_url)
+    cases = [(name, n_callers) for name in places for n_callers in (1, 1_000)]
+    found: dict[tuple[str, int], list[float]] = {case: [] for case in cases}
+    for _ in range(n_rounds):
+        for name, n_callers in cases:
+            with asyncio.Runner() as runner:
+                found[name, n_callers].append(runner.run(_paced(places[name], n_callers, seconds)))
+    table(
+        f"Limits alone, 100 requests per second, median of {n_rounds} rounds",
+        ("", "callers", "core ms each"),
+        [(name, f"{n_callers:,}", f"{median(laps):.2f}") for (name, n_callers), laps in found.items()],
+    )
+
+
+async def _paced(make: Callable[[], Limits], n_callers: int, seconds: float) -> float:
+    counted, tier = make(), Settings(tiers=TIERS).tiers["large"]
+
+    async def request(number: int) -> None:
+        who, lease = str(number % n_callers), new_lease()
+        await counted.enter(who, tier, lease)
+        await counted.spend(who, tier, 10)
+        await counted.leave(who, lease)
+
+    for number in range(10_000):
+        await request(number)
+    used, n = time.process_time(), round(100 * seconds)
+    for number in range(n):
+        await request(number)
+        await asyncio.sleep(0.01)
+    used = time.process_time() - used
+    await counted.close()
+    return 1000 * used / n
+
+
 def server(n_rounds: int, seconds: float) -> None:
     """Requests per second and core time of servers with and without accounts."""
     model = corpus.model().spec.id
@@ -185,7 +234,7 @@ def _key_in(folder: Path, balance: int | None) -> str:
     return asyncio.run(make())
 
 
-PARTS = {"door": door, "server": server}
+PARTS = {"door": door, "limits": limits, "server": server}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -193,10 +242,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=5, help="of one lap")
+    parser.add_argument("--redis-url", default="", help="of a Redis that may be written to")
     given = parser.parse_args(arguments)
     print(machine())
     for name in given.only:
-        PARTS[name](given.rounds, given.seconds)
+        more = {"redis_url": given.redis_url} if name == "limits" else {}
+        PARTS[name](given.rounds, given.seconds, **more)
 
 
 if __name__ == "__main__":

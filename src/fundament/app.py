@@ -139,6 +139,7 @@ def create_app(settings: Settings) -> FastAPI:
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         tasks = [asyncio.ensure_future(start()), asyncio.ensure_future(engine.memory.expire())]
         tasks.append(asyncio.ensure_future(accounts.ledger.keep()))
+        tasks.append(asyncio.ensure_future(accounts.limits.keep()))
         if settings.worker:
             worker = Worker(state)
             state.wake = worker.wake

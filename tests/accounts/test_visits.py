@@ -64,7 +64,7 @@ def test_a_request_that_fails_later_gets_all_back(desk: Desk, runner: asyncio.Ru
         await visit.bill("a").admit(15)
         visit.bill("a").refund(5)
         with pytest.raises(LimitError):
-            await visit.bill("a").admit(6)
+            await visit.bill("a").admit(20)
         for _ in range(2):  # twice is once
             visit.forgive()
         visit.bill("a").refund(10)  # of a call that was still under way

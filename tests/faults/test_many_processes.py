@@ -97,7 +97,7 @@ def test_a_balance_for_100_requests_on_postgres(four: tuple[list[Served], str], 
 @pytest.mark.parametrize("tier", ["requests", "tokens"])
 def test_a_minutes_limit_is_exact(four: tuple[list[Served], str], tmp_path: Path, tier: str) -> None:
     servers, store_url = four
-    key = make_key(tmp_path, store_url, tier=tier)
+    key = make_key(tmp_path, store_url, tier=tier)  # new, so that its minute begins with these requests
     found = ask(servers, key, embed=tier == "tokens")
     assert found == {200: N_ALLOWED, 429: N_ASKED - N_ALLOWED}
 
