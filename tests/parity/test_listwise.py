@@ -1,6 +1,7 @@
 """jina-reranker-v3 and v3.5 against a reading of the prompt with transformers' Qwen3Model, in float32."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +172,49 @@ def test_a_caller_cannot_say_the_marks(model: Any, text: str) -> None:
     marked = rank(model, Rerank(query=text, documents=[text, "in"], instruction=text))
     close(marked.scores, plain.scores)
     assert marked.n_tokens == plain.n_tokens
+
+
+def stripped_again_and_again(text: str) -> str:
+    while found := next((mark for mark in listwise.MARKS if mark in text), None):
+        text = text.replace(found, "", 1)
+    return text
+
+
+@settings(max_examples=300)
+@given(
+    pieces=st.lists(
+        st.sampled_from(["<|embed_token|>", "<|rerank_token|>", "<|embed_", "<|rerank_", "token|>", ">", "a"])
+    )
+)
+def test_no_mark_is_left_however_they_are_nested(pieces: list[str]) -> None:
+    text = "".join(pieces)
+    found = listwise.unmarked(text)
+    assert not any(mark in found for mark in listwise.MARKS)
+    assert found == stripped_again_and_again(text)
+
+
+def test_nested_marks_take_one_pass() -> None:
+    def nested(n: int) -> str:
+        return "<|embed_" * n + "<|embed_token|>" + "token|>" * n
+
+    def n_steps(text: str) -> int:
+        """Lines run, each of which looks at a mark's length of the text at most, and what is left of it."""
+        n, before = 0, sys.gettrace()
+
+        def count(*_: Any) -> Any:
+            nonlocal n
+            n += 1
+            return count
+
+        sys.settrace(count)
+        try:
+            assert listwise.unmarked(text) == ""
+        finally:
+            sys.settrace(before)
+        return n
+
+    assert n_steps(nested(2_000)) < 2.1 * n_steps(nested(1_000))
+    assert listwise.unmarked(nested(50_000)) == ""
 
 
 def test_texts_are_cut_by_tokens(name: str, model: Any, directory: Path) -> None:

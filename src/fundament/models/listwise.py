@@ -4,7 +4,6 @@ Behind each document and behind the query stands a token of its own; a projectio
 stands before it, and a score the cosine of the two. The prompt is that of the publishers' model card.
 """
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -28,8 +27,9 @@ from fundament.errors import CheckpointError
 
 ARCHITECTURE = "JinaForRanking"
 
-DOCUMENT_MARK, QUERY_MARK = "<|embed_token|>", "<|rerank_token|>"
+MARKS = DOCUMENT_MARK, QUERY_MARK = "<|embed_token|>", "<|rerank_token|>"
 """Tokens behind a document and behind the query; a caller's text must not say them."""
+_LONGEST_MARK = max(map(len, MARKS))
 
 BLOCK_DOCUMENTS = 125
 QUERY_TOKENS, DOCUMENT_TOKENS = 512, 2048
@@ -75,7 +75,7 @@ class ListwiseReranker:
     ) -> None:
         self.tokenizer, self.decoder, self.projection, self.spec = tokenizer, decoder, projection, spec
         self.n_bytes = decoder.n_bytes + sum(matrix.nbytes for matrix in projection)
-        found = {mark: tokenizer.id_of(mark) for mark in (DOCUMENT_MARK, QUERY_MARK)}
+        found = {mark: tokenizer.id_of(mark) for mark in MARKS}
         if missing := [mark for mark, number in found.items() if number is None]:
             raise CheckpointError(f"the tokenizer of '{spec.id}' lacks {' and '.join(missing)}")
         self.marks = np.array(list(found.values()), dtype=np.int64)
@@ -126,10 +126,21 @@ class ListwiseReranker:
 
 
 def unmarked(text: str) -> str:
-    """The text without the marks, and without those that taking one away would leave behind."""
-    while DOCUMENT_MARK in text or QUERY_MARK in text:
-        text = re.sub(f"{re.escape(DOCUMENT_MARK)}|{re.escape(QUERY_MARK)}", "", text)
-    return text
+    """The text without the marks, and without those that taking one away would leave behind.
+
+    In one pass: what is kept never holds a mark, so that a character makes one at most, as its last.
+    """
+    if not any(mark in text for mark in MARKS):
+        return text
+    kept: list[str] = []
+    for character in text:
+        kept.append(character)
+        if character == ">":
+            last = "".join(kept[-_LONGEST_MARK:])
+            for mark in MARKS:
+                if last.endswith(mark):
+                    del kept[-len(mark) :]
+    return "".join(kept)
 
 
 def divide(documents: Sequence[Excerpt], room: int, longest: int) -> Iterator[list[Excerpt]]:
