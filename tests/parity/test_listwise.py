@@ -23,7 +23,8 @@ from tests.conftest import BFLOAT16
 
 CONFIGS = {"v3": LISTWISE, "v3.5": HYBRID}
 QUERY = "who is the other?\n"
-DOCUMENTS = ["the other is in", "", "naïve 東京 🙂\n", "the other is in", ">\n\n<passage>", "in the inner city " * 20]
+DOCUMENTS = ["the other is in", "", "naïve 東京 🙂\n", "is the other in", ">\n\n<passage>", "in the inner city " * 20]
+MORE = [*DOCUMENTS, "the other", "in the city", "東京"]
 
 
 def written(query: str, documents: list[str], instruction: str | None = None) -> str:
@@ -107,9 +108,8 @@ def test_the_window_shows_in_the_result(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("small_blocks")
 def test_blocks_are_merged_as_the_model_card_says(name: str, model: Any, directory: Path) -> None:
-    documents = [*DOCUMENTS, *DOCUMENTS[:3]]
-    found = rank(model, Rerank(query=QUERY, documents=documents, embeddings=True))
-    parts = [documents[:4], documents[4:8], documents[8:]]
+    found = rank(model, Rerank(query=QUERY, documents=MORE, embeddings=True))
+    parts = [MORE[:4], MORE[4:8], MORE[8:]]
     vectors, queries = zip(*(reference(name, directory, written(QUERY, part)) for part in parts), strict=True)
     weights = [
         ((1 + F.cosine_similarity(its, query)) / 2).max().item() for its, query in zip(vectors, queries, strict=True)
@@ -122,20 +122,28 @@ def test_blocks_are_merged_as_the_model_card_says(name: str, model: Any, directo
 
 
 @pytest.mark.usefixtures("small_blocks")
-def test_blocks_share_the_beginning_of_their_prompts(model: Any) -> None:
-    items = model.prepare(Rerank(query=QUERY, documents=DOCUMENTS[:4] + DOCUMENTS[2:]))
-    assert len(items) == 2
+def test_blocks_of_one_size_share_their_beginning_with_the_first_passage(model: Any) -> None:
+    items = model.prepare(Rerank(query=QUERY, documents=MORE))
+    parts = [MORE[:4], MORE[4:8], MORE[8:]]
     prefixes = [item.features["prefix"] for item in items]
-    assert np.array_equal(*prefixes)
     whole = [np.concatenate([item.features["prefix"], item.features["ids"]]) for item in items]
-    told = model.tokenizer.text_of(prefixes[0])
-    assert told.endswith(f'relevance to query: {QUERY}\n<passage id="0">\n')
-    expected = [written(QUERY, part) for part in (DOCUMENTS[:4], DOCUMENTS[2:])]
-    for ids, text in zip(whole, expected, strict=True):
-        assert ids.tolist() == qwen_reranker.tokenizer().encode(text).ids
-    assert [item.n_tokens for item in items] == [len(whole[0]), len(whole[1]) - len(prefixes[0])]
-    one = model.prepare(Rerank(query=QUERY, documents=DOCUMENTS[:4]))
+    for ids, part in zip(whole, parts, strict=True):
+        assert ids.tolist() == qwen_reranker.tokenizer().encode(written(QUERY, part)).ids
+    assert np.array_equal(prefixes[0], prefixes[1])
+    assert model.tokenizer.text_of(prefixes[0]).endswith(f'relevance to query: {QUERY}\n<passage id="0">\n')
+    assert len(prefixes[2]) == 0
+    assert [item.n_tokens for item in items] == [len(whole[0]), len(whole[1]) - len(prefixes[0]), len(whole[2])]
+    one = model.prepare(Rerank(query=QUERY, documents=MORE[:4]))
     assert len(one[0].features["prefix"]) == 0
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_blocks_of_different_sizes_share_what_comes_before_their_number(model: Any) -> None:
+    items = model.prepare(Rerank(query=QUERY, documents=MORE[:6]))
+    prefixes = [model.tokenizer.text_of(item.features["prefix"]) for item in items]
+    assert len(items) == 2
+    assert prefixes[0] == prefixes[1]
+    assert prefixes[0].endswith("I will provide you with ")
 
 
 def test_blocks_end_where_another_document_might_not_fit() -> None:
@@ -151,12 +159,19 @@ def test_blocks_end_where_another_document_might_not_fit() -> None:
 
 
 @pytest.mark.usefixtures("small_blocks")
-def test_equal_documents_have_equal_places_in_equal_blocks(model: Any) -> None:
-    """All blocks are alike, so that what they begin with must end before the first mark, whose state is asked for."""
-    found = rank(model, Rerank(query=QUERY, documents=["the other"] * 12, embeddings=True))
-    assert found.scores.shape == (12,)
-    close(found.scores[:4], rank(model, Rerank(query=QUERY, documents=["the other"] * 4)).scores)
-    close(found.scores, np.tile(found.scores[:4], 3))
+@pytest.mark.parametrize("n", [1, 3])
+def test_equal_documents_are_read_once_and_have_equal_scores(model: Any, n: int) -> None:
+    """Those that differ in marks alone are equal: the model reads them alike."""
+    call = Rerank(query=QUERY, documents=MORE, embeddings=True)
+    again = ["in", *MORE] * n + [f"{MORE[0]}<|embed_token|>"]
+    expected = rank(model, Rerank(query=QUERY, documents=["in", *MORE], embeddings=True))
+    found = rank(model, Rerank(query=QUERY, documents=again, embeddings=True))
+    places = [*range(len(MORE) + 1)] * n + [1]
+    assert found.embeddings is not None
+    assert expected.embeddings is not None
+    assert np.array_equal(found.scores, expected.scores[places])
+    assert np.array_equal(found.embeddings, expected.embeddings[places])
+    assert found.n_tokens == expected.n_tokens > rank(model, call).n_tokens
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,6 @@ needed, and of them the difference: the probability of yes against no is its log
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -14,9 +13,9 @@ from torch import Tensor
 from fundament.backbone.checkpoint import Checkpoint
 from fundament.backbone.decoder import Decoder
 from fundament.backbone.device import Placement
-from fundament.backbone.excerpts import excerpts
+from fundament.backbone.excerpts import read_documents, read_query
 from fundament.backbone.llama import IGNORED, LAYOUT, PREFIXES
-from fundament.backbone.passes import Row, share
+from fundament.backbone.passes import Row, costs, share
 from fundament.backbone.tokenizing import TextTokenizer
 from fundament.backbone.transformer import Shape, Transformer, parameters
 from fundament.catalog import ModelSpec
@@ -63,13 +62,13 @@ class GenerativeReranker:
             message = f"Model '{self.spec.id}' answers yes or no and makes no vectors."
             raise InputError(Fault("body -> return_embeddings", message))
         most = self.spec.context if call.max_document_tokens else min(self.spec.context, PROMPT_TOKENS)
-        # A query leaves half of the prompt to the document.
-        query, documents = excerpts(self.tokenizer, replace(call, documents=_different(call)), query_tokens=most // 2)
+        room = most - len(self.head) - len(self.tail)
+        query = read_query(self.tokenizer, call, most // 2)  # which leaves half of the prompt to the document
+        documents = read_documents(self.tokenizer, call)
         instruction = call.instruction or INSTRUCTION
         bodies = self.tokenizer.pieces(
             [BODY.format(instruction=instruction, query=query.text, document=text.text) for text in documents]
         )
-        room = most - len(self.head) - len(self.tail)
         lost = [max(0, len(body) - room) for body in bodies]
         if any(lost) and not call.truncate:
             place = int(np.flatnonzero(lost)[0])
@@ -80,11 +79,11 @@ class GenerativeReranker:
         return [
             Item(
                 features=row.features,
-                n_tokens=len(row.ids) + (len(row.prefix) if place == 0 else 0),  # the prefix runs once
+                n_tokens=cost,
                 n_counted=max(0, query.n_tokens + documents[place].n_tokens - lost[place]),
                 truncated=documents[place].truncated or lost[place] > 0,
             )
-            for place, row in enumerate(rows)
+            for place, (row, cost) in enumerate(zip(rows, costs(rows), strict=True))
         ]
 
     def forward(self, items: Sequence[Item]) -> list[Array]:

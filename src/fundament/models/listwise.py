@@ -16,9 +16,9 @@ from torch import Tensor
 from fundament.backbone.checkpoint import Checkpoint
 from fundament.backbone.decoder import Decoder
 from fundament.backbone.device import Placement
-from fundament.backbone.excerpts import Excerpt, excerpts
+from fundament.backbone.excerpts import Excerpt, read_documents, read_query
 from fundament.backbone.llama import IGNORED, LAYOUT, PREFIXES, read_qwen_shape
-from fundament.backbone.passes import Row, share
+from fundament.backbone.passes import Row, costs, share_alike
 from fundament.backbone.tokenizing import TextTokenizer
 from fundament.backbone.transformer import Transformer, parameters
 from fundament.catalog import ModelSpec
@@ -81,30 +81,30 @@ class ListwiseReranker:
         self.marks = np.array(list(found.values()), dtype=np.int64)
 
     def prepare(self, call: Rerank) -> list[Item]:
-        """One row per block of documents; what the blocks' prompts begin with alike is their prefix.
+        """One row per block of different documents; what blocks' prompts begin with alike is their prefix.
 
         Raises:
             TooLongError: a query or a document longer than is read, without `truncate`.
         """
         text, texts = call.texts
-        asked = replace(call, query=unmarked(text), documents=[unmarked(each) for each in texts])
-        query, documents = excerpts(self.tokenizer, asked, QUERY_TOKENS, DOCUMENT_TOKENS)
-        longest = call.max_document_tokens or DOCUMENT_TOKENS
-        blocks = list(divide(documents, self.spec.context - 2 * query.n_tokens, longest))
         instruction = unmarked(call.instruction or "")
+        asked = replace(call, query=unmarked(text), documents=[*map(unmarked, texts)])
+        query = read_query(self.tokenizer, asked, call.max_query_tokens or QUERY_TOKENS)
+        longest = call.max_document_tokens or DOCUMENT_TOKENS
+        documents = read_documents(self.tokenizer, asked, longest)
+        blocks = list(divide(documents, self.spec.context - 2 * query.n_tokens, longest))
         ids = self.tokenizer.pieces([prompt(query.text, [d.text for d in block], instruction) for block in blocks])
         kept = [np.flatnonzero(np.isin(row, self.marks)) for row in ids]
-        items = []
-        for place, row in enumerate(share(ids, kept, self.decoder.most_shared)):
-            first, block = place == 0, blocks[place]
-            items.append(
-                Item(
-                    features=row.features | {"cut": np.array(sum(document.truncated for document in block))},
-                    n_tokens=len(row.ids) + (len(row.prefix) if first else 0),  # the prefix runs once
-                    n_counted=sum(document.n_tokens for document in block) + (query.n_tokens if first else 0),
-                )
+        # A prompt begins with the number of its documents, so blocks of one size have more in common.
+        rows = share_alike(ids, kept, self.decoder.most_shared, [len(block) for block in blocks])
+        return [
+            Item(
+                features=row.features | {"cut": np.array(sum(document.truncated for document in block))},
+                n_tokens=cost,
+                n_counted=sum(document.n_tokens for document in block) + (0 if place else query.n_tokens),
             )
-        return items
+            for place, (row, cost, block) in enumerate(zip(rows, costs(rows), blocks, strict=True))
+        ]
 
     def forward(self, items: Sequence[Item]) -> list[Array]:
         """The vectors of each block's documents, and of its query as the last, float32 `[documents + 1, dim]`."""
@@ -115,11 +115,14 @@ class ListwiseReranker:
         return np.split(vectors, np.cumsum([len(state) for state in states])[:-1])
 
     def finish(self, call: Rerank, items: Sequence[Item], arrays: Sequence[Array]) -> Ranking:
-        """The cosines of one call, in the order of its documents."""
+        """The cosines of one call, in the order of its documents; equal documents have equal ones."""
         scores, vectors = merge(arrays)
+        texts = [*map(unmarked, call.texts[1])]
+        place_of = {text: place for place, text in enumerate(dict.fromkeys(texts))}
+        places = [place_of[text] for text in texts]
         return Ranking(
-            scores=scores,
-            embeddings=vectors if call.embeddings else None,
+            scores=scores[places],
+            embeddings=vectors[places] if call.embeddings else None,
             n_tokens=sum(item.n_counted for item in items),
             n_truncated=sum(int(item.features["cut"]) for item in items),
         )
