@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 
 from fundament.catalog import CATALOG
 from fundament.core import Ranking, Rerank
-from fundament.errors import CheckpointError, TooLongError
+from fundament.errors import CheckpointError, InputError, TooLongError
 from fundament.models import family_of, listwise
 from tests.checkpoints import qwen_reranker, resave
 from tests.checkpoints.qwen_reranker import HYBRID, LISTWISE, rank
@@ -147,15 +147,17 @@ def test_blocks_of_different_sizes_share_what_comes_before_their_number(model: A
 
 
 def test_blocks_end_where_another_document_might_not_fit() -> None:
-    def lengths(sizes: list[int], room: int, longest: int) -> list[list[int]]:
+    def lengths(sizes: list[int], room: int, longest: int, n_around: int = 0) -> list[list[int]]:
         excerpts = [listwise.Excerpt("", size, size) for size in sizes]
-        return [[excerpt.n_tokens for excerpt in block] for block in listwise.divide(excerpts, room, longest)]
+        blocks = listwise.divide(excerpts, room, longest, n_around)
+        return [[excerpt.n_tokens for excerpt in block] for block in blocks]
 
     assert lengths([10] * 130, 10_000, 10) == [[10] * 125, [10] * 5]
     assert lengths([10] * 125, 10_000, 10) == [[10] * 125]
     assert lengths([5, 6, 10, 1, 1], 31, 10) == [[5, 6, 10], [1, 1]]
     assert lengths([5, 6, 9, 1, 1], 31, 10) == [[5, 6, 9, 1], [1]]
     assert lengths([40, 1], 31, 10) == [[40], [1]]
+    assert lengths([5, 6, 6, 1, 1], 31, 10, 1) == [[5, 6, 6], [1, 1]]
 
 
 @pytest.mark.usefixtures("small_blocks")
@@ -272,6 +274,50 @@ def test_a_long_text_is_refused_without_truncate(model: Any, texts: dict[str, An
     with pytest.raises(TooLongError, match=message):
         model.prepare(Rerank(**texts, truncate=False))
     model.prepare(Rerank(**texts, truncate=False, max_query_tokens=600, max_document_tokens=4))
+
+
+@pytest.fixture(scope="module")
+def short(directory: Path) -> Any:
+    """The model with a context that its prompt and a few hundred tokens fill."""
+    return qwen_reranker.load(directory, "listwise", context=1_200)
+
+
+@settings(max_examples=30)
+@given(data=st.data())
+def test_every_prompt_fits_the_context(short: Any, data: st.DataObject) -> None:
+    def words(most: int) -> str:
+        return "東 in" * data.draw(st.integers(0, most))
+
+    documents = [f"{place} {words(200)}" for place in range(data.draw(st.integers(1, 6)))]
+    call = Rerank(query=words(200), documents=documents, instruction=words(short.room // 8), max_query_tokens=8192)
+    items = short.prepare(call)
+    whole = [np.concatenate([item.features["prefix"], item.features["ids"]]) for item in items]
+    assert max(map(len, whole)) <= 1_200
+    assert sum(int(np.isin(ids, short.marks).sum()) - 1 for ids in whole) == len(documents)
+
+
+def test_an_instruction_is_never_cut_and_leaves_room(short: Any, model: Any) -> None:
+    most = short.room // 2
+    with pytest.raises(InputError, match=f"instruction: It has {most + 1} tokens. .* at most {most}: shorten it"):
+        short.prepare(Rerank(query="in", documents=["in"], instruction="yes" * (most + 1)))
+    told = "yes" * most
+    [item] = short.prepare(Rerank(query="no", documents=["no" * 500], instruction=told))
+    text = model.tokenizer.text_of(item.features["ids"])
+    assert f"<instruct>\n{told}\n</instruct>" in text
+    assert text.count("no") >= most // 2
+    with pytest.raises(TooLongError, match="Document 0 has 500 tokens"):
+        short.prepare(Rerank(query="no", documents=["no" * 500], instruction=told, truncate=False))
+
+
+def test_usage_counts_the_instruction_once(model: Any) -> None:
+    call = Rerank(query="no", documents=["in the other", "in"])
+    told = rank(model, Rerank(query="no", documents=["in the other", "in"], instruction="yes" * 7))
+    assert told.n_tokens == rank(model, call).n_tokens + 7
+
+
+def test_a_context_too_short_for_the_prompt_is_refused(directory: Path) -> None:
+    with pytest.raises(CheckpointError, match="'tiny' reads 300 tokens, too few for its prompt"):
+        qwen_reranker.load(directory, "listwise", context=300)
 
 
 texts = st.text(max_size=12)

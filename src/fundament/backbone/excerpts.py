@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from fundament.backbone.tokenizing import TextTokenizer
 from fundament.core import Rerank
-from fundament.errors import TooLongError
+from fundament.errors import Fault, InputError, TooLongError
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +26,24 @@ class Excerpt:
     def truncated(self) -> bool:
         """Whether the text was longer."""
         return self.n_tokens < self.n_whole
+
+
+def count_instruction(tokenizer: TextTokenizer, call: Rerank, most: int) -> int:
+    """Tokens of the caller's instruction, which is never cut: it would say something else.
+
+    Args:
+        tokenizer: the model's own.
+        call: what is asked.
+        most: tokens that leave room for a query and documents.
+
+    Raises:
+        InputError: it is longer.
+    """
+    [ids] = tokenizer.pieces([call.instruction or ""])
+    if len(ids) > most:
+        message = f"It has {len(ids)} tokens. Beside a query and documents this model reads at most {most}: shorten it."
+        raise InputError(Fault("body -> instruction", message, "too_long"))
+    return len(ids)
 
 
 def read_query(tokenizer: TextTokenizer, call: Rerank, most: int) -> Excerpt:

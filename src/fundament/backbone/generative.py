@@ -13,7 +13,7 @@ from torch import Tensor
 from fundament.backbone.checkpoint import Checkpoint
 from fundament.backbone.decoder import Decoder
 from fundament.backbone.device import Placement
-from fundament.backbone.excerpts import read_documents, read_query
+from fundament.backbone.excerpts import count_instruction, read_documents, read_query
 from fundament.backbone.llama import IGNORED, LAYOUT, PREFIXES
 from fundament.backbone.passes import Row, costs, share
 from fundament.backbone.tokenizing import TextTokenizer
@@ -50,12 +50,13 @@ class GenerativeReranker:
         self.tokenizer, self.decoder, self.answer, self.spec = tokenizer, decoder, answer, spec
         self.n_bytes = decoder.n_bytes
         self.head, self.tail = tokenizer.pieces([HEAD, TAIL])
+        self.n_labels = len(tokenizer.pieces([BODY.format(instruction="", query="", document="")])[0])
 
     def prepare(self, call: Rerank) -> list[Item]:
         """One row per different document; what the prompts begin with alike is their prefix.
 
         Raises:
-            InputError: vectors are asked for.
+            InputError: vectors are asked for, or the instruction is too long.
             TooLongError: a prompt longer than is read, without `truncate`.
         """
         if call.embeddings:
@@ -63,7 +64,9 @@ class GenerativeReranker:
             raise InputError(Fault("body -> return_embeddings", message))
         most = self.spec.context if call.max_document_tokens else min(self.spec.context, PROMPT_TOKENS)
         room = most - len(self.head) - len(self.tail)
-        query = read_query(self.tokenizer, call, most // 2)  # which leaves half of the prompt to the document
+        # The caller's instruction has at most half of the room, and the query half of what is left.
+        n_told = count_instruction(self.tokenizer, call, (room - self.n_labels) // 2)
+        query = read_query(self.tokenizer, call, (room - self.n_labels - n_told) // 2)
         documents = read_documents(self.tokenizer, call)
         instruction = call.instruction or INSTRUCTION
         bodies = self.tokenizer.pieces(
@@ -80,7 +83,7 @@ class GenerativeReranker:
             Item(
                 features=row.features,
                 n_tokens=cost,
-                n_counted=max(0, query.n_tokens + documents[place].n_tokens - lost[place]),
+                n_counted=max(0, n_told + query.n_tokens + documents[place].n_tokens - lost[place]),
                 truncated=documents[place].truncated or lost[place] > 0,
             )
             for place, (row, cost) in enumerate(zip(rows, costs(rows), strict=True))

@@ -16,7 +16,7 @@ from torch import Tensor
 from fundament.backbone.checkpoint import Checkpoint
 from fundament.backbone.decoder import Decoder
 from fundament.backbone.device import Placement
-from fundament.backbone.excerpts import Excerpt, read_documents, read_query
+from fundament.backbone.excerpts import Excerpt, count_instruction, read_documents, read_query
 from fundament.backbone.llama import IGNORED, LAYOUT, PREFIXES, read_qwen_shape
 from fundament.backbone.passes import Row, costs, share_alike
 from fundament.backbone.tokenizing import TextTokenizer
@@ -67,7 +67,7 @@ class ListwiseReranker:
         spec: how long a prompt may be.
 
     Raises:
-        CheckpointError: the tokenizer lacks a mark.
+        CheckpointError: the tokenizer lacks a mark, or the context is too short for the prompt.
     """
 
     def __init__(
@@ -79,20 +79,31 @@ class ListwiseReranker:
         if missing := [mark for mark, number in found.items() if number is None]:
             raise CheckpointError(f"the tokenizer of '{spec.id}' lacks {' and '.join(missing)}")
         self.marks = np.array(list(found.values()), dtype=np.int64)
+        frame = "".join([_HEAD, _INSTRUCTION, _TAIL]).format(n=BLOCK_DOCUMENTS, query="", instruction="")
+        passage = _PASSAGE.format(number=BLOCK_DOCUMENTS - 1, text="")
+        n_frame, self.n_passage = map(len, tokenizer.pieces([frame, passage]))
+        self.room = spec.context - n_frame  # for the caller's texts, and for what is around each document
+        if self.room < 8 * self.n_passage:
+            raise CheckpointError(f"'{spec.id}' reads {spec.context} tokens, too few for its prompt of {n_frame}")
 
     def prepare(self, call: Rerank) -> list[Item]:
         """One row per block of different documents; what blocks' prompts begin with alike is their prefix.
 
         Raises:
+            InputError: an instruction that leaves no room for the rest.
             TooLongError: a query or a document longer than is read, without `truncate`.
         """
         text, texts = call.texts
         instruction = unmarked(call.instruction or "")
-        asked = replace(call, query=unmarked(text), documents=[*map(unmarked, texts)])
-        query = read_query(self.tokenizer, asked, call.max_query_tokens or QUERY_TOKENS)
-        longest = call.max_document_tokens or DOCUMENT_TOKENS
+        asked = replace(call, query=unmarked(text), documents=[*map(unmarked, texts)], instruction=instruction)
+        n_told = count_instruction(self.tokenizer, asked, self.room // 2)
+        room = self.room - n_told
+        # The prompt says the query twice; documents have at least half of what is left.
+        query = read_query(self.tokenizer, asked, min(call.max_query_tokens or QUERY_TOKENS, room // 4))
+        room -= 2 * query.n_tokens
+        longest = min(call.max_document_tokens or DOCUMENT_TOKENS, room - self.n_passage)
         documents = read_documents(self.tokenizer, asked, longest)
-        blocks = list(divide(documents, self.spec.context - 2 * query.n_tokens, longest))
+        blocks = list(divide(documents, room, longest, self.n_passage))
         ids = self.tokenizer.pieces([prompt(query.text, [d.text for d in block], instruction) for block in blocks])
         kept = [np.flatnonzero(np.isin(row, self.marks)) for row in ids]
         # A prompt begins with the number of its documents, so blocks of one size have more in common.
@@ -101,7 +112,7 @@ class ListwiseReranker:
             Item(
                 features=row.features | {"cut": np.array(sum(document.truncated for document in block))},
                 n_tokens=cost,
-                n_counted=sum(document.n_tokens for document in block) + (0 if place else query.n_tokens),
+                n_counted=sum(document.n_tokens for document in block) + (0 if place else query.n_tokens + n_told),
             )
             for place, (row, cost, block) in enumerate(zip(rows, costs(rows), blocks, strict=True))
         ]
@@ -146,20 +157,21 @@ def unmarked(text: str) -> str:
     return "".join(kept)
 
 
-def divide(documents: Sequence[Excerpt], room: int, longest: int) -> Iterator[list[Excerpt]]:
+def divide(documents: Sequence[Excerpt], room: int, longest: int, n_around: int = 0) -> Iterator[list[Excerpt]]:
     """Blocks of documents, in their order: a block ends where another document might not fit.
 
     Args:
         documents: one at least.
         room: tokens of all documents of a block.
         longest: most tokens of a document.
+        n_around: tokens that the prompt has around each.
     """
     block: list[Excerpt] = []
     left = room
     for document in documents:
         block.append(document)
-        left -= document.n_tokens
-        if len(block) == BLOCK_DOCUMENTS or left <= longest:
+        left -= document.n_tokens + n_around
+        if len(block) == BLOCK_DOCUMENTS or left <= longest + n_around:
             yield block
             block, left = [], room
     if block:
