@@ -357,6 +357,12 @@ def test_vectors_of_zero_and_opposite_ones_have_scores() -> None:
     assert listwise.merge([np.concatenate([-one, one])] * 2)[0].tolist() == [-1, -1]
 
 
+def test_no_cosine_is_above_one() -> None:
+    drawn = np.random.default_rng(0).standard_normal((200, 1, 7)).astype(np.float32)
+    for one in drawn:
+        assert np.abs(listwise.merge([np.concatenate([one, -one, one])])[0]).max() <= 1
+
+
 def test_bfloat16_is_close(model: Any, directory: Path) -> None:
     call = Rerank(query=QUERY, documents=DOCUMENTS, embeddings=True)
     exact, rounded = rank(model, call), rank(qwen_reranker.load(directory, "listwise", placement=BFLOAT16), call)

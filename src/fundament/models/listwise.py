@@ -205,7 +205,8 @@ def merge(blocks: Sequence[Array]) -> tuple[Array, Array]:
     else:
         query = queries.mean(axis=0)
     vectors = np.concatenate(documents)
-    return (vectors @ _unit(query)).astype(np.float32), vectors.astype(np.float32)
+    scores = np.clip(vectors @ _unit(query), -1, 1)  # unit lengths are rounded
+    return scores.astype(np.float32), vectors.astype(np.float32)
 
 
 def _unit(vectors: Array) -> Array:
