@@ -105,6 +105,16 @@ def test_cosine_compares_one_vector_with_each(data: st.DataObject, dim: int) -> 
     np.testing.assert_allclose(cosine(query, documents), expected, atol=1e-5)
 
 
+def test_no_cosine_is_above_one() -> None:
+    """Of these, some are where the product of two unit vectors is rounded up."""
+    drawn = np.random.default_rng(0).standard_normal((200, 7)).astype(np.float32)
+    unit = shorten(drawn, None, normalized=True)
+    assert max(float(one @ one) for one in unit) > 1
+    for one in drawn:
+        assert np.abs(cosine(one, np.stack([one, -one]))).max() <= 1
+        assert maxsim(one[None], [one[None]])[0] <= 1
+
+
 @given(data=st.data(), dim=st.integers(1, 20))
 def test_maxsim_sums_each_query_tokens_best(data: st.DataObject, dim: int) -> None:
     query = data.draw(documents_of(dim, data.draw(st.integers(1, 5))))

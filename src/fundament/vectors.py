@@ -73,7 +73,7 @@ def cosine(query: Floats, documents: Floats) -> Floats:
         `[documents]`, -1 to 1.
     """
     scores: Floats = shorten(documents, None, normalized=True) @ shorten(query[None], None, normalized=True)[0]
-    return scores
+    return np.clip(scores, -1, 1)  # unit lengths are rounded
 
 
 def maxsim(query: Floats, documents: Sequence[Floats]) -> Floats:
@@ -87,7 +87,8 @@ def maxsim(query: Floats, documents: Sequence[Floats]) -> Floats:
         `[documents]`, at most the number of query tokens.
     """
     scaled = shorten(query, None, normalized=True)
-    best = (np.max(scaled @ shorten(one, None, normalized=True).T, axis=1).sum() for one in documents)
+    cosines = (np.clip(scaled @ shorten(one, None, normalized=True).T, -1, 1) for one in documents)
+    best = (np.max(each, axis=1).sum() for each in cosines)
     return np.fromiter(best, dtype=np.float32, count=len(documents))
 
 

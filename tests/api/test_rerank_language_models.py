@@ -92,3 +92,12 @@ def test_lengths_are_the_callers(api: Api, name: str) -> None:
     refused = post(api, name, documents=["in" * 5000], truncation=False)
     assert refused.status_code == 400
     assert refused.json()["code"] == "INPUT_TOKEN_LIMIT_EXCEEDED"
+
+
+@pytest.mark.parametrize("name", ["listwise", YES_NO])
+def test_an_instruction_has_a_longest_length(api: Api, name: str) -> None:
+    assert in_order(post(api, name, instruction="a" * 2_000))
+    refused = post(api, name, instruction="a" * 2_001)
+    assert refused.status_code == 422
+    assert refused.json()["errors"][0]["field"] == "body -> instruction"
+    assert "at most 2000 characters" in refused.json()["detail"]

@@ -15,7 +15,7 @@ from fundament.backbone import causal, passes
 from fundament.backbone.causal import attend_last
 from fundament.backbone.decoder import Decoder
 from fundament.backbone.packed import pack
-from fundament.backbone.passes import Row, share
+from fundament.backbone.passes import Row, costs, share, share_alike
 from fundament.backbone.prefixes import Prefixes
 from fundament.backbone.transformer import Shape, Transformer, parameters
 from fundament.core import Array
@@ -212,6 +212,14 @@ def test_what_rows_share_ends_before_what_is_asked_for() -> None:
     assert [len(row.prefix) for row in share(rows, [np.array([3])] * 3, most=2)] == [2, 2, 2]
     assert [len(row.prefix) for row in share([rows[0], np.array([2, 1])], [np.array([1])] * 2, most=9)] == [0, 0]
     assert len(share(rows[:1], [np.array([4])], most=10)[0].prefix) == 0
+
+
+def test_rows_share_with_their_kind_and_the_others_with_one_another() -> None:
+    rows = [np.array(ids) for ids in ([1, 2, 3, 4, 8], [1, 5, 6, 8], [1, 2, 3, 5, 8], [1, 6, 6, 8], [1, 2, 3, 4, 9])]
+    shared = share_alike(rows, [np.array([len(row) - 1]) for row in rows], most=10, kinds=[7, 3, 7, 5, 7])
+    assert [row.prefix.tolist() for row in shared] == [[1, 2, 3], [1], [1, 2, 3], [1], [1, 2, 3]]
+    assert [np.concatenate([row.prefix, row.ids]).tolist() for row in shared] == [row.tolist() for row in rows]
+    assert costs(shared) == [5, 4, 2, 3, 2]
 
 
 def test_a_transformer_of_another_make_is_refused() -> None:

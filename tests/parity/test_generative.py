@@ -125,6 +125,25 @@ def test_bodies_are_cut_where_the_prompt_would_be_too_long(
         model.prepare(Rerank(query=QUERY, documents=documents, truncate=False))
 
 
+def test_neither_instruction_nor_query_cuts_the_document_away(model: Any) -> None:
+    """Both are as long as they may be, and so is the query that is asked for."""
+    room = generative.PROMPT_TOKENS - len(model.head) - len(model.tail) - model.n_labels
+    told, query = "yes" * (room // 2), "no" * 9000
+    for fields in ({}, {"max_query_tokens": 8192}):
+        call = Rerank(query=query, documents=["?" * 9000], instruction=told, **fields)
+        [item] = model.prepare(call)
+        text = model.tokenizer.text_of(item.features["ids"])
+        assert len(item.features["ids"]) == generative.PROMPT_TOKENS
+        assert text.count("yes") == room // 2 + 1  # the prompt says it too
+        assert text.count("?") >= room // 4
+        assert text.count("no") >= room // 4
+        assert item.n_counted == room
+    with pytest.raises(TooLongError, match="The query has 8192 tokens"):
+        model.prepare(Rerank(query=query, documents=["?"], max_query_tokens=8192, truncate=False))
+    with pytest.raises(InputError, match=f"instruction: It has {room // 2 + 1} tokens"):
+        model.prepare(Rerank(query="a", documents=["b"], instruction=told + "yes"))
+
+
 def test_a_caller_asks_for_shorter_texts(model: Any, directory: Path) -> None:
     tokenizer = qwen_reranker.tokenizer()
     query, document = (tokenizer.decode(tokenizer.encode(text).ids[:5]) for text in ("in the inner city", DOCUMENTS[0]))
@@ -141,6 +160,8 @@ def test_usage_counts_the_query_with_each_document(model: Any) -> None:
     n_query, *n_documents = (len(tokenizer.encode(text).ids) for text in ("the other?", "in", "yes it is"))
     found = rank(model, Rerank(query="the other?", documents=["in", "yes it is"]))
     assert found.n_tokens == 2 * n_query + sum(n_documents)
+    told = rank(model, Rerank(query="the other?", documents=["in", "yes it is"], instruction="yes" * 5))
+    assert told.n_tokens == found.n_tokens + 2 * 5
 
 
 texts = st.text(max_size=12)

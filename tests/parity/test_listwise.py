@@ -1,6 +1,7 @@
 """jina-reranker-v3 and v3.5 against a reading of the prompt with transformers' Qwen3Model, in float32."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 
 from fundament.catalog import CATALOG
 from fundament.core import Ranking, Rerank
-from fundament.errors import CheckpointError, TooLongError
+from fundament.errors import CheckpointError, InputError, TooLongError
 from fundament.models import family_of, listwise
 from tests.checkpoints import qwen_reranker, resave
 from tests.checkpoints.qwen_reranker import HYBRID, LISTWISE, rank
@@ -22,7 +23,8 @@ from tests.conftest import BFLOAT16
 
 CONFIGS = {"v3": LISTWISE, "v3.5": HYBRID}
 QUERY = "who is the other?\n"
-DOCUMENTS = ["the other is in", "", "naïve 東京 🙂\n", "the other is in", ">\n\n<passage>", "in the inner city " * 20]
+DOCUMENTS = ["the other is in", "", "naïve 東京 🙂\n", "is the other in", ">\n\n<passage>", "in the inner city " * 20]
+MORE = [*DOCUMENTS, "the other", "in the city", "東京"]
 
 
 def written(query: str, documents: list[str], instruction: str | None = None) -> str:
@@ -106,9 +108,8 @@ def test_the_window_shows_in_the_result(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("small_blocks")
 def test_blocks_are_merged_as_the_model_card_says(name: str, model: Any, directory: Path) -> None:
-    documents = [*DOCUMENTS, *DOCUMENTS[:3]]
-    found = rank(model, Rerank(query=QUERY, documents=documents, embeddings=True))
-    parts = [documents[:4], documents[4:8], documents[8:]]
+    found = rank(model, Rerank(query=QUERY, documents=MORE, embeddings=True))
+    parts = [MORE[:4], MORE[4:8], MORE[8:]]
     vectors, queries = zip(*(reference(name, directory, written(QUERY, part)) for part in parts), strict=True)
     weights = [
         ((1 + F.cosine_similarity(its, query)) / 2).max().item() for its, query in zip(vectors, queries, strict=True)
@@ -121,41 +122,58 @@ def test_blocks_are_merged_as_the_model_card_says(name: str, model: Any, directo
 
 
 @pytest.mark.usefixtures("small_blocks")
-def test_blocks_share_the_beginning_of_their_prompts(model: Any) -> None:
-    items = model.prepare(Rerank(query=QUERY, documents=DOCUMENTS[:4] + DOCUMENTS[2:]))
-    assert len(items) == 2
+def test_blocks_of_one_size_share_their_beginning_with_the_first_passage(model: Any) -> None:
+    items = model.prepare(Rerank(query=QUERY, documents=MORE))
+    parts = [MORE[:4], MORE[4:8], MORE[8:]]
     prefixes = [item.features["prefix"] for item in items]
-    assert np.array_equal(*prefixes)
     whole = [np.concatenate([item.features["prefix"], item.features["ids"]]) for item in items]
-    told = model.tokenizer.text_of(prefixes[0])
-    assert told.endswith(f'relevance to query: {QUERY}\n<passage id="0">\n')
-    expected = [written(QUERY, part) for part in (DOCUMENTS[:4], DOCUMENTS[2:])]
-    for ids, text in zip(whole, expected, strict=True):
-        assert ids.tolist() == qwen_reranker.tokenizer().encode(text).ids
-    assert [item.n_tokens for item in items] == [len(whole[0]), len(whole[1]) - len(prefixes[0])]
-    one = model.prepare(Rerank(query=QUERY, documents=DOCUMENTS[:4]))
+    for ids, part in zip(whole, parts, strict=True):
+        assert ids.tolist() == qwen_reranker.tokenizer().encode(written(QUERY, part)).ids
+    assert np.array_equal(prefixes[0], prefixes[1])
+    assert model.tokenizer.text_of(prefixes[0]).endswith(f'relevance to query: {QUERY}\n<passage id="0">\n')
+    assert len(prefixes[2]) == 0
+    assert [item.n_tokens for item in items] == [len(whole[0]), len(whole[1]) - len(prefixes[0]), len(whole[2])]
+    one = model.prepare(Rerank(query=QUERY, documents=MORE[:4]))
     assert len(one[0].features["prefix"]) == 0
 
 
+@pytest.mark.usefixtures("small_blocks")
+def test_blocks_of_different_sizes_share_what_comes_before_their_number(model: Any) -> None:
+    items = model.prepare(Rerank(query=QUERY, documents=MORE[:6]))
+    prefixes = [model.tokenizer.text_of(item.features["prefix"]) for item in items]
+    assert len(items) == 2
+    assert prefixes[0] == prefixes[1]
+    assert prefixes[0].endswith("I will provide you with ")
+
+
 def test_blocks_end_where_another_document_might_not_fit() -> None:
-    def lengths(sizes: list[int], room: int, longest: int) -> list[list[int]]:
+    def lengths(sizes: list[int], room: int, longest: int, n_around: int = 0) -> list[list[int]]:
         excerpts = [listwise.Excerpt("", size, size) for size in sizes]
-        return [[excerpt.n_tokens for excerpt in block] for block in listwise.divide(excerpts, room, longest)]
+        blocks = listwise.divide(excerpts, room, longest, n_around)
+        return [[excerpt.n_tokens for excerpt in block] for block in blocks]
 
     assert lengths([10] * 130, 10_000, 10) == [[10] * 125, [10] * 5]
     assert lengths([10] * 125, 10_000, 10) == [[10] * 125]
     assert lengths([5, 6, 10, 1, 1], 31, 10) == [[5, 6, 10], [1, 1]]
     assert lengths([5, 6, 9, 1, 1], 31, 10) == [[5, 6, 9, 1], [1]]
     assert lengths([40, 1], 31, 10) == [[40], [1]]
+    assert lengths([5, 6, 6, 1, 1], 31, 10, 1) == [[5, 6, 6], [1, 1]]
 
 
 @pytest.mark.usefixtures("small_blocks")
-def test_equal_documents_have_equal_places_in_equal_blocks(model: Any) -> None:
-    """All blocks are alike, so that what they begin with must end before the first mark, whose state is asked for."""
-    found = rank(model, Rerank(query=QUERY, documents=["the other"] * 12, embeddings=True))
-    assert found.scores.shape == (12,)
-    close(found.scores[:4], rank(model, Rerank(query=QUERY, documents=["the other"] * 4)).scores)
-    close(found.scores, np.tile(found.scores[:4], 3))
+@pytest.mark.parametrize("n", [1, 3])
+def test_equal_documents_are_read_once_and_have_equal_scores(model: Any, n: int) -> None:
+    """Those that differ in marks alone are equal: the model reads them alike."""
+    call = Rerank(query=QUERY, documents=MORE, embeddings=True)
+    again = ["in", *MORE] * n + [f"{MORE[0]}<|embed_token|>"]
+    expected = rank(model, Rerank(query=QUERY, documents=["in", *MORE], embeddings=True))
+    found = rank(model, Rerank(query=QUERY, documents=again, embeddings=True))
+    places = [*range(len(MORE) + 1)] * n + [1]
+    assert found.embeddings is not None
+    assert expected.embeddings is not None
+    assert np.array_equal(found.scores, expected.scores[places])
+    assert np.array_equal(found.embeddings, expected.embeddings[places])
+    assert found.n_tokens == expected.n_tokens > rank(model, call).n_tokens
 
 
 @pytest.mark.parametrize(
@@ -171,6 +189,49 @@ def test_a_caller_cannot_say_the_marks(model: Any, text: str) -> None:
     marked = rank(model, Rerank(query=text, documents=[text, "in"], instruction=text))
     close(marked.scores, plain.scores)
     assert marked.n_tokens == plain.n_tokens
+
+
+def stripped_again_and_again(text: str) -> str:
+    while found := next((mark for mark in listwise.MARKS if mark in text), None):
+        text = text.replace(found, "", 1)
+    return text
+
+
+@settings(max_examples=300)
+@given(
+    pieces=st.lists(
+        st.sampled_from(["<|embed_token|>", "<|rerank_token|>", "<|embed_", "<|rerank_", "token|>", ">", "a"])
+    )
+)
+def test_no_mark_is_left_however_they_are_nested(pieces: list[str]) -> None:
+    text = "".join(pieces)
+    found = listwise.unmarked(text)
+    assert not any(mark in found for mark in listwise.MARKS)
+    assert found == stripped_again_and_again(text)
+
+
+def test_nested_marks_take_one_pass() -> None:
+    def nested(n: int) -> str:
+        return "<|embed_" * n + "<|embed_token|>" + "token|>" * n
+
+    def n_steps(text: str) -> int:
+        """Lines run, each of which looks at a mark's length of the text at most, and what is left of it."""
+        n, before = 0, sys.gettrace()
+
+        def count(*_: Any) -> Any:
+            nonlocal n
+            n += 1
+            return count
+
+        sys.settrace(count)
+        try:
+            assert listwise.unmarked(text) == ""
+        finally:
+            sys.settrace(before)
+        return n
+
+    assert n_steps(nested(2_000)) < 2.1 * n_steps(nested(1_000))
+    assert listwise.unmarked(nested(50_000)) == ""
 
 
 def test_texts_are_cut_by_tokens(name: str, model: Any, directory: Path) -> None:
@@ -215,6 +276,50 @@ def test_a_long_text_is_refused_without_truncate(model: Any, texts: dict[str, An
     model.prepare(Rerank(**texts, truncate=False, max_query_tokens=600, max_document_tokens=4))
 
 
+@pytest.fixture(scope="module")
+def short(directory: Path) -> Any:
+    """The model with a context that its prompt and a few hundred tokens fill."""
+    return qwen_reranker.load(directory, "listwise", context=1_200)
+
+
+@settings(max_examples=30)
+@given(data=st.data())
+def test_every_prompt_fits_the_context(short: Any, data: st.DataObject) -> None:
+    def words(most: int) -> str:
+        return "東 in" * data.draw(st.integers(0, most))
+
+    documents = [f"{place} {words(200)}" for place in range(data.draw(st.integers(1, 6)))]
+    call = Rerank(query=words(200), documents=documents, instruction=words(short.room // 8), max_query_tokens=8192)
+    items = short.prepare(call)
+    whole = [np.concatenate([item.features["prefix"], item.features["ids"]]) for item in items]
+    assert max(map(len, whole)) <= 1_200
+    assert sum(int(np.isin(ids, short.marks).sum()) - 1 for ids in whole) == len(documents)
+
+
+def test_an_instruction_is_never_cut_and_leaves_room(short: Any, model: Any) -> None:
+    most = short.room // 2
+    with pytest.raises(InputError, match=f"instruction: It has {most + 1} tokens. .* at most {most}: shorten it"):
+        short.prepare(Rerank(query="in", documents=["in"], instruction="yes" * (most + 1)))
+    told = "yes" * most
+    [item] = short.prepare(Rerank(query="no", documents=["no" * 500], instruction=told))
+    text = model.tokenizer.text_of(item.features["ids"])
+    assert f"<instruct>\n{told}\n</instruct>" in text
+    assert text.count("no") >= most // 2
+    with pytest.raises(TooLongError, match="Document 0 has 500 tokens"):
+        short.prepare(Rerank(query="no", documents=["no" * 500], instruction=told, truncate=False))
+
+
+def test_usage_counts_the_instruction_once(model: Any) -> None:
+    call = Rerank(query="no", documents=["in the other", "in"])
+    told = rank(model, Rerank(query="no", documents=["in the other", "in"], instruction="yes" * 7))
+    assert told.n_tokens == rank(model, call).n_tokens + 7
+
+
+def test_a_context_too_short_for_the_prompt_is_refused(directory: Path) -> None:
+    with pytest.raises(CheckpointError, match="'tiny' reads 300 tokens, too few for its prompt"):
+        qwen_reranker.load(directory, "listwise", context=300)
+
+
 texts = st.text(max_size=12)
 calls = st.builds(
     Rerank,
@@ -250,6 +355,12 @@ def test_vectors_of_zero_and_opposite_ones_have_scores() -> None:
     zero, one = np.zeros((1, 3), dtype=np.float32), np.eye(3, dtype=np.float32)[:1]
     assert listwise.merge([np.concatenate([zero, one])])[0].tolist() == [0]
     assert listwise.merge([np.concatenate([-one, one])] * 2)[0].tolist() == [-1, -1]
+
+
+def test_no_cosine_is_above_one() -> None:
+    drawn = np.random.default_rng(0).standard_normal((200, 1, 7)).astype(np.float32)
+    for one in drawn:
+        assert np.abs(listwise.merge([np.concatenate([one, -one, one])])[0]).max() <= 1
 
 
 def test_bfloat16_is_close(model: Any, directory: Path) -> None:

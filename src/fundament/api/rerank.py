@@ -110,7 +110,9 @@ class RerankRequest(BaseModel):
     max_query_length: Annotated[int, Field(ge=1, le=_MOST_TOKENS)] | None = Field(
         None, description="Read so many tokens of the query at most."
     )
-    instruction: str | None = Field(None, description="What relevance means, in words (jina-reranker-v3, Qwen3).")
+    instruction: Annotated[str, StringConstraints(max_length=2_000)] | None = Field(
+        None, description="What relevance means, in words (jina-reranker-v3, Qwen3)."
+    )
     return_embeddings: bool | None = Field(None, description="Add each document's vector (jina-reranker-v3).")
     rank_fields: list[str] | None = Field(None, description="Cohere's: nothing else than `text` is read.")
     return_multivector: bool | None = Field(

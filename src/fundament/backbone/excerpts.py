@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from fundament.backbone.tokenizing import TextTokenizer
 from fundament.core import Rerank
-from fundament.errors import TooLongError
+from fundament.errors import Fault, InputError, TooLongError
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,35 +28,69 @@ class Excerpt:
         return self.n_tokens < self.n_whole
 
 
-def excerpts(
-    tokenizer: TextTokenizer, call: Rerank, query_tokens: int | None = None, document_tokens: int | None = None
-) -> tuple[Excerpt, list[Excerpt]]:
-    """What is read of the query, and of each document.
+def count_instruction(tokenizer: TextTokenizer, call: Rerank, most: int) -> int:
+    """Tokens of the caller's instruction, which is never cut: it would say something else.
 
     Args:
         tokenizer: the model's own.
-        call: what is asked; a length that it names goes before the model's own, and cuts in any case.
-        query_tokens: most tokens of a query that the model reads; None means all.
-        document_tokens: the same of a document.
+        call: what is asked.
+        most: tokens that leave room for a query and documents.
 
     Raises:
-        TooLongError: a text longer than the model reads, without `truncate`.
+        InputError: it is longer.
     """
-    asked, texts = call.texts
-    [query] = _cut(tokenizer, [asked], call.max_query_tokens or query_tokens)
-    documents = _cut(tokenizer, texts, call.max_document_tokens or document_tokens)
-    if not call.truncate:
-        if query.truncated and query_tokens and call.max_query_tokens is None:
-            raise TooLongError("The query", n_tokens=query.n_whole, limit=query_tokens)
-        for index, document in enumerate(documents):
-            if document.truncated and document_tokens and call.max_document_tokens is None:
-                raise TooLongError(f"Document {index}", n_tokens=document.n_whole, limit=document_tokens)
-    return query, documents
+    [ids] = tokenizer.pieces([call.instruction or ""])
+    if len(ids) > most:
+        message = f"It has {len(ids)} tokens. Beside a query and documents this model reads at most {most}: shorten it."
+        raise InputError(Fault("body -> instruction", message, "too_long"))
+    return len(ids)
 
 
-def _cut(tokenizer: TextTokenizer, texts: Sequence[str], most: int | None) -> list[Excerpt]:
+def read_query(tokenizer: TextTokenizer, call: Rerank, most: int) -> Excerpt:
+    """What is read of the query.
+
+    Args:
+        tokenizer: the model's own.
+        call: what is asked; what its `max_query_tokens` cuts is not missed.
+        most: tokens that the model reads.
+
+    Raises:
+        TooLongError: more is asked for than that, without `truncate`.
+    """
+    [query] = _cut(tokenizer, [call.texts[0]], call.max_query_tokens, most)
+    _refuse_loss(call, query, "The query", call.max_query_tokens)
+    return query
+
+
+def read_documents(tokenizer: TextTokenizer, call: Rerank, most: int | None = None) -> list[Excerpt]:
+    """What is read of each different document, in the order in which they first come.
+
+    Args:
+        tokenizer: the model's own.
+        call: what is asked; what its `max_document_tokens` cuts is not missed.
+        most: tokens that the model reads; None means all.
+
+    Raises:
+        TooLongError: more is asked for than that, without `truncate`.
+    """
+    asked, texts = call.max_document_tokens, call.texts[1]
+    different = list(dict.fromkeys(texts))
+    documents = _cut(tokenizer, different, asked, most)
+    for text, document in zip(different, documents, strict=True):
+        if document.truncated:
+            _refuse_loss(call, document, f"Document {texts.index(text)}", asked)
+    return documents
+
+
+def _refuse_loss(call: Rerank, read: Excerpt, name: str, asked: int | None) -> None:
+    wanted = read.n_whole if asked is None else min(asked, read.n_whole)
+    if read.n_tokens < wanted and not call.truncate:
+        raise TooLongError(name, n_tokens=wanted, limit=read.n_tokens)
+
+
+def _cut(tokenizer: TextTokenizer, texts: Sequence[str], asked: int | None, most: int | None) -> list[Excerpt]:
     found = []
     for text, ids in zip(texts, tokenizer.pieces(texts), strict=True):
-        n = len(ids) if most is None else min(len(ids), most)
+        n = min([len(ids), *(limit for limit in (asked, most) if limit is not None)])
         found.append(Excerpt(text if n == len(ids) else tokenizer.text_of(ids[:n]), n, len(ids)))
     return found

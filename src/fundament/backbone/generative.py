@@ -5,7 +5,6 @@ needed, and of them the difference: the probability of yes against no is its log
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -14,9 +13,9 @@ from torch import Tensor
 from fundament.backbone.checkpoint import Checkpoint
 from fundament.backbone.decoder import Decoder
 from fundament.backbone.device import Placement
-from fundament.backbone.excerpts import excerpts
+from fundament.backbone.excerpts import count_instruction, read_documents, read_query
 from fundament.backbone.llama import IGNORED, LAYOUT, PREFIXES
-from fundament.backbone.passes import Row, share
+from fundament.backbone.passes import Row, costs, share
 from fundament.backbone.tokenizing import TextTokenizer
 from fundament.backbone.transformer import Shape, Transformer, parameters
 from fundament.catalog import ModelSpec
@@ -51,25 +50,28 @@ class GenerativeReranker:
         self.tokenizer, self.decoder, self.answer, self.spec = tokenizer, decoder, answer, spec
         self.n_bytes = decoder.n_bytes
         self.head, self.tail = tokenizer.pieces([HEAD, TAIL])
+        self.n_labels = len(tokenizer.pieces([BODY.format(instruction="", query="", document="")])[0])
 
     def prepare(self, call: Rerank) -> list[Item]:
         """One row per different document; what the prompts begin with alike is their prefix.
 
         Raises:
-            InputError: vectors are asked for.
+            InputError: vectors are asked for, or the instruction is too long.
             TooLongError: a prompt longer than is read, without `truncate`.
         """
         if call.embeddings:
             message = f"Model '{self.spec.id}' answers yes or no and makes no vectors."
             raise InputError(Fault("body -> return_embeddings", message))
         most = self.spec.context if call.max_document_tokens else min(self.spec.context, PROMPT_TOKENS)
-        # A query leaves half of the prompt to the document.
-        query, documents = excerpts(self.tokenizer, replace(call, documents=_different(call)), query_tokens=most // 2)
+        room = most - len(self.head) - len(self.tail)
+        # The caller's instruction has at most half of the room, and the query half of what is left.
+        n_told = count_instruction(self.tokenizer, call, (room - self.n_labels) // 2)
+        query = read_query(self.tokenizer, call, (room - self.n_labels - n_told) // 2)
+        documents = read_documents(self.tokenizer, call)
         instruction = call.instruction or INSTRUCTION
         bodies = self.tokenizer.pieces(
             [BODY.format(instruction=instruction, query=query.text, document=text.text) for text in documents]
         )
-        room = most - len(self.head) - len(self.tail)
         lost = [max(0, len(body) - room) for body in bodies]
         if any(lost) and not call.truncate:
             place = int(np.flatnonzero(lost)[0])
@@ -80,11 +82,11 @@ class GenerativeReranker:
         return [
             Item(
                 features=row.features,
-                n_tokens=len(row.ids) + (len(row.prefix) if place == 0 else 0),  # the prefix runs once
-                n_counted=max(0, query.n_tokens + documents[place].n_tokens - lost[place]),
+                n_tokens=cost,
+                n_counted=max(0, n_told + query.n_tokens + documents[place].n_tokens - lost[place]),
                 truncated=documents[place].truncated or lost[place] > 0,
             )
-            for place, row in enumerate(rows)
+            for place, (row, cost) in enumerate(zip(rows, costs(rows), strict=True))
         ]
 
     def forward(self, items: Sequence[Item]) -> list[Array]:

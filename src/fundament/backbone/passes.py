@@ -2,6 +2,7 @@
 
 import itertools
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -56,6 +57,37 @@ def share(rows: Sequence[Array], kept: Sequence[Array], most: int) -> list[Row]:
             differing = np.flatnonzero(rows[0][:n] != row[:n])
             n = int(differing[0]) if len(differing) else n
     return [Row(row[:n], row[n:], places - n) for row, places in zip(rows, kept, strict=True)]
+
+
+def share_alike(rows: Sequence[Array], kept: Sequence[Array], most: int, kinds: Sequence[int]) -> list[Row]:
+    """As `share`, of the rows of each kind apart; those that are the only one of theirs share with one another.
+
+    Args:
+        rows: token ids of each.
+        kept: places of each whose states are asked for.
+        most: tokens of the longest prefix.
+        kinds: of each row; those of one kind begin alike for longer.
+    """
+    n_of_kind = Counter(kinds)
+    groups: dict[int | None, list[int]] = {}
+    for place, kind in enumerate(kinds):
+        groups.setdefault(kind if n_of_kind[kind] > 1 else None, []).append(place)
+    found: dict[int, Row] = {}
+    for places in groups.values():
+        shared = share([rows[place] for place in places], [kept[place] for place in places], most)
+        found.update(zip(places, shared, strict=True))
+    return [found[place] for place in range(len(rows))]
+
+
+def costs(rows: Sequence[Row]) -> list[int]:
+    """How many tokens each of a call's rows costs: a prefix runs once, for the first that names it."""
+    prefixes: set[bytes] = set()
+    found = []
+    for row in rows:
+        key = row.prefix.tobytes()
+        found.append(len(row.ids) + (0 if key in prefixes else len(row.prefix)))
+        prefixes.add(key)
+    return found
 
 
 @dataclass(frozen=True, slots=True)

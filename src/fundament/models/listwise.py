@@ -4,7 +4,6 @@ Behind each document and behind the query stands a token of its own; a projectio
 stands before it, and a score the cosine of the two. The prompt is that of the publishers' model card.
 """
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -17,9 +16,9 @@ from torch import Tensor
 from fundament.backbone.checkpoint import Checkpoint
 from fundament.backbone.decoder import Decoder
 from fundament.backbone.device import Placement
-from fundament.backbone.excerpts import Excerpt, excerpts
+from fundament.backbone.excerpts import Excerpt, count_instruction, read_documents, read_query
 from fundament.backbone.llama import IGNORED, LAYOUT, PREFIXES, read_qwen_shape
-from fundament.backbone.passes import Row, share
+from fundament.backbone.passes import Row, costs, share_alike
 from fundament.backbone.tokenizing import TextTokenizer
 from fundament.backbone.transformer import Transformer, parameters
 from fundament.catalog import ModelSpec
@@ -28,8 +27,9 @@ from fundament.errors import CheckpointError
 
 ARCHITECTURE = "JinaForRanking"
 
-DOCUMENT_MARK, QUERY_MARK = "<|embed_token|>", "<|rerank_token|>"
+MARKS = DOCUMENT_MARK, QUERY_MARK = "<|embed_token|>", "<|rerank_token|>"
 """Tokens behind a document and behind the query; a caller's text must not say them."""
+_LONGEST_MARK = max(map(len, MARKS))
 
 BLOCK_DOCUMENTS = 125
 QUERY_TOKENS, DOCUMENT_TOKENS = 512, 2048
@@ -67,7 +67,7 @@ class ListwiseReranker:
         spec: how long a prompt may be.
 
     Raises:
-        CheckpointError: the tokenizer lacks a mark.
+        CheckpointError: the tokenizer lacks a mark, or the context is too short for the prompt.
     """
 
     def __init__(
@@ -75,36 +75,47 @@ class ListwiseReranker:
     ) -> None:
         self.tokenizer, self.decoder, self.projection, self.spec = tokenizer, decoder, projection, spec
         self.n_bytes = decoder.n_bytes + sum(matrix.nbytes for matrix in projection)
-        found = {mark: tokenizer.id_of(mark) for mark in (DOCUMENT_MARK, QUERY_MARK)}
+        found = {mark: tokenizer.id_of(mark) for mark in MARKS}
         if missing := [mark for mark, number in found.items() if number is None]:
             raise CheckpointError(f"the tokenizer of '{spec.id}' lacks {' and '.join(missing)}")
         self.marks = np.array(list(found.values()), dtype=np.int64)
+        frame = "".join([_HEAD, _INSTRUCTION, _TAIL]).format(n=BLOCK_DOCUMENTS, query="", instruction="")
+        passage = _PASSAGE.format(number=BLOCK_DOCUMENTS - 1, text="")
+        n_frame, self.n_passage = map(len, tokenizer.pieces([frame, passage]))
+        self.room = spec.context - n_frame  # for the caller's texts, and for what is around each document
+        if self.room < 8 * self.n_passage:
+            raise CheckpointError(f"'{spec.id}' reads {spec.context} tokens, too few for its prompt of {n_frame}")
 
     def prepare(self, call: Rerank) -> list[Item]:
-        """One row per block of documents; what the blocks' prompts begin with alike is their prefix.
+        """One row per block of different documents; what blocks' prompts begin with alike is their prefix.
 
         Raises:
+            InputError: an instruction that leaves no room for the rest.
             TooLongError: a query or a document longer than is read, without `truncate`.
         """
         text, texts = call.texts
-        asked = replace(call, query=unmarked(text), documents=[unmarked(each) for each in texts])
-        query, documents = excerpts(self.tokenizer, asked, QUERY_TOKENS, DOCUMENT_TOKENS)
-        longest = call.max_document_tokens or DOCUMENT_TOKENS
-        blocks = list(divide(documents, self.spec.context - 2 * query.n_tokens, longest))
         instruction = unmarked(call.instruction or "")
+        asked = replace(call, query=unmarked(text), documents=[*map(unmarked, texts)], instruction=instruction)
+        n_told = count_instruction(self.tokenizer, asked, self.room // 2)
+        room = self.room - n_told
+        # The prompt says the query twice; documents have at least half of what is left.
+        query = read_query(self.tokenizer, asked, min(call.max_query_tokens or QUERY_TOKENS, room // 4))
+        room -= 2 * query.n_tokens
+        longest = min(call.max_document_tokens or DOCUMENT_TOKENS, room - self.n_passage)
+        documents = read_documents(self.tokenizer, asked, longest)
+        blocks = list(divide(documents, room, longest, self.n_passage))
         ids = self.tokenizer.pieces([prompt(query.text, [d.text for d in block], instruction) for block in blocks])
         kept = [np.flatnonzero(np.isin(row, self.marks)) for row in ids]
-        items = []
-        for place, row in enumerate(share(ids, kept, self.decoder.most_shared)):
-            first, block = place == 0, blocks[place]
-            items.append(
-                Item(
-                    features=row.features | {"cut": np.array(sum(document.truncated for document in block))},
-                    n_tokens=len(row.ids) + (len(row.prefix) if first else 0),  # the prefix runs once
-                    n_counted=sum(document.n_tokens for document in block) + (query.n_tokens if first else 0),
-                )
+        # A prompt begins with the number of its documents, so blocks of one size have more in common.
+        rows = share_alike(ids, kept, self.decoder.most_shared, [len(block) for block in blocks])
+        return [
+            Item(
+                features=row.features | {"cut": np.array(sum(document.truncated for document in block))},
+                n_tokens=cost,
+                n_counted=sum(document.n_tokens for document in block) + (0 if place else query.n_tokens + n_told),
             )
-        return items
+            for place, (row, cost, block) in enumerate(zip(rows, costs(rows), blocks, strict=True))
+        ]
 
     def forward(self, items: Sequence[Item]) -> list[Array]:
         """The vectors of each block's documents, and of its query as the last, float32 `[documents + 1, dim]`."""
@@ -115,37 +126,52 @@ class ListwiseReranker:
         return np.split(vectors, np.cumsum([len(state) for state in states])[:-1])
 
     def finish(self, call: Rerank, items: Sequence[Item], arrays: Sequence[Array]) -> Ranking:
-        """The cosines of one call, in the order of its documents."""
+        """The cosines of one call, in the order of its documents; equal documents have equal ones."""
         scores, vectors = merge(arrays)
+        texts = [*map(unmarked, call.texts[1])]
+        place_of = {text: place for place, text in enumerate(dict.fromkeys(texts))}
+        places = [place_of[text] for text in texts]
         return Ranking(
-            scores=scores,
-            embeddings=vectors if call.embeddings else None,
+            scores=scores[places],
+            embeddings=vectors[places] if call.embeddings else None,
             n_tokens=sum(item.n_counted for item in items),
             n_truncated=sum(int(item.features["cut"]) for item in items),
         )
 
 
 def unmarked(text: str) -> str:
-    """The text without the marks, and without those that taking one away would leave behind."""
-    while DOCUMENT_MARK in text or QUERY_MARK in text:
-        text = re.sub(f"{re.escape(DOCUMENT_MARK)}|{re.escape(QUERY_MARK)}", "", text)
-    return text
+    """The text without the marks, and without those that taking one away would leave behind.
+
+    In one pass: what is kept never holds a mark, so that a character makes one at most, as its last.
+    """
+    if not any(mark in text for mark in MARKS):
+        return text
+    kept: list[str] = []
+    for character in text:
+        kept.append(character)
+        if character == ">":
+            last = "".join(kept[-_LONGEST_MARK:])
+            for mark in MARKS:
+                if last.endswith(mark):
+                    del kept[-len(mark) :]
+    return "".join(kept)
 
 
-def divide(documents: Sequence[Excerpt], room: int, longest: int) -> Iterator[list[Excerpt]]:
+def divide(documents: Sequence[Excerpt], room: int, longest: int, n_around: int = 0) -> Iterator[list[Excerpt]]:
     """Blocks of documents, in their order: a block ends where another document might not fit.
 
     Args:
         documents: one at least.
         room: tokens of all documents of a block.
         longest: most tokens of a document.
+        n_around: tokens that the prompt has around each.
     """
     block: list[Excerpt] = []
     left = room
     for document in documents:
         block.append(document)
-        left -= document.n_tokens
-        if len(block) == BLOCK_DOCUMENTS or left <= longest:
+        left -= document.n_tokens + n_around
+        if len(block) == BLOCK_DOCUMENTS or left <= longest + n_around:
             yield block
             block, left = [], room
     if block:
@@ -179,7 +205,8 @@ def merge(blocks: Sequence[Array]) -> tuple[Array, Array]:
     else:
         query = queries.mean(axis=0)
     vectors = np.concatenate(documents)
-    return (vectors @ _unit(query)).astype(np.float32), vectors.astype(np.float32)
+    scores = np.clip(vectors @ _unit(query), -1, 1)  # unit lengths are rounded
+    return scores.astype(np.float32), vectors.astype(np.float32)
 
 
 def _unit(vectors: Array) -> Array:
