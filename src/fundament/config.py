@@ -174,6 +174,9 @@ class Settings(BaseSettings):
     max_recording_mb: float = Field(default=32, gt=0, description="Largest video or sound, in MB.")
     max_recording_seconds: float = Field(default=300, gt=0, description="Longest video or sound.")
     max_video_frames: int = Field(default=10_000, ge=1, description="Most frames of a video.")
+    max_video_megapixels: float = Field(
+        default=10_000, gt=0, description="Most pixels of a video, all its frames together, in millions."
+    )
     max_media: int = Field(default=512, ge=0, description="Most images and other files of one request.")
     max_media_mb: float = Field(default=128, gt=0, description="All files of one request together, in MB.")
     max_all_media_mb: float = Field(

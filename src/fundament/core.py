@@ -33,6 +33,7 @@ class MediaLimits:
         pdf_pages: of a PDF.
         seconds: of a video or a sound.
         video_frames: of a video.
+        video_pixels: of a video, all its frames together.
     """
 
     image_bytes: int = 8_000_000
@@ -41,10 +42,22 @@ class MediaLimits:
     pdf_pages: int = 100
     seconds: float = 300
     video_frames: int = 10_000
+    video_pixels: int = 10_000_000_000
 
     def max_bytes(self, kind: MediaKind) -> int:
         """Most bytes of a file of that kind."""
         return self.image_bytes if kind in ("image", "pdf") else self.recording_bytes
+
+
+@dataclass(slots=True, eq=False)
+class Interest:
+    """Whether anybody waits for what is made of a file: decoding asks now and then.
+
+    Attributes:
+        lost: nobody does any more.
+    """
+
+    lost: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +69,14 @@ class Media:
         content: the file's bytes.
         origin: its place in the request (`body -> input -> 3 -> image`), for errors.
         limits: what is refused when it is decoded.
+        interest: whether it is still worth decoding.
     """
 
     kind: MediaKind
     content: bytes = field(repr=False)
     origin: str = field(default="body -> input", compare=False)
     limits: MediaLimits = field(default=MediaLimits(), compare=False, repr=False)
+    interest: Interest = field(default_factory=Interest, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

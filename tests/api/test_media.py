@@ -11,6 +11,8 @@ import pytest
 
 from fundament import media
 from fundament.api.embeddings import EmbeddingsRequest, task_of
+from fundament.api.inputs import Reference
+from fundament.api.media import opened
 from fundament.app import named_models
 from fundament.backbone.device import Placement
 from fundament.catalog import CATALOG, EMBEDDED
@@ -18,6 +20,7 @@ from fundament.config import Settings
 from fundament.core import Array, Embed, Embeddings, Group, Item, Media, Model, sum_media
 from fundament.engine import local
 from fundament.engine.weights import Local, embedded
+from fundament.errors import InputError
 from tests.checkpoints.clip import clip
 from tests.contract.schemas import conforms
 from tests.inprocess import Api, running
@@ -323,6 +326,19 @@ def test_the_files_of_all_requests_are_bounded(api: Api, monkeypatch: pytest.Mon
     assert answer.status_code == 503
     assert "Try again" in answer.json()["detail"]
     assert state.n_file_bytes == 1_000
+
+
+def test_what_a_request_has_left_is_not_decoded(api: Api) -> None:
+    async def leave() -> Media:
+        reference = Reference("image", text_of(plain(RED)), "body -> input")
+        async with opened(api.app.state.parts, [reference]) as [file]:
+            assert isinstance(file, Media)
+            assert len(list(media.pictures(file))) == 1
+        return file
+
+    left = api.run(leave())
+    with pytest.raises(InputError, match="Nobody waits"):
+        list(media.pictures(left))
 
 
 @pytest.mark.parametrize(

@@ -185,6 +185,23 @@ def video(
     return file.getvalue()
 
 
+def still(n: int, width: int, height: int) -> bytes:
+    """A video of one grey picture `n` times: little to send, much to decode."""
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp4") as container:
+        stream = container.add_stream("mpeg4", rate=1000)
+        stream.width, stream.height, stream.pix_fmt, stream.gop_size = width, height, "yuv420p", 2
+        frame = av.VideoFrame.from_ndarray(np.full((height, width, 3), 90, np.uint8), format="rgb24")
+        container.start_encoding()
+        first, again = (bytes(packet) for _ in range(2) for packet in stream.encode(frame))
+        for place in range(n):
+            packet = av.Packet(again if place else first)
+            packet.stream, packet.time_base, packet.is_keyframe = stream, stream.time_base, not place
+            packet.pts = packet.dts = place
+            container.mux(packet)
+    return file.getvalue()
+
+
 def audio(form: str, codec: str, rate: int) -> bytes:
     """A second of a tone."""
     file = io.BytesIO()

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fundament.core import Media, MediaLimits
+from fundament.core import Interest, Media, MediaLimits
 from fundament.errors import InputError
 from fundament.media import pictures
 from fundament.media.documents import pages
@@ -79,3 +79,12 @@ def test_pages_that_nobody_wants_are_not_drawn() -> None:
     found = pages(Media("pdf", many_pages(100)))
     assert next(found).shape == (150, 150, 3)
     found.close()
+
+
+def test_pages_that_nobody_waits_for_any_more_are_not_drawn() -> None:
+    interest = Interest()
+    found = pages(Media("pdf", many_pages(100), interest=interest))
+    assert next(found).shape == (150, 150, 3)
+    interest.lost = True
+    with pytest.raises(InputError, match="Nobody waits"):
+        next(found)

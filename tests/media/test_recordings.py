@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from fundament.core import Media, MediaLimits
+from fundament.core import Interest, Media, MediaLimits
 from fundament.errors import InputError
 from fundament.media import frames, sound
 from fundament.media.formats import format_of
-from tests.media.files import audio, plain, video, wav
+from tests.media.files import audio, plain, still, video, wav
 
 pytest.importorskip("av")
 
@@ -115,6 +115,32 @@ def test_length_is_checked_by_what_the_file_says_and_by_what_it_holds() -> None:
     assert len(heard(bytes(says_less), limits=limits)) <= 8000
     assert "longer than the 1 seconds" in refused(video(SHADES, rate=5), limits=limits)
     assert "more than the 9 frames allowed" in refused(video(SHADES), limits=MediaLimits(video_frames=9))
+
+
+def test_pixels_of_all_frames_are_counted_before_they_are_decoded() -> None:
+    assert len(shades(still(20, 32, 16), 4, MediaLimits(video_pixels=20 * 32 * 16))) == 4
+    words = "This video has 10 million pixels in all its frames together, more than the 9.9 million allowed."
+    assert refused(still(20, 1000, 500), limits=MediaLimits(video_pixels=9_900_000)).startswith(words)
+
+
+def test_decoding_ends_when_it_has_taken_its_time() -> None:
+    assert list(frames(Media("video", still(20, 32, 16)), 4, most_seconds=60))
+    for kind, content in (("video", still(20, 32, 16)), ("audio", wav(np.zeros(8000)))):
+        with pytest.raises(InputError) as refusal:
+            if kind == "video":
+                list(frames(Media("video", content), 4, most_seconds=0))
+            else:
+                sound(Media("audio", content), 8000, most_seconds=0)
+        assert refusal.value.faults[0].message.startswith(f"This {kind} takes too much to decode.")
+
+
+def test_decoding_ends_when_nobody_waits_any_more() -> None:
+    interest = Interest()
+    found = frames(Media("video", video(SHADES), interest=interest), 10)
+    assert next(found).shape == (16, 32, 3)
+    interest.lost = True
+    with pytest.raises(InputError, match="Nobody waits"):
+        next(found)
 
 
 @pytest.mark.parametrize(

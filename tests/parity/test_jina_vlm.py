@@ -333,6 +333,7 @@ CONVERSATIONS = [
     asked((60, 80), "the search engine", max_tokens=10),
     asked("one", (60, 80), "two", (56, 300), max_tokens=8),
     asked("the " * 40, max_tokens=6),
+    asked((60, 80), "and", (60, 80), (60, 80), max_tokens=6),
 ]
 
 
@@ -364,6 +365,27 @@ def test_a_text_that_spells_marks_says_nothing_by_them(model: PictureWriter) -> 
     ):
         ids, plain = (model.prepare(asked(text))[0].features["ids"].tolist() for text in (spelled, read))
         assert ids == plain
+
+
+def test_a_picture_of_several_messages_is_cut_and_looked_at_once(
+    model: PictureWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen, vision = [], model.vision
+
+    def counted(crops: Tensor) -> Tensor:
+        seen.append(len(crops))
+        return vision(crops)
+
+    monkeypatch.setattr(model, "vision", counted)
+    call = asked((60, 80), "and", (56, 56), (60, 80), "and", (60, 80))
+    [item] = model.prepare(call)
+    assert item.features["pixels0"] is item.features["pixels2"] is item.features["pixels3"]
+    answer = model.begin(call, item)
+    assert len(seen) == 2
+    assert answer.pictures is not None
+    first, _, *others = answer.pictures.split([(item.features[f"places{n}"] >= 0).sum() for n in range(4)])
+    for other in others:
+        torch.testing.assert_close(other, first, atol=0, rtol=0)
 
 
 @pytest.mark.parametrize("size", [1, 7, 10_000])

@@ -1,6 +1,6 @@
 """jina-embeddings-v5-omni against transformers' classes, put together by hand."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -168,6 +168,7 @@ INPUTS: list[Input] = [
     clip_of(1),
     Group(["the", png(picture(64, 64)), " search", tone(900)]),
     Group([clip_of(2), png(picture(80, 64))]),
+    Group([png(picture(80, 64)), tone(900), "the", png(picture(80, 64)), tone(900)]),
 ]
 
 
@@ -225,6 +226,34 @@ def test_counts_order_and_files_sent_twice(models: dict[str, OmniEmbedder]) -> N
     assert made.n_media == {"image": 14, "audio": 50}
     turned = model.prepare(Embed(inputs=[Group([*reversed(group.parts)])]))
     assert not np.array_equal(turned[0].features["ids"], items[3].features["ids"])
+
+
+def test_a_file_of_several_groups_is_decoded_and_read_once(
+    models: dict[str, OmniEmbedder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = models["small"]
+    shown, heard = png(picture(64, 96)), tone(16_000)
+    inputs = [Group([shown, "the"]), shown, Group([heard, shown, heard]), Group(["search", heard])]
+    alone = torch.cat([vectors(model, [(value, "clustering")]) for value in inputs])
+    decoded: list[str] = []
+    seen: list[int] = []
+    for name in ("pictures", "sound"):
+        read = getattr(media, name)
+        monkeypatch.setattr(media, name, lambda *asked, read=read, name=name: decoded.append(name) or read(*asked))
+    for name in ("vision", "audio"):
+        tower = getattr(model, name)
+
+        def counted(parts: Sequence, tower: Callable = tower) -> list[Tensor]:
+            seen.append(len(parts))
+            return tower(parts)
+
+        counted.merge = model.vision.merge  # type: ignore[attr-defined]
+        monkeypatch.setattr(model, name, counted)
+    items = model.prepare(Embed(inputs=inputs, task="clustering"))
+    assert decoded == ["pictures", "sound"]
+    assert_same(torch.from_numpy(np.stack([model.forward([item])[0] for item in items])), alone)
+    assert seen == [1, 1]
+    assert [item.n_tokens - len(item.features["ids"]) for item in items] == [24, 0, 50, 0]
 
 
 def test_the_published_sizes_of_images(directories: dict[str, Path]) -> None:

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import Qwen2VLImageProcessorPil
 
+from fundament.backbone.images import Patches
 from fundament.backbone.vision_ranker import VisionRanker
 from fundament.core import Media, Rerank
 from fundament.errors import CheckpointError, InputError, TooLongError
@@ -107,6 +108,31 @@ def test_a_pair_alone_equals_the_pair_in_mixed_company(
     place = min(place, len(company))
     among = scores(model, query, [*company[:place], one, *company[place:]])[place]
     assert_same(among, scores(model, query, [one])[0])
+
+
+def test_a_query_that_is_a_picture_is_read_once_whatever_the_batches(
+    model: VisionRanker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    documents: list[Side] = ["the search", (60, 90), "in", (56, 56), (70, 70)]
+    alone = torch.cat([scores(model, (140, 85), [document]) for document in documents])
+    seen, vision = [], model.model.vision
+
+    def counted(images: Sequence[Patches]) -> list[Tensor]:
+        seen.extend(len(image.pixels) for image in images)
+        return vision(images)
+
+    counted.shape = vision.shape  # type: ignore[attr-defined]
+    monkeypatch.setattr(model.model, "vision", counted)
+    query = sent((140, 85))
+    items = model.prepare(Rerank(query=query, documents=[*map(sent, documents), query]))
+    batches = [items[:2], *([item] for item in items[2:])]
+    found = torch.from_numpy(np.concatenate([array for batch in batches for array in model.forward(batch)]))
+    assert_same(found[:, None][:-1], alone[:, None])
+    inside = [sum(part.shape[0] for name, part in item.features.items() if name[:6] == "pixels") for item in items]
+    n_query = len(items[0].features["pixels0"])
+    assert sorted(seen) == sorted([n_query, *(n - n_query for n in inside[:-1] if n > n_query)])
+    costs = [item.n_tokens - len(item.features["ids"]) for item in items]
+    assert costs == [n_query, *(n - n_query for n in inside[1:])]
 
 
 def test_counts_leave_the_score_token_out(model: VisionRanker) -> None:

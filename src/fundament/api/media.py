@@ -8,7 +8,7 @@ from fundament.api.body import echo
 from fundament.api.inputs import Part, Reference, Sent
 from fundament.api.state import State
 from fundament.catalog import ModelSpec
-from fundament.core import Group, Input, Media, MediaLimits
+from fundament.core import Group, Input, Interest, Media, MediaLimits
 from fundament.errors import Fault, FetchError, InputError, UnavailableError
 from fundament.media import sources
 
@@ -79,6 +79,7 @@ async def opened(state: State, sent: Sequence[Sent], field: str = "body -> input
         UnavailableError: the files of all requests take as much memory as they may.
     """
     found, settings, limits = references(sent), state.settings, media_limits(state)
+    interest = Interest()
     if len(found) > (most := settings.max_media):
         message = f"A request may hold {most} images and other files, not {len(found)}. Send several requests."
         raise InputError(Fault(field, message, "too_long", echo(found)))
@@ -109,12 +110,13 @@ async def opened(state: State, sent: Sequence[Sent], field: str = "body -> input
         def part_of(part: Part) -> str | Media:
             if isinstance(part, str):
                 return part
-            return Media(part.kind, tasks[part.kind, part.source].result(), part.origin, limits)
+            return Media(part.kind, tasks[part.kind, part.source].result(), part.origin, limits, interest)
 
         yield [
             Group([part_of(part) for part in value]) if isinstance(value, tuple) else part_of(value) for value in sent
         ]
     finally:
+        interest.lost = True  # a file that is still being decoded is nobody's: the client has gone
         state.n_file_bytes -= n_bytes
 
 
@@ -134,6 +136,7 @@ def media_limits(state: State) -> MediaLimits:
         pdf_pages=settings.max_pdf_pages,
         seconds=settings.max_recording_seconds,
         video_frames=settings.max_video_frames,
+        video_pixels=int(settings.max_video_megapixels * 1_000_000),
     )
 
 

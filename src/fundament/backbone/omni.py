@@ -28,6 +28,7 @@ from fundament.backbone.positions import rotary_angles
 from fundament.backbone.qwen3_vision import Qwen3Vision
 from fundament.backbone.sounds import RATE, Frames, log_mel
 from fundament.backbone.tokenizing import TextTokenizer
+from fundament.backbone.tower_states import TowerStates
 from fundament.backbone.transformer import Transformer
 from fundament.catalog import ModelSpec
 from fundament.core import Array, Embed, Embeddings, Group, Item, Media, MediaKind, sum_media
@@ -123,7 +124,7 @@ class Limits:
 
 @dataclass(slots=True)
 class _Row:
-    """A row that grows part by part."""
+    """A row, or a file's part of one, that grows part by part; `n_inside` is what it costs the towers, in tokens."""
 
     pieces: list[Array] = field(default_factory=list)
     pictures: list[tuple[int, int, int]] = field(default_factory=list)
@@ -131,6 +132,7 @@ class _Row:
     features: dict[str, Array] = field(default_factory=dict)
     n_media: dict[MediaKind, int] = field(default_factory=dict)
     n_tokens: int = 0
+    n_inside: int = 0
 
     def add(self, ids: Sequence[int] | Array) -> None:
         self.pieces.append(np.asarray(ids, dtype=np.int64))
@@ -138,6 +140,20 @@ class _Row:
 
     def count(self, kind: MediaKind, n: int) -> None:
         self.n_media[kind] = self.n_media.get(kind, 0) + n
+
+    def extend(self, part: "_Row") -> None:
+        """Add what a part holds; the arrays are the same."""
+        for number, (first, rows, columns) in enumerate(part.pictures):
+            self.features[f"pixels{len(self.pictures)}"] = part.features[f"pixels{number}"]
+            self.pictures.append((self.n_tokens + first, rows, columns))
+        for number, (first, n) in enumerate(part.sounds):
+            self.features[f"mels{len(self.sounds)}"] = part.features[f"mels{number}"]
+            self.sounds.append((self.n_tokens + first, n))
+        self.pieces += part.pieces
+        self.n_tokens += part.n_tokens
+        self.n_inside += part.n_inside
+        for kind, n in part.n_media.items():
+            self.count(kind, n)
 
 
 class OmniEmbedder:
@@ -177,13 +193,15 @@ class OmniEmbedder:
         numbers = torch.full((len(transformer.tokens),), -1, device=device)
         numbers[list(marks.special)] = torch.arange(len(marks.special), device=device)
         self.mark_numbers = numbers
+        self.seen: TowerStates[tuple[int, int]] = TowerStates()
         self.n_bytes = self.text.n_bytes + vision.n_bytes + audio.n_bytes + self.mark_rows.nbytes
+        self.n_bytes += self.seen.capacity_bytes
         for part in parts:
             self.n_bytes += part.projector.n_bytes + part.merger.inner.n_bytes + part.merger.outer.n_bytes
             self.n_bytes += sum(tensor.nbytes for tensor in part.merger.norm)
 
     def prepare(self, call: Embed) -> list[Item]:
-        """One row per text, file and group, and one per page of a PDF.
+        """One row per text, file and group, and one per page of a PDF. A file that is there twice is read once.
 
         Raises:
             InputError: an input that this model cannot read.
@@ -196,16 +214,17 @@ class OmniEmbedder:
             for place, row in zip(texts, count_all(self.text.rows(call, texts)) if texts else [], strict=True)
         }
         read_before: dict[Media | tuple[str | Media, ...], list[Item]] = {}
+        files: dict[Media, _Row] = {}
         for place, value in enumerate(call.inputs):
             if isinstance(value, str):
                 continue
             key = tuple(value.parts) if isinstance(value, Group) else value
             if key not in read_before:
-                read_before[key] = [self._item(call, row, place) for row in self._rows(call, value)]
+                read_before[key] = [self._item(call, row, place) for row in self._rows(call, value, files)]
             rows[place] = read_before[key]
         return [row for place in range(len(call.inputs)) for row in rows[place]]
 
-    def _rows(self, call: Embed, value: Media | Group) -> list[_Row]:
+    def _rows(self, call: Embed, value: Media | Group, files: dict[Media, _Row]) -> list[_Row]:
         rows = []
         if isinstance(value, Media) and value.kind == "pdf":
             for page in media.pictures(value):
@@ -218,10 +237,14 @@ class OmniEmbedder:
                 row.add(self.text.tokenizer.pieces([prompt + part])[0])
                 prompt = ""  # once, before the first text
             else:
-                self._file(row, part)
+                if part not in files:
+                    files[part] = self._file(part)
+                row.extend(files[part])
+                files[part].n_inside = 0  # the towers have read it for this row
         return [row]
 
-    def _file(self, row: _Row, file: Media) -> None:
+    def _file(self, file: Media) -> _Row:
+        row = _Row()
         match file.kind:
             case "image":
                 [picture] = media.pictures(file)
@@ -232,6 +255,7 @@ class OmniEmbedder:
                 self._sound(row, file)
             case "pdf":
                 raise InputError(Fault(file.origin, "A PDF is several images and no part of a group. Send it alone."))
+        return row
 
     def _picture(
         self, row: _Row, kind: Literal["image", "video"], frames: Sequence[Pixels], origin: str, n_frames: int = 1
@@ -257,6 +281,7 @@ class OmniEmbedder:
         row.pictures.append((row.n_tokens, rows, columns))
         row.add([marks.image if kind == "image" else marks.video] * (rows * columns))
         row.count(kind, rows * columns)
+        row.n_inside += rows * columns * self.vision.merge**2
         if marks.after_picture is not None:
             row.add([marks.after_picture])
 
@@ -289,6 +314,7 @@ class OmniEmbedder:
         row.sounds.append((row.n_tokens, n))
         row.add([self.marks.audio] * n)
         row.count("audio", n)
+        row.n_inside += 2 * n
         row.add([self.marks.after_audio])
 
     def _item(self, call: Embed, row: _Row, place: int) -> Item:
@@ -304,9 +330,7 @@ class OmniEmbedder:
             features["pictures"] = np.array([(start + before, *grid) for start, *grid in row.pictures])
         if row.sounds:
             features["sounds"] = np.array([(start + before, n) for start, n in row.sounds])
-        n_inside = sum(rows * columns for _, rows, columns in row.pictures) * self.vision.merge**2
-        n_inside += sum(2 * n for _, n in row.sounds)
-        return Item(features=features, n_tokens=len(ids) + n_inside, n_counted=len(ids), n_media=row.n_media)
+        return Item(features=features, n_tokens=len(ids) + row.n_inside, n_counted=len(ids), n_media=row.n_media)
 
     def forward(self, items: Sequence[Item]) -> list[Array]:
         """One float32 vector `[dim]` per row."""
@@ -363,20 +387,23 @@ class OmniEmbedder:
         bridge: Callable[[int], Callable[[Tensor], Tensor]],
     ) -> None:
         """Write what a tower makes of media over their placeholders; the same array in several rows is read once."""
-        found = [
-            (start + spot[0], id(row[f"{content}{number}"]), read(row[f"{content}{number}"], spot), int(row["adapter"]))
-            for start, row in zip(packed.offsets.tolist(), rows, strict=False)
-            for number, spot in enumerate(row[spots].tolist() if spots in row else ())
-        ]
-        if not found:
-            return
-        different = {key: one for _, key, one, _ in found}
-        states = dict(zip(different, tower([*different.values()]), strict=True))
-        made: dict[tuple[int, int], Tensor] = {}
-        for start, key, _, task in found:
-            if (key, task) not in made:
-                made[key, task] = bridge(task)(states[key])
-            x[start : start + len(made[key, task])] = made[key, task]
+        found: list[tuple[int, tuple[int, int]]] = []
+        arrays: dict[tuple[int, int], Array] = {}
+        pieces: dict[int, T] = {}
+        for start, row in zip(packed.offsets.tolist(), rows, strict=False):
+            for number, spot in enumerate(row[spots].tolist() if spots in row else ()):
+                array, task = row[f"{content}{number}"], int(row["adapter"])
+                found.append((start + spot[0], (id(array), task)))
+                arrays[id(array), task], pieces[id(array)] = array, read(array, spot)
+
+        def make(missing: Sequence[tuple[int, int]]) -> list[Tensor]:
+            different = {key: pieces[key] for key, _ in missing}
+            states = dict(zip(different, tower([*different.values()]), strict=True))
+            return [bridge(task)(states[key]) for key, task in missing]
+
+        made = self.seen.look(arrays, make)
+        for start, key in found:
+            x[start : start + len(made[key])] = made[key]
 
     def finish(self, call: Embed, items: Sequence[Item], arrays: Sequence[Array]) -> Embeddings:  # noqa: ARG002
         """The vectors of one call, in its order."""

@@ -15,7 +15,7 @@ from fundament.backbone.chat_template import ChatTemplate
 from fundament.backbone.linear import Linear
 from fundament.backbone.sampling import Sampler, choose
 from fundament.backbone.tile_vision import TileVision
-from fundament.backbone.tiles import Tiles
+from fundament.backbone.tiles import Crops, Tiles
 from fundament.backbone.tokenizing import TextTokenizer
 from fundament.backbone.utterance import Utterance
 from fundament.core import DEFAULT_MAX_TOKENS, Array, Chunk, Finish, Generate, Item, Media
@@ -92,7 +92,7 @@ class PictureWriter:
         self.n_bytes = vision.n_bytes + decoder.transformer.n_bytes + head.n_bytes
 
     def prepare(self, call: Generate) -> list[Item]:
-        """The conversation as token ids, its pictures cut up.
+        """The conversation as token ids, its pictures cut up; one that is there twice is cut once.
 
         Features are `ids`; of each picture `pixels0`, `pixels1`, …; and `places0`, …: the token that each cell of it
         becomes, -1 for none.
@@ -107,17 +107,23 @@ class PictureWriter:
         n_tokens = 1 + sum(map(len, spoken))
         features: dict[str, Array] = {}
         ids = [np.array([self.tokens.first]), spoken[0]]
+        read: dict[Media, Crops] = {}
         for number, (picture, words) in enumerate(zip(_pictures(call), spoken[1:], strict=True)):
-            [pixels] = media.pictures(picture)
-            n_tokens += self.tiles.count(pixels, picture.origin)
-            if n_tokens + wanted > context:  # before it is cut, so that memory is bounded by the context
-                break
-            crops = self.tiles.cut(pixels, picture.origin)
+            if picture not in read:
+                [pixels] = media.pictures(picture)
+                n = self.tiles.count(pixels, picture.origin)
+                if n_tokens + n + wanted > context:  # before it is cut, so that memory is bounded by the context
+                    n_tokens += n
+                    break
+                read[picture] = self.tiles.cut(pixels, picture.origin)
+            crops = read[picture]
+            marks = np.array(self.tokens.marks)[self.tiles.marks(crops.rows, crops.columns)]
+            n_tokens += len(marks)
             places = self.tiles.places(crops.rows, crops.columns)
             start = sum(map(len, ids))
             features[f"pixels{number}"] = crops.pixels
             features[f"places{number}"] = np.where(places >= 0, places + start, -1)
-            ids += [np.array(self.tokens.marks)[self.tiles.marks(crops.rows, crops.columns)], words]
+            ids += [marks, words]
         if n_tokens + wanted > context:
             raise ConversationTooLongError(n_tokens=n_tokens, n_wanted=wanted, limit=context)
         features["ids"] = np.concatenate(ids).astype(np.int64)
@@ -134,15 +140,18 @@ class PictureWriter:
 
     @torch.inference_mode()
     def begin(self, call: Generate, item: Item) -> Writing:
-        """Make room for the conversation and look at its pictures."""
+        """Make room for the conversation and look at its pictures, at each once."""
         features, device = item.features, self.decoder.transformer.tokens.device
         states: list[Tensor] = []
         targets: list[Array] = []
+        seen: dict[int, Tensor] = {}
         number = 0
         while (places := features.get(f"places{number}")) is not None:
-            seen = self.vision(torch.from_numpy(features[f"pixels{number}"]).to(device))
+            pixels = features[f"pixels{number}"]
+            if id(pixels) not in seen:
+                seen[id(pixels)] = self.vision(torch.from_numpy(pixels).to(device))
             kept = np.flatnonzero(places >= 0)
-            states.append(seen[torch.from_numpy(kept[np.argsort(places[kept])]).to(device)])
+            states.append(seen[id(pixels)][torch.from_numpy(kept[np.argsort(places[kept])]).to(device)])
             targets.append(np.sort(places[kept]))
             number += 1
         return Writing(

@@ -20,6 +20,7 @@ from fundament.backbone.mrope import Slot, mrope_rotation, positions
 from fundament.backbone.packed import BASE, Packed, pack
 from fundament.backbone.qwen_vision import QwenVision, TowerShape, load_qwen_vision, read_tower
 from fundament.backbone.tokenizing import TextTokenizer
+from fundament.backbone.tower_states import TowerStates
 from fundament.backbone.transformer import Adapter, Shape, Transformer, parameters
 from fundament.core import Array, Item
 from fundament.errors import CheckpointError
@@ -144,7 +145,8 @@ class VisionLanguage:
 
     def __init__(self, transformer: Transformer, vision: QwenVision, sections: Sequence[int]) -> None:
         self.transformer, self.vision, self.sections = transformer, vision, tuple(sections)
-        self.n_bytes = transformer.n_bytes + vision.n_bytes
+        self.seen: TowerStates[int] = TowerStates()
+        self.n_bytes = transformer.n_bytes + vision.n_bytes + self.seen.capacity_bytes
 
     def __call__(self, items: Sequence[Item]) -> tuple[Tensor, Packed, list[int]]:
         """Hidden states after the last norm, `[tokens, hidden]`; how rows lie in them; and each one's place in `items`.
@@ -177,7 +179,10 @@ class VisionLanguage:
                 images[id(pixels)] = Patches(pixels, slot.rows * merge, slot.columns * merge)
         if not images:
             return
-        states = dict(zip(images, self.vision([*images.values()]), strict=True))
+        states = self.seen.look(
+            {key: image.pixels for key, image in images.items()},
+            lambda missing: self.vision([images[key] for key in missing]),
+        )
         for start, row, inside in zip(packed.offsets.tolist(), rows, slots, strict=False):
             for number, slot in enumerate(inside):
                 x[start + slot.start : start + slot.stop] = states[id(row[f"pixels{number}"])]

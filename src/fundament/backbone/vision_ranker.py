@@ -52,7 +52,8 @@ class _Side:
 class VisionRanker:
     """A query and documents to a score between zero and one for each document.
 
-    A pair is one row, the document first. Equal documents are read once.
+    A pair is one row, the document first. Equal documents are read once, and so is a query that is a picture: its first
+    row costs what the tower does, the others share the states.
 
     Args:
         model: the checkpoint's own.
@@ -81,7 +82,9 @@ class VisionRanker:
         rows: dict[str | Media, Item] = {}
         for place, document in enumerate(call.documents):
             if document not in rows:
-                rows[document] = self._row(self._side(call, document, f"Document {place}", most_document), query)
+                same = document == call.query and isinstance(document, Media)
+                side = query if same else self._side(call, document, f"Document {place}", most_document)
+                rows[document] = self._row(side, query, first=not rows)
         return [rows[document] for document in call.documents]
 
     def _side(self, call: Rerank, value: str | Media, name: str, most: int) -> _Side:
@@ -102,7 +105,7 @@ class VisionRanker:
             raise TooLongError(name, n_tokens=len(ids), limit=most)
         return _Side(self.prompt.tokenizer.text_of(ids[:most]), truncated=True)
 
-    def _row(self, document: _Side, query: _Side) -> Item:
+    def _row(self, document: _Side, query: _Side, *, first: bool) -> Item:
         parts: list[str | Patches] = [BEFORE_DOCUMENT, document.part, BEFORE_QUERY, query.part]
         features, slots = self.prompt.read(_joined(parts))
         ids, most = features["ids"], self.spec.context - 1
@@ -110,9 +113,10 @@ class VisionRanker:
         if slots and slots[-1].stop >= n:
             raise TooLongError("A pair of images", n_tokens=len(ids), limit=most)
         features["ids"] = np.append(ids[:most], SCORE_TOKEN)
+        new = slots if first or isinstance(query.part, str) else slots[:-1]
         return Item(
             features=features,
-            n_tokens=n + 1 + n_patches(slots, self.prompt.sizes),
+            n_tokens=n + 1 + n_patches(new, self.prompt.sizes),
             n_counted=n,
             truncated=document.truncated or n < len(ids),
             n_media={"image": sum(slot.stop - slot.start for slot in slots)} if slots else {},

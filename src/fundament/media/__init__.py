@@ -1,8 +1,8 @@
 """Images, PDFs, videos and sounds: from what a caller sent to plain NumPy.
 
 Every function that decodes raises `InputError` with the file's place in the request: of a file that cannot be read,
-that is of another kind than it is said to be, or that is larger than its limits allow. Nothing that a file refers to is
-opened.
+that is of another kind than it is said to be, that is larger or takes longer than its limits allow, or that nobody
+waits for any more. Nothing that a file refers to is opened.
 """
 
 from collections.abc import Iterator

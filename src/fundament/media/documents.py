@@ -12,7 +12,7 @@ import numpy as np
 
 from fundament.core import Media
 from fundament.media import pdfium
-from fundament.media.arrays import RGB, refusal
+from fundament.media.arrays import RGB, check_interest, refusal
 from fundament.media.bounded import bounded, feed
 from fundament.media.formats import expect
 
@@ -37,6 +37,7 @@ def pages(media: Media, *, most_seconds: int = _MOST_CPU_SECONDS) -> Iterator[RG
         assert process.stdout is not None
         feed(process, media.content)
         for number in range(_count(media, process.stdout)):
+            check_interest(media)
             yield _read(media, process.stdout, number + 1)
 
 

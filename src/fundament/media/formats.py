@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 
 from fundament.core import Media, MediaKind
-from fundament.media.arrays import refusal
+from fundament.media.arrays import check_interest, refusal
 
 _HEAD_BYTES = 4096
 
@@ -93,8 +93,9 @@ def expect(media: Media) -> Format:
     """The format of a file, which must be of the kind that the caller says it is.
 
     Raises:
-        InputError: another kind, or no known format.
+        InputError: another kind, or no known format; or nobody waits for it any more.
     """
+    check_interest(media)
     form = format_of(media.content)
     said = _ARTICLES[media.kind]
     if form is None:

@@ -1,6 +1,7 @@
 """Videos to frames and sounds to samples, where the `video` extra is installed."""
 
 import io
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import chain
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 
 from fundament.core import Array, Media
-from fundament.media.arrays import RGB, Samples, refusal
+from fundament.media.arrays import RGB, Samples, check_interest, refusal
 from fundament.media.formats import Format, expect
 
 if TYPE_CHECKING:
@@ -18,15 +19,21 @@ if TYPE_CHECKING:
     from av.video.frame import VideoFrame
 
 _MOST_FRAME_PIXELS = 4096 * 2304  # a decoder keeps up to sixteen frames
+_MOST_CPU_SECONDS = 30
 
 
-def frames(media: Media, n: int) -> Iterator[RGB]:
+def frames(media: Media, n: int, *, most_seconds: float = _MOST_CPU_SECONDS) -> Iterator[RGB]:
     """At most `n` frames of a video, evenly spread from its first to its last, uint8 `[height, width, 3]`.
 
     One frame at a time is in memory. A video with fewer frames gives all of them.
 
+    Args:
+        media: the file.
+        n: most frames.
+        most_seconds: of processor time, what is done with the frames in between included.
+
     Raises:
-        InputError: it cannot be decoded, has no frames, or is too long or too large.
+        InputError: it cannot be decoded, has no frames, is too long or too large, or takes too much to decode.
     """
     n_frames = count_frames(media)
     wanted = np.linspace(0, n_frames - 1, min(n, n_frames)).astype(int).tolist()
@@ -34,8 +41,10 @@ def frames(media: Media, n: int) -> Iterator[RGB]:
         stream = container.streams.video[0]
         stream.codec_context.thread_count = 1
         last: RGB | None = None
-        for place, frame in enumerate(container.decode(stream)):
+        n_pixels = 0
+        for place, frame in enumerate(_decoded(media, container, stream, most_seconds)):
             _check_frame(media, frame.width, frame.height)
+            _check_pixels(media, n_pixels := n_pixels + frame.width * frame.height)
             if wanted and place == wanted[0]:
                 last = _upright(frame)
                 yield last
@@ -47,11 +56,17 @@ def frames(media: Media, n: int) -> Iterator[RGB]:
     yield from [last] * len(wanted)  # the file ends before its own index does
 
 
-def sound(media: Media, rate: int) -> Samples | None:
+def sound(media: Media, rate: int, *, most_seconds: float = _MOST_CPU_SECONDS) -> Samples | None:
     """The mean of all channels, float32 `[samples]` at `rate` per second; None of a video without a sound track.
 
+    Args:
+        media: the file.
+        rate: of the result.
+        most_seconds: of processor time.
+
     Raises:
-        InputError: it cannot be decoded, has no samples, samples that are not finite, or is too long.
+        InputError: it cannot be decoded, has no samples, samples that are not finite, is too long, or takes too much
+            to decode.
     """
     av = _library(media)
     most = int(media.limits.seconds * rate)
@@ -67,7 +82,8 @@ def sound(media: Media, rate: int) -> Samples | None:
             raise refusal(media, "This sound's codec is not known here.")
         _check_seconds(media, container, stream)
         resampler = av.AudioResampler(format="fltp", rate=rate)
-        for frame in chain(container.decode(stream), [None]):
+        stream.codec_context.thread_count = 1
+        for frame in chain(_decoded(media, container, stream, most_seconds), [None]):
             for piece in resampler.resample(frame):
                 found.append(piece.to_ndarray().mean(axis=0))
                 n_samples += len(found[-1])
@@ -79,6 +95,19 @@ def sound(media: Media, rate: int) -> Samples | None:
     if not np.isfinite(samples).all():
         raise refusal(media, "This sound has samples that are not finite numbers.")
     return samples
+
+
+def _decoded(media: Media, container: "InputContainer", stream: "Stream", most_seconds: float) -> Iterator[Any]:
+    """A stream's frames, within processor time and as long as somebody waits for them.
+
+    A header does not tell what decoding costs. Streams are decoded on the calling thread, whose time this is.
+    """
+    end = time.thread_time() + most_seconds
+    for packet in container.demux(stream):
+        check_interest(media)
+        if time.thread_time() >= end:
+            raise refusal(media, f"This {media.kind} takes too much to decode. Send a part of it, or send it smaller.")
+        yield from packet.decode()
 
 
 def _upright(frame: "VideoFrame") -> RGB:
@@ -107,6 +136,7 @@ def count_frames(media: Media) -> int:
                 raise refusal(media, f"This video has more than the {most:,} frames allowed. Send a part of it.")
     if n_frames == 0:
         raise refusal(media, "This video has no frames.")
+    _check_pixels(media, n_frames * stream.codec_context.width * stream.codec_context.height)
     return n_frames
 
 
@@ -116,6 +146,15 @@ def _check_frame(media: Media, width: int, height: int) -> None:
             media,
             f"This video has frames of {width} x {height} pixels, more than the {most / 1e6:.3g} million allowed. "
             "Send it smaller.",
+        )
+
+
+def _check_pixels(media: Media, n_pixels: int) -> None:
+    if n_pixels > (most := media.limits.video_pixels):
+        raise refusal(
+            media,
+            f"This video has {n_pixels / 1e6:,.0f} million pixels in all its frames together, more than the "
+            f"{most / 1e6:,g} million allowed. Send it smaller, or a part of it.",
         )
 
 
