@@ -178,7 +178,7 @@ class VisionLanguage:
         if not images:
             return
         states = dict(zip(images, self.vision([*images.values()]), strict=True))
-        for start, row, inside in zip(packed.offsets.tolist(), rows, slots, strict=False):
+        for start, row, inside in zip(packed.bounds, rows, slots, strict=False):
             for number, slot in enumerate(inside):
                 x[start + slot.start : start + slot.stop] = states[id(row[f"pixels{number}"])]
 
