@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from fundament.backbone.attention import attend
 from fundament.backbone.device import Placement
 from fundament.backbone.packed import pack
-from fundament.core import Embed, Model
+from fundament.core import Embed, Model, Rerank
 from fundament.engine.local import load_model
 from fundament.engine.weights import embedded
-from tests.checkpoints import jina_bert, llama, load, qwen, texts
+from tests.checkpoints import jina_bert, llama, load, qwen, qwen_reranker, texts
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -58,3 +58,20 @@ def test_vectors(tmp_path: Path, name: str, dtype: torch.dtype, least: float) ->
         items = model.prepare(call)
         vectors.append(torch.from_numpy(model.finish(call, items, model.forward(items)).vectors))
     assert F.cosine_similarity(*vectors).min() > least
+
+
+@pytest.mark.parametrize("config", [qwen_reranker.LISTWISE, qwen_reranker.HYBRID], ids=["all", "windows"])
+@pytest.mark.parametrize(("dtype", "off"), [(torch.float32, 1e-4), (torch.bfloat16, 0.1)])
+def test_scores_of_rows_that_share_a_beginning(
+    tmp_path: Path, config: llama.Config, dtype: torch.dtype, off: float
+) -> None:
+    directory = qwen_reranker.write(tmp_path, config, projector=True)
+    call = Rerank(query="what the search finds", documents=texts([3, 40, 1, 17, 90] * 6))
+    context = 2_600  # several blocks, which share a beginning
+    on_cpu, on_gpu = (
+        qwen_reranker.load(directory, "listwise", context=context, placement=placement)
+        for placement in (Placement(CPU, torch.float32), Placement(CUDA, dtype))
+    )
+    expected = qwen_reranker.rank(on_cpu, call).scores
+    for _ in range(2):  # the second time its keys are kept
+        np.testing.assert_allclose(qwen_reranker.rank(on_gpu, call).scores, expected, atol=off)

@@ -11,11 +11,19 @@ from fundament.errors import FundamentError
 def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
 
 
 def test_auto_takes_the_gpu_where_there_is_one(two_gpus: None) -> None:
     assert place("auto", "auto") == Placement(torch.device("cuda"), torch.bfloat16)
+
+
+def test_auto_multiplies_in_float32_where_a_gpu_only_emulates_bfloat16(
+    two_gpus: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5) if device.index == 1 else (9, 0))
+    assert place("cuda:1", "auto") == Placement(torch.device("cuda:1"), torch.float32)
+    assert place("cuda:0", "auto") == Placement(torch.device("cuda:0"), torch.bfloat16)
 
 
 def test_auto_takes_the_cpu_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:

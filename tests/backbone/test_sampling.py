@@ -12,7 +12,7 @@ SCORES = torch.tensor([0.0, 3.0, 1.0, 2.0])
 
 def drawn(temperature: float, top_p: float, n: int = 4000) -> Counter[int]:
     sampler = Sampler(temperature, top_p, Random(3))
-    return Counter(sampler.draw(SCORES) for _ in range(n))
+    return Counter(int(sampler.draw(SCORES)) for _ in range(n))
 
 
 def test_no_temperature_takes_the_likeliest() -> None:

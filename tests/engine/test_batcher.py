@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -228,6 +229,29 @@ def test_out_of_memory_halves_the_batch_and_lowers_the_budget(
         assert batcher.max_batch_tokens == 40
 
     runner.run(scenario())
+
+
+def test_what_a_failed_batch_held_is_gone_before_its_halves_run(
+    runner: asyncio.Runner, model: Doubler, batcher: Batcher
+) -> None:
+    held: list[weakref.ref[Array]] = []
+
+    def fails(numbers: list[int]) -> BaseException | None:
+        assert all(each() is None for each in held)
+        states = np.zeros(len(numbers))  # lives in this frame, as a batch's tensors do
+        held.append(weakref.ref(states))
+        if len(numbers) > 1:
+            raise RuntimeError("CUDA out of memory")
+        return None
+
+    model.fails = fails
+
+    async def scenario() -> None:
+        arrays = await submit(batcher, items(*range(4))).done
+        assert [array[0] for array in arrays] == [0.0, 2.0, 4.0, 6.0]
+
+    runner.run(scenario())
+    assert len(held) == 7
 
 
 def test_dropped_rows_never_reach_the_model(runner: asyncio.Runner, model: Doubler, batcher: Batcher) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from fundament.backbone.device import Placement
 from fundament.catalog import CATALOG, EMBEDDED
@@ -27,6 +28,7 @@ from fundament.engine.weights import (
     where_whole,
 )
 from fundament.errors import CheckpointError
+from tests.checkpoints import eurobert, jina_v3, llama, qwen
 from tests.checkpoints.clip import clip
 from tests.checkpoints.jina_vlm import jina_vlm
 from tests.checkpoints.omni import omni
@@ -112,6 +114,35 @@ def test_what_reads_more_than_texts_is_served_under_its_models_id_only(model: st
     with pytest.raises(CheckpointError, match=rf"--model {model}={directory}\b.*--alias mine=ID"):
         from_argument(f"mine={directory}", tmp_path)
     assert from_argument(f"{model}={directory}", tmp_path) == Local(CATALOG[model], directory)
+
+
+def v5(directory: Path, config: llama.Config, tensors: dict[str, Tensor]) -> Path:
+    llama.save(directory, config, tensors)
+    llama.save_adapters(directory, config)
+    return directory
+
+
+WITH_ADAPTERS: dict[str, tuple[str, Callable[[Path], Path]]] = {
+    "woven": ("jina-embeddings-v3", jina_v3.woven),
+    "port": ("jina-embeddings-v3", jina_v3.port),
+    "small": ("jina-embeddings-v5-text-small", lambda path: v5(path, qwen.V5_SMALL, qwen.weights(qwen.V5_SMALL))),
+    "nano": ("jina-embeddings-v5-text-nano", lambda path: v5(path, eurobert.V5_NANO, llama.tensors(eurobert.V5_NANO))),
+}
+
+
+@pytest.mark.parametrize("name", WITH_ADAPTERS)
+def test_what_has_an_adapter_for_each_task_is_served_under_its_models_id_only(name: str, tmp_path: Path) -> None:
+    model, write = WITH_ADAPTERS[name]
+    directory = write(tmp_path / "tuned")
+    with pytest.raises(CheckpointError, match=rf"an adapter for each task: .* --model {model}={directory}\. .*--alias"):
+        from_argument(f"mine={directory}", tmp_path)
+    assert from_argument(f"{model}={directory}", tmp_path) == Local(CATALOG[model], directory)
+
+
+def test_an_adapter_that_no_model_of_the_family_has_is_refused(own: Path, tmp_path: Path) -> None:
+    llama.save_adapter(own, "mine", {"base_model.model.x.lora_A.weight": torch.zeros(4, 2)})
+    with pytest.raises(CheckpointError, match="has adapters, and no model of family bert is served with such"):
+        from_argument(f"mine={own}", tmp_path)
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])

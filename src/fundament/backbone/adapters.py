@@ -100,6 +100,13 @@ def read_foldered(
     return adapters, {name: place for place, name in enumerate(names)}
 
 
+def has_adapters(checkpoint: Checkpoint) -> bool:
+    """Whether a directory holds adapters: woven into its weights, or in folders as PEFT writes them."""
+    folders = ("*", f"{_FOLDER}/*")
+    beside = any(any(checkpoint.directory.glob(f"{folder}/adapter_config.json")) for folder in folders)
+    return beside or is_woven(checkpoint)
+
+
 def is_woven(checkpoint: Checkpoint) -> bool:
     """Whether the weights hold their adapters inside, as PyTorch's parametrizations name them."""
     return any(".parametrizations." in name for name in checkpoint.names)

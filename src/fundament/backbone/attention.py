@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -15,6 +16,8 @@ _QUERY_BLOCK = 1024  # query tokens per step where scores carry a bias, so that 
 _PRODUCT_QUERIES = 256  # the same of two products: few, so that causal rows compute little of what they do not see
 _PRODUCT_TOKENS = 64  # shorter runs are faster in the fused kernel, which is one call (`benchmarks/attention.py`)
 _LANES = 16  # the CPU kernel is up to 1.8 times as slow where the keys are no multiple (`benchmarks/attention.py`)
+_MOST_HEAD_DIM = 256  # of FlashAttention
+_LEAST_CAPABILITY = (8, 0)
 _CAUSAL_BIAS_TOKENS = 256  # above, skipping what a causal row does not see saves more (`benchmarks/attention.py`)
 
 
@@ -44,7 +47,7 @@ def attend(
     Returns:
         `[tokens, heads * head_dim]`.
     """
-    if q.is_cuda and q.dtype != torch.float32 and nearness is None and packed.unseen is None:
+    if has_varlen(q) and nearness is None and packed.unseen is None:
         return _attend_varlen(q, k, v, packed, causal=causal, window=window, scale=scale)
     products = multiplies_faster(q.device, q.dtype)
     parts = [
@@ -56,6 +59,21 @@ def attend(
     if len(q) > packed.n_tokens:
         parts.append(q.new_zeros(len(q) - packed.n_tokens, parts[0].shape[1]))
     return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def has_varlen(q: Tensor) -> bool:
+    """Whether the kernel for rows of any lengths takes such queries, `[tokens, heads, head_dim]`.
+
+    FlashAttention 2 is written for GPUs from Ampere on (compute capability 8.0), formats of two bytes, and heads of a
+    multiple of 8 numbers, 256 at most. What it does not take runs row by row.
+    """
+    return (
+        q.is_cuda
+        and q.dtype in (torch.bfloat16, torch.float16)
+        and q.shape[-1] % 8 == 0
+        and q.shape[-1] <= _MOST_HEAD_DIM
+        and torch.cuda.get_device_capability(q.device) >= _LEAST_CAPABILITY
+    )
 
 
 def _attend_varlen(
@@ -222,8 +240,7 @@ def score_bias(scores: Scores, *, causal: bool, window: int | None, nearness: Ne
     queries = torch.arange(scores.first, scores.last, device=like.device)[:, None]
     hidden = ((keys < 0) | (keys >= run.length))[None]
     if run.row_lengths:
-        lengths = torch.tensor(run.row_lengths, device=like.device)
-        row = torch.repeat_interleave(torch.arange(len(lengths), device=like.device), lengths)
+        row = torch.from_numpy(np.repeat(np.arange(len(run.row_lengths)), run.row_lengths)).to(like.device)
         hidden = hidden | (row[queries] != row[keys.clamp(0, run.length - 1)])
     if causal:
         hidden = hidden | (keys > queries)

@@ -87,13 +87,13 @@ class AudioTower:
             for sound in sounds
             for start in range(0, sound.shape[1], self.window)
         ]
-        lengths = torch.tensor([piece.shape[1] for piece in pieces])
+        lengths = [piece.shape[1] for piece in pieces]
         whole = torch.stack([F.pad(piece, (0, self.window - piece.shape[1])) for piece in pieces])
-        seen = (torch.arange(self.window) < lengths[:, None])[:, None].to(weight.device)
+        seen = torch.from_numpy(np.arange(self.window) < np.array(lengths)[:, None])[:, None].to(weight.device)
         x = F.gelu(F.conv1d(whole.to(weight.device, weight.dtype), *self.convolutions[0], padding=1)) * seen
         x = F.gelu(F.conv1d(x, *self.convolutions[1], stride=2, padding=1)).mT
         x = x + self.places[: x.shape[1]].to(x.dtype)
-        halves = ((lengths - 1) // 2 + 1).tolist()
+        halves = [(length - 1) // 2 + 1 for length in lengths]
         packed = rows_of(halves, x.device)
         x = torch.cat([part[:n] for part, n in zip(x, halves, strict=True)])
         x = self.transformer.run(padded(x, packed), [packed] * len(self.transformer.layers), None)

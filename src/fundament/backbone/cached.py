@@ -70,6 +70,7 @@ class CachedDecoder:
         x = torch.cat([*inputs, inputs[0].new_zeros(n_more, shape.hidden)])
         counted = [np.arange(cache.n, cache.n + length) for cache, length in zip(caches, lengths, strict=True)]
         positions = torch.from_numpy(np.concatenate([*counted, np.zeros(n_more, dtype=np.int64)])).to(device)
+        last = torch.tensor(ends, device=device) - 1  # before the layers: to send it, the host waits for what runs
         rotation = rotary_angles(positions, shape.head_dim, shape.rope_theta, x.dtype)
         for number, layer in enumerate(transformer.layers):
             q, k, v = layer.heads(layer.attention_norm(x), rotation)
@@ -90,4 +91,4 @@ class CachedDecoder:
         for cache, length in zip(caches, lengths, strict=True):
             cache.n += length
         assert transformer.final_norm is not None
-        return transformer.final_norm(x[torch.tensor(ends, device=device) - 1])
+        return transformer.final_norm(x[last])

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fundament.backbone.attention import has_varlen
 from fundament.backbone.passes import Piece, Slice
 from fundament.backbone.products import attend_in_products, multiplies_faster
 
@@ -29,7 +30,7 @@ def attend_slice(
     Returns:
         `[tokens of the slice, heads * head_dim]`; zero for tokens of no row.
     """
-    if _has_varlen(q):
+    if has_varlen(q):
         return _attend_varlen(q, keys, values, part, window, scale)
     return _attend_pieces(q, keys, values, part.pieces, window, scale)
 
@@ -38,13 +39,9 @@ def attend_asked(
     q: Tensor, keys: Tensor, values: Tensor, part: Slice, window: int | None, scale: float | None
 ) -> Tensor:
     """The same of those tokens alone whose states are asked for, `[asked, heads * head_dim]`."""
-    if _has_varlen(q):
+    if has_varlen(q):
         return _attend_varlen(q, keys, values, part, window, scale)[part.kept]
     return _attend_pieces(q[part.kept], keys, values, part.asked, window, scale)
-
-
-def _has_varlen(q: Tensor) -> bool:
-    return q.is_cuda and q.dtype != torch.float32
 
 
 def _attend_pieces(

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -113,7 +114,8 @@ class ColBERT:
             visible=[int(item.features["visible"]) for item in items],
             head=lambda hidden: F.linear(hidden, self.projection).float(),
         )
-        return [state.cpu().numpy()[item.features["kept"]] for state, item in zip(states, items, strict=True)]
+        found = np.split(torch.cat(states).cpu().numpy(), np.cumsum([len(state) for state in states[:-1]]))
+        return [vectors[item.features["kept"]] for vectors, item in zip(found, items, strict=True)]
 
     def finish(self, call: Embed, items: Sequence[Item], arrays: Sequence[Array]) -> MultiVectors:
         """The vectors of one call, in its order."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -132,8 +133,9 @@ class CrossEncoder:
 
     def _typed(self, packed: Packed, seconds: Sequence[int]) -> Packed:
         """The batch with the tokens of each row from its `second`-th on of type 1."""
-        offsets = packed.offsets.tolist()
-        bounds = [(start + second, stop) for start, stop, second in zip(offsets, offsets[1:], seconds, strict=False)]
+        bounds = [
+            (start + second, stop) for (start, stop), second in zip(pairwise(packed.bounds), seconds, strict=True)
+        ]
         return replace(
             packed, spans=tuple(Span(_SECOND, *bound, window=bound) for bound in bounds if bound[0] < bound[1])
         )

@@ -31,6 +31,14 @@ def cpu_multiplies_bfloat16() -> bool:
     return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
+def gpu_multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether a GPU has instructions for bfloat16 products, as all have from Ampere on (compute capability 8.0).
+
+    PyTorch's own `is_bf16_supported` says yes of older ones too, on which it emulates them.
+    """
+    return torch.cuda.get_device_capability(device) >= (8, 0)
+
+
 def n_cores() -> int:
     """CPU cores that this process may use: the machine's, its affinity, its container's quota, whichever is least."""
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -82,6 +90,6 @@ def place(device: str, dtype: Dtype) -> Placement:
     if chosen.type == "cpu" and dtype == "float16":
         raise FundamentError("float16 is not served on a CPU; use --dtype bfloat16 or float32")
     if dtype == "auto":
-        fast = torch.cuda.is_bf16_supported() if chosen.type == "cuda" else cpu_multiplies_bfloat16()
+        fast = gpu_multiplies_bfloat16(chosen) if chosen.type == "cuda" else cpu_multiplies_bfloat16()
         dtype = "bfloat16" if fast else "float32"
     return Placement(chosen, getattr(torch, dtype))

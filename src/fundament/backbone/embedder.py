@@ -147,13 +147,13 @@ class TextEmbedder:
         with torch.inference_mode():
             vectors = pool(hidden, packed, self.pooling).cpu().numpy()
             arrays: list[Array] = [vectors[0]] * len(items)
+            borders: dict[int, Array] = {}
             for row, place in enumerate(order):
-                borders = items[place].features.get("borders")
-                if borders is None:
-                    arrays[place] = vectors[row]
-                else:
-                    start, stop = packed.offsets[row : row + 2].tolist()
-                    arrays[place] = pool_parts(hidden[start:stop], borders).cpu().numpy()
+                arrays[place] = vectors[row]
+                if (parts := items[place].features.get("borders")) is not None:
+                    borders[place] = parts + packed.bounds[row]
+            for place, means in zip(borders, pool_parts(hidden, [*borders.values()]), strict=True):
+                arrays[place] = means
         return arrays
 
     def adapter_of(self, task: str | None) -> int:

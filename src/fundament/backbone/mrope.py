@@ -57,5 +57,5 @@ def mrope_rotation(
         dtype: of the result; angles are float32.
     """
     exponents = torch.arange(0, head_dim, 2, device=places.device, dtype=torch.float32) / head_dim
-    by = torch.repeat_interleave(torch.arange(3), torch.tensor(sections)).to(places.device)
+    by = torch.from_numpy(np.repeat(np.arange(3), sections)).to(places.device)
     return rotation_by(places[by].T.float() * theta**-exponents, dtype)

@@ -188,11 +188,9 @@ class OmniEmbedder:
         self.text = TextEmbedder(tokenizer, transformer, "last", spec, adapters)
         self.vision, self.audio, self.n_mels = vision, audio, n_mels
         self.parts, self.marks, self.limits, self.spec = list(parts), marks, limits, spec
-        device = transformer.tokens.device
         self.mark_rows = torch.stack([part.marks for part in parts])
-        numbers = torch.full((len(transformer.tokens),), -1, device=device)
-        numbers[list(marks.special)] = torch.arange(len(marks.special), device=device)
-        self.mark_numbers = numbers
+        self.mark_numbers = np.full(len(transformer.tokens), -1)
+        self.mark_numbers[list(marks.special)] = np.arange(len(marks.special))
         self.seen: TowerStates[tuple[int, int]] = TowerStates()
         self.n_bytes = self.text.n_bytes + vision.n_bytes + audio.n_bytes + self.mark_rows.nbytes
         self.n_bytes += self.seen.capacity_bytes
@@ -342,7 +340,7 @@ class OmniEmbedder:
         packed = pack([row["ids"] for row in rows], device, [tasks[place] for place in order])
         with torch.inference_mode():
             x = transformer.embed(packed)
-            self._put_marks(x, packed, torch.tensor([tasks[place] for place in order], device=device))
+            self._put_marks(x, packed, rows)
             self._put_pictures(x, packed, rows)
             self._put_sounds(x, packed, rows)
             shape = transformer.shape
@@ -354,12 +352,13 @@ class OmniEmbedder:
             arrays[place] = vectors[row]
         return arrays
 
-    def _put_marks(self, x: Tensor, packed: Packed, tasks: Tensor) -> None:
+    def _put_marks(self, x: Tensor, packed: Packed, rows: Sequence[dict[str, Array]]) -> None:
         """Give the tokens that mark media the embeddings of their row's task."""
-        ids = packed.ids[: packed.n_tokens]
-        numbers = self.mark_numbers[ids]
-        where = (numbers >= 0).nonzero()[:, 0]
-        x[where] = self.mark_rows[tasks.repeat_interleave(packed.lengths)[where], numbers[where]]
+        numbers = self.mark_numbers[np.concatenate([row["ids"] for row in rows])]
+        tasks = np.repeat([int(row["adapter"]) for row in rows], np.diff(packed.bounds))
+        [where] = np.nonzero(numbers >= 0)
+        found = torch.from_numpy(np.stack((where, tasks[where], numbers[where]))).to(x.device)
+        x[found[0]] = self.mark_rows[found[1], found[2]]
 
     def _put_pictures(self, x: Tensor, packed: Packed, rows: Sequence[dict[str, Array]]) -> None:
         merge = self.vision.merge
@@ -390,7 +389,7 @@ class OmniEmbedder:
         found: list[tuple[int, tuple[int, int]]] = []
         arrays: dict[tuple[int, int], Array] = {}
         pieces: dict[int, T] = {}
-        for start, row in zip(packed.offsets.tolist(), rows, strict=False):
+        for start, row in zip(packed.bounds, rows, strict=False):
             for number, spot in enumerate(row[spots].tolist() if spots in row else ()):
                 array, task = row[f"{content}{number}"], int(row["adapter"])
                 found.append((start + spot[0], (id(array), task)))

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import groupby
+from itertools import accumulate, groupby, pairwise
 from operator import itemgetter
 
 import numpy as np
@@ -71,6 +71,7 @@ class Packed:
         positions: each token's place in its own row, from 0, int64 `[tokens]`.
         lengths: tokens of each row, int64 `[rows]`.
         offsets: where each row starts, and the end, int32 `[rows + 1]`.
+        bounds: the same as numbers of the host, so that nobody waits for the device to learn them.
         runs: neighbouring rows that attention takes together.
         longest: tokens of the longest row.
         biases: what attention adds to the scores of a run, computed by the first layer that needs it.
@@ -84,6 +85,7 @@ class Packed:
     positions: Tensor
     lengths: Tensor
     offsets: Tensor
+    bounds: tuple[int, ...]
     runs: tuple[Run, ...]
     longest: int
     spans: tuple[Span, ...] = ()
@@ -93,10 +95,10 @@ class Packed:
 
 def hide(packed: Packed, visible: Sequence[int]) -> Packed:
     """The batch with each row's tokens from the `visible`-th on hidden from attention; each row keeps one at least."""
-    numbers = torch.tensor(visible, device=packed.ids.device)
-    unseen = packed.positions[: packed.n_tokens] >= numbers.repeat_interleave(packed.lengths)
-    after = unseen.new_zeros(len(packed.ids) - packed.n_tokens)
-    return replace(packed, unseen=torch.cat((unseen, after)), biases={})
+    unseen = np.zeros(len(packed.ids), dtype=np.bool_)
+    for (start, stop), n in zip(pairwise(packed.bounds), visible, strict=True):
+        unseen[start + n : stop] = True
+    return replace(packed, unseen=torch.from_numpy(unseen).to(packed.ids.device), biases={})
 
 
 BASE = -1
@@ -117,13 +119,14 @@ def pack(rows: Sequence[Array], device: torch.device, adapters: Sequence[int] = 
     more = np.zeros(fit(n_tokens) - n_tokens, dtype=np.int64)
     ids = torch.from_numpy(np.concatenate([*rows, more]).astype(np.int64, copy=False))
     positions = torch.from_numpy(np.concatenate([*(np.arange(length) for length in lengths), more]))
-    offsets = torch.from_numpy(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32))
+    bounds = tuple(accumulate(lengths, initial=0))
     return Packed(
         n_tokens,
         ids.to(device),
         positions.to(device),
         torch.tensor(lengths, device=device),
-        offsets.to(device),
+        torch.tensor(bounds, dtype=torch.int32, device=device),
+        bounds,
         group(lengths),
         max(lengths),
         spread(adapters, lengths, fit) if adapters else (),

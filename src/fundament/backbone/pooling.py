@@ -1,5 +1,6 @@
 """From hidden states of packed tokens to one vector per row."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -29,13 +30,16 @@ def pool(hidden: Tensor, packed: Packed, pooling: Pooling) -> Tensor:
             return hidden[packed.offsets[1:] - 1].float()
 
 
-def pool_parts(hidden: Tensor, borders: Array) -> Tensor:
-    """The mean of each part of one row, float32 `[parts, hidden]`.
+def pool_parts(hidden: Tensor, borders: Sequence[Array]) -> list[Array]:
+    """The mean of each part of each row, float32 `[parts, hidden]`, of all rows at once.
 
     Args:
-        hidden: the row's own states, `[tokens, hidden]`.
-        borders: where each part begins, and the end, `[parts + 1]`.
+        hidden: `[tokens, hidden]`.
+        borders: of each row, where in `hidden` each of its parts begins, and the end, `[parts + 1]`.
     """
-    lengths = torch.from_numpy(np.diff(borders)).to(hidden.device)
-    inside = hidden[int(borders[0]) : int(borders[-1])].float()
-    return torch.segment_reduce(inside, "mean", lengths=lengths, unsafe=True)
+    if not borders:
+        return []
+    lengths = torch.from_numpy(np.concatenate([np.diff(row) for row in borders])).to(hidden.device)
+    inside = torch.cat([hidden[int(row[0]) : int(row[-1])] for row in borders]).float()
+    means = torch.segment_reduce(inside, "mean", lengths=lengths, unsafe=True).cpu().numpy()
+    return np.split(means, np.cumsum([len(row) - 1 for row in borders[:-1]]))

@@ -1,6 +1,7 @@
 """The vision tower of Qwen3-VL: patches of two frames, a learned table of places that is stretched, and rotations."""
 
 from collections.abc import Mapping, Sequence
+from itertools import product
 
 import numpy as np
 import torch
@@ -69,6 +70,7 @@ class Qwen3Vision:
         self.shape, self.merge = shape, merge
         self.embedding = PatchEmbedding(levels, weights["patches.weight"].flatten(1), weights["patches.bias"])
         self.places = weights["places.weight"]
+        self.side = round(len(self.places) ** 0.5)
         self.transformer = Transformer(shape, weights)
         self.n_bytes = self.embedding.n_bytes + self.transformer.n_bytes + self.places.nbytes
 
@@ -77,10 +79,8 @@ class Qwen3Vision:
         """The states after the last layer, without a norm, of each picture: `[patches, hidden]`."""
         x = self.embedding(pictures)
         grids = [_grid(picture.rows, picture.columns, self.merge) for picture in pictures]
-        stretched = [
-            self._stretched(grid, picture.rows, picture.columns) for grid, picture in zip(grids, pictures, strict=True)
-        ]
-        x = x + torch.cat(stretched).to(x.dtype)
+        spots = [_spots(grid, picture, self.side) for grid, picture in zip(grids, pictures, strict=True)]
+        x = x + self._stretched(*(np.concatenate(parts, axis=1) for parts in zip(*spots, strict=True))).to(x.dtype)
         lengths = [len(grid) for grid in grids]
         packed = rows_of(lengths, x.device)
         places = torch.from_numpy(np.concatenate(grids)).float().to(x.device)
@@ -89,20 +89,30 @@ class Qwen3Vision:
         states = self.transformer.run(padded(x, packed), [packed] * self.shape.n_layers, rotation)
         return list(states.split(lengths))
 
-    def _stretched(self, grid: np.ndarray, rows: int, columns: int) -> Tensor:
-        """The table stretched over a picture: its rows are mixed by nearness, float32 `[patches, hidden]`."""
-        side = round(len(self.places) ** 0.5)
-        sizes = np.array([rows, columns])
-        spot = grid.astype(np.float32) * (side - 1) / np.maximum(sizes - 1, 1).astype(np.float32)
-        low = np.floor(spot).astype(np.int64)
-        high, share = np.minimum(low + 1, side - 1), spot - low
-        found = torch.zeros(len(grid), self.places.shape[1], device=self.places.device)
-        for row, row_share in ((low[:, 0], 1 - share[:, 0]), (high[:, 0], share[:, 0])):
-            for column, column_share in ((low[:, 1], 1 - share[:, 1]), (high[:, 1], share[:, 1])):
-                taken = self.places[torch.from_numpy(row * side + column).to(found.device)]
-                weight = torch.from_numpy((row_share * column_share).astype(np.float32)).to(found.device)
-                found += taken * weight[:, None]
+    def _stretched(self, rows: np.ndarray, shares: np.ndarray) -> Tensor:
+        """The table stretched over pictures: its rows are mixed by nearness, float32 `[patches, hidden]`.
+
+        Args:
+            rows: of the table, four for each patch, int64 `[4, patches]`.
+            shares: what each of them counts, float32 `[4, patches]`.
+        """
+        device = self.places.device
+        found = torch.zeros(rows.shape[1], self.places.shape[1], device=device)
+        for row, share in zip(torch.from_numpy(rows).to(device), torch.from_numpy(shares).to(device), strict=True):
+            found += self.places[row] * share[:, None]
         return found
+
+
+def _spots(grid: np.ndarray, picture: Patches, side: int) -> tuple[np.ndarray, np.ndarray]:
+    """Between which places of a table of `side * side` each patch lies: their rows and shares, `[4, patches]` each."""
+    sizes = np.array([picture.rows, picture.columns])
+    spot = grid.astype(np.float32) * (side - 1) / np.maximum(sizes - 1, 1).astype(np.float32)
+    low = np.floor(spot).astype(np.int64)
+    high, share = np.minimum(low + 1, side - 1), spot - low
+    corners = [*product(((low, 1 - share), (high, share)), repeat=2)]
+    rows = np.stack([row[:, 0] * side + column[:, 1] for (row, _), (column, _) in corners])
+    shares = np.stack([(by_row[:, 0] * by_column[:, 1]).astype(np.float32) for (_, by_row), (_, by_column) in corners])
+    return rows, shares
 
 
 def _grid(rows: int, columns: int, merge: int) -> np.ndarray:

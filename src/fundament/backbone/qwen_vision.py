@@ -7,6 +7,7 @@ lie side by side, so that attention takes them in one call.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
 import numpy as np
 import torch
@@ -183,11 +184,12 @@ class QwenVision:
         rotation = (padded(cosines, whole), padded(sines, whole))
         x = self.transformer.run(padded(x, whole), layers, rotation)
         x = self.merge_out(self.merge_in(x.view(-1, shape.merge**2 * x.shape[1]), "gelu"))
-        states = []
-        for part, plan_of_it in zip(x.split([len(plan.tokens) for plan in plans]), plans, strict=True):
-            line_by_line = torch.from_numpy(np.argsort(plan_of_it.tokens)).to(x.device)
-            states.append(part[line_by_line])
-        return states
+        lengths = [len(plan.tokens) for plan in plans]
+        starts = accumulate(lengths, initial=0)
+        line_by_line = np.concatenate(
+            [start + np.argsort(plan.tokens) for start, plan in zip(starts, plans, strict=False)]
+        )
+        return list(x[torch.from_numpy(line_by_line).to(x.device)].split(lengths))
 
 
 def _ordered(image: Patches, plan: Plan, merge: int) -> Patches:

@@ -24,20 +24,21 @@ class Sampler:
     top_p: float
     random: Random
 
-    def draw(self, scores: Tensor) -> int:
-        """A token's id; `scores` is float32 `[vocabulary]`."""
+    def draw(self, scores: Tensor) -> Tensor:
+        """A token's id, int64 `[]`, which stays on the device; `scores` is float32 `[vocabulary]`."""
         scores = (scores - scores.max()) / max(self.temperature, _LEAST_TEMPERATURE)
         probabilities, ids = torch.softmax(scores, dim=-1).sort(descending=True, stable=True)
         sums = probabilities.double().cumsum(dim=-1)
-        n = min(int((sums < self.top_p).sum()) + 1, len(ids))
-        place = int(torch.searchsorted(sums[:n], self.random.random() * float(sums[n - 1]), right=True))
-        return int(ids[min(place, n - 1)])
+        last = (sums < self.top_p).sum().clamp(max=len(ids) - 1)[None]  # of the nucleus
+        place = torch.searchsorted(sums, self.random.random() * sums.gather(0, last), right=True)
+        return ids.gather(0, place.minimum(last))[0]
 
 
 def choose(scores: Tensor, samplers: Sequence[Sampler]) -> list[int]:
-    """The next token of each row; `scores` is float32 `[rows, vocabulary]`."""
-    likeliest = scores.argmax(dim=-1).tolist()
-    return [
+    """The next token of each row; `scores` is float32 `[rows, vocabulary]`. The host waits for all of them once."""
+    chosen = [
         sampler.draw(row) if sampler.temperature > 0 else first
-        for sampler, row, first in zip(samplers, scores, likeliest, strict=True)
+        for sampler, row, first in zip(samplers, scores, scores.argmax(dim=-1), strict=True)
     ]
+    tokens: list[int] = torch.stack(chosen).tolist()
+    return tokens

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from fundament.core import Array
 
@@ -21,6 +22,18 @@ def sparse(ids: Array, weights: Array) -> NDArray[np.float32]:
     ids, weights = ids[above], weights[above]
     order = np.lexsort((ids, -weights))
     return np.stack((ids[order], weights[order])).astype(np.float32)
+
+
+def sparse_rows(weights: Tensor) -> list[NDArray[np.float32]]:
+    """`sparse` of each row of weights of the whole vocabulary, `[rows, vocab]`, none of them below zero.
+
+    How many are above zero the device alone knows: the host waits for that, once for all rows.
+    """
+    places = weights.nonzero()
+    rows, ids = places.T.cpu().numpy()
+    found = weights[places[:, 0], places[:, 1]].cpu().numpy()
+    ends = np.searchsorted(rows, np.arange(1, len(weights)))
+    return [sparse(*row) for row in zip(np.split(ids, ends), np.split(found, ends), strict=True)]
 
 
 def heaviest(ids: Array, weights: Array) -> NDArray[np.float32]:

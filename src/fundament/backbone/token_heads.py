@@ -5,6 +5,7 @@ They lie beside the backbone's file as `sparse_linear.pt` and `colbert_linear.pt
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -76,7 +77,8 @@ class HeadedEmbedder:
         """Per row: a vector; or ids over weights, `[2, n]`; or vectors of all tokens but the first, `[tokens, dim]`."""
         order, packed, hidden = self.dense.run(items)
         arrays = self.dense.pool(items, order, packed, hidden)
-        states = dict(zip(order, hidden.split(packed.lengths.tolist()), strict=True))
+        lengths = [stop - start for start, stop in pairwise(packed.bounds)]
+        states = dict(zip(order, hidden.split(lengths), strict=True))
         outputs = [_OUTPUTS[int(item.features["output"])] for item in items]
         sparse = [place for place, output in enumerate(outputs) if output == "sparse"]
         for place, numbers in zip(sparse, self.heads.sparse.of_rows([states[place] for place in sparse]), strict=True):

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -89,19 +90,18 @@ class VisionEmbedder:
         """Per row: a vector `[dim]`; of a row of parts one each; or of unit length one per token, `[tokens, dim]`."""
         with torch.inference_mode():
             hidden, packed, order = self.model(items)
+            bounds = [*pairwise(packed.bounds)]
             if items[0].mate == "multi":
-                vectors = self._project(hidden, packed)
-            arrays: list[Array] = [np.empty(0)] * len(items)
-            for row, place in enumerate(order):
-                start, stop = packed.offsets[row : row + 2].tolist()
-                if items[place].mate == "multi":
-                    arrays[place] = vectors[start:stop].cpu().numpy()
-                    continue
-                features = items[place].features
-                whole = np.array([0, stop - start])
-                parts = features.get("borders", features.get("pooled", whole))
-                means = pool_parts(hidden[start:stop], parts).cpu().numpy()
-                arrays[place] = means if "borders" in features else means[0]
+                vectors = self._project(hidden, packed).cpu().numpy()
+                found = [vectors[start:stop] for start, stop in bounds]
+            else:
+                rows = [items[place].features for place in order]
+                borders = [_borders(row, *bound) for row, bound in zip(rows, bounds, strict=True)]
+                means = pool_parts(hidden, borders)
+                found = [mean if "borders" in row else mean[0] for row, mean in zip(rows, means, strict=True)]
+        arrays: list[Array] = [np.empty(0)] * len(items)
+        for place, array in zip(order, found, strict=True):
+            arrays[place] = array
         return arrays
 
     def _project(self, hidden: Tensor, packed: Packed) -> Tensor:
@@ -129,6 +129,12 @@ class VisionEmbedder:
             n_truncated=sum(item.truncated for item in items),
             n_media=n_media,
         )
+
+
+def _borders(features: dict[str, Array], start: int, stop: int) -> Array:
+    """Where in its batch each part of a row begins that becomes a vector, and the end; it lies in `start:stop`."""
+    parts = features.get("borders", features.get("pooled"))
+    return np.array([start, stop]) if parts is None else parts + start
 
 
 def _mated(rows: Sequence[Item], output: str) -> list[Item]:

@@ -183,7 +183,7 @@ class VisionLanguage:
             {key: image.pixels for key, image in images.items()},
             lambda missing: self.vision([images[key] for key in missing]),
         )
-        for start, row, inside in zip(packed.offsets.tolist(), rows, slots, strict=False):
+        for start, row, inside in zip(packed.bounds, rows, slots, strict=False):
             for number, slot in enumerate(inside):
                 x[start + slot.start : start + slot.stop] = states[id(row[f"pixels{number}"])]
 

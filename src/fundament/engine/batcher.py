@@ -290,29 +290,37 @@ class Batcher:
     def _run(self, rows: list[Row]) -> None:
         """Run a batch; on failure halve it, so that one bad row fails only its own call."""
         started = time.monotonic()
+        arrays = self._forward(rows)
+        if arrays is not None:
+            self._count(rows, started, time.monotonic() - started)
+            self._settle([(row, self._finite(row, array)) for row, array in zip(rows, arrays, strict=True)])
+        elif len(rows) > 1:
+            middle = len(rows) // 2
+            self._run(rows[:middle])
+            self._run(rows[middle:])
+
+    def _forward(self, rows: Sequence[Row]) -> list[Array] | None:
+        """An array for each row; None where the batch failed, which is told.
+
+        The error ends in here, and with it the frames that hold the batch's tensors: halves need that memory.
+        """
         try:
-            arrays = self.model.forward([row.item for row in rows])
+            return self.model.forward([row.item for row in rows])
         except Exception as error:
-            if len(rows) > 1:
-                if _out_of_memory(error):
-                    self.max_batch_tokens = max(1, sum(row.n_tokens for row in rows) // 2)
-                    say(
-                        "out of memory: smaller batches",
-                        level=logging.WARNING,
-                        model=self.name,
-                        max_batch_tokens=self.max_batch_tokens,
-                    )
-                middle = len(rows) // 2
-                self._run(rows[:middle])
-                self._run(rows[middle:])
-                return
-            self._failed_rows.inc()
-            say("row failed", level=logging.ERROR, error=error, model=self.name)
-            self._settle([(rows[0], RowError(f"Input {rows[0].place} failed in the model: {type(error).__name__}."))])
-            return
-        seconds = time.monotonic() - started
-        self._count(rows, started, seconds)
-        self._settle([(row, self._finite(row, array)) for row, array in zip(rows, arrays, strict=True)])
+            if len(rows) == 1:
+                self._failed_rows.inc()
+                say("row failed", level=logging.ERROR, error=error, model=self.name)
+                failure = RowError(f"Input {rows[0].place} failed in the model: {type(error).__name__}.")
+                self._settle([(rows[0], failure)])
+            elif _out_of_memory(error):
+                self.max_batch_tokens = max(1, sum(row.n_tokens for row in rows) // 2)
+                say(
+                    "out of memory: smaller batches",
+                    level=logging.WARNING,
+                    model=self.name,
+                    max_batch_tokens=self.max_batch_tokens,
+                )
+            return None
 
     def _finite(self, row: Row, array: Array) -> Array | Exception:
         """The array, or the row's result alone or in float32 where it is not finite, or an error that names the row.
@@ -371,7 +379,8 @@ class Batcher:
 
 def _out_of_memory(error: Exception) -> bool:
     words = str(error).lower()
-    return isinstance(error, MemoryError) or "out of memory" in words or "can't allocate memory" in words
+    told = ("out of memory", "can't allocate memory", "status_alloc_failed")  # CUDA's allocator, the CPU's, cuBLAS
+    return isinstance(error, MemoryError) or any(each in words for each in told)
 
 
 def _resolve(tickets: list[Ticket]) -> None:

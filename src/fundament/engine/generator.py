@@ -196,16 +196,11 @@ class Generator:
     def _run(self, conversations: Sequence[Conversation], sizes: Sequence[int]) -> None:
         """Take a step; on failure halve it, so that one bad conversation fails alone."""
         started = time.monotonic()
-        try:
-            chunks = self.model.step([each.answer for each in conversations], sizes)
-        except Exception as error:
-            if len(conversations) > 1:
-                middle = len(conversations) // 2
+        chunks = self._attempt(conversations, sizes)
+        if chunks is None:
+            if middle := len(conversations) // 2:
                 self._run(conversations[:middle], sizes[:middle])
                 self._run(conversations[middle:], sizes[middle:])
-            else:
-                self._running.remove(conversations[0])
-                self._fail(conversations[0], error)
             return
         self._forward_seconds.observe(time.monotonic() - started)
         self._batch_rows.observe(len(conversations))
@@ -216,6 +211,19 @@ class Generator:
                     self._running.remove(conversation)
                     conversation.answer = None
                 _tell(conversation, chunk)
+
+    def _attempt(self, conversations: Sequence[Conversation], sizes: Sequence[int]) -> list[Chunk | None] | None:
+        """What each writes, if anything; None where the step failed, which is told to a conversation that is alone.
+
+        The error ends in here, and with it the frames that hold the step's tensors: halves need that memory.
+        """
+        try:
+            return self.model.step([each.answer for each in conversations], sizes)
+        except Exception as error:
+            if len(conversations) == 1:
+                self._running.remove(conversations[0])
+                self._fail(conversations[0], error)
+            return None
 
     def _fail(self, conversation: Conversation, error: Exception) -> None:
         self._failed_rows.inc()

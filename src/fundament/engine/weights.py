@@ -242,13 +242,7 @@ def _own(name: str, directory: Path) -> ModelSpec:
             f"'{checkpoint.config.get('model_type')}', architectures {checkpoint.config.get('architectures')}. "
             f"Known are {', '.join(families())}"
         )
-    # Tasks, outputs and what else such a model reads are in its entry; no file of the checkpoint says them.
-    if known := [spec.id for spec in CATALOG.values() if spec.family == family and spec.modalities != ("text",)]:
-        served = " or ".join(f"--model {model}={directory}" for model in known)
-        raise CheckpointError(
-            f"{directory} reads more than texts: serve it under the id of the model that it is, {served}. "
-            f"Callers may say '{name}' with --alias {name}=ID"
-        )
+    _refuse_without_entry(name, family, checkpoint)
     ranks = PAIRS if is_classifier(checkpoint) else LISTWISE if family == "listwise" else {}
     outputs, dim = (("dense",), 0) if ranks is PAIRS else _outputs(checkpoint, family)
     _refuse_other_modules(directory, _SERVED_SPARSE_MODULES if outputs == ("sparse",) else _SERVED_MODULES)
@@ -268,6 +262,29 @@ def _own(name: str, directory: Path) -> ModelSpec:
         dim=dim,
         outputs=outputs,
         **ranks,
+    )
+
+
+def _refuse_without_entry(name: str, family: str, checkpoint: "Checkpoint") -> None:
+    """Tasks, outputs and what a model reads besides texts are in its entry; no file of the checkpoint says them."""
+    from fundament.backbone.adapters import adapters_of, has_adapters
+
+    directory, specs = checkpoint.directory, [spec for spec in CATALOG.values() if spec.family == family]
+    if known := [spec.id for spec in specs if spec.modalities != ("text",)]:
+        why = "reads more than texts"
+    elif has_adapters(checkpoint):
+        known, why = [spec.id for spec in specs if adapters_of(spec)], "has an adapter for each task"
+    else:
+        return
+    if not known:
+        raise CheckpointError(
+            f"{directory} has adapters, and no model of family {family} is served with such: merge the one that you "
+            "want into the weights, and take the others away"
+        )
+    served = " or ".join(f"--model {model}={directory}" for model in known)
+    raise CheckpointError(
+        f"{directory} {why}: serve it under the id of the model that it is, {served}. "
+        f"Callers may say '{name}' with --alias {name}=ID"
     )
 
 

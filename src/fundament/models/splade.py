@@ -18,7 +18,7 @@ from fundament.backbone.checkpoint import Checkpoint, Source, Weights
 from fundament.backbone.device import Placement
 from fundament.backbone.linear import Activation, activate, read_activation
 from fundament.backbone.rows import states_of_rows
-from fundament.backbone.sparse import named, naming, sparse
+from fundament.backbone.sparse import named, naming, sparse, sparse_rows
 from fundament.backbone.tokenizing import TextTokenizer
 from fundament.backbone.transformer import Shape, Transformer, parameters
 from fundament.catalog import ModelSpec
@@ -218,9 +218,7 @@ class SPLADE:
                 weights = self.prediction.most(states[start:stop])
                 for _ in range(self.n_logarithms):
                     weights = weights.log1p()
-                for row in weights:
-                    ids = row.nonzero()[:, 0]
-                    arrays.append(sparse(ids.cpu().numpy(), row[ids].cpu().numpy()))
+                arrays += sparse_rows(weights)
         return arrays
 
     def _shares(self, lengths: Sequence[int]) -> list[tuple[int, int]]:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fundament.backbone.checkpoint import Checkpoint
 from fundament.backbone.device import Placement
-from fundament.backbone.sparse import named, naming, sparse
+from fundament.backbone.sparse import named, naming, sparse_rows
 from fundament.backbone.tokenizing import TextTokenizer
 from fundament.catalog import ModelSpec
 from fundament.core import Array, Embed, Item, SparseVectors
@@ -71,9 +71,7 @@ class TorchScript:
         """Ids over weights of each row, float32 `[2, n]`."""
         arrays: list[Array] = []
         for item in items:
-            weights = self.run(item.features["ids"])[0].float().clamp(min=0)
-            ids = weights.nonzero()[:, 0]
-            arrays.append(sparse(ids.cpu().numpy(), weights[ids].cpu().numpy()))
+            arrays += sparse_rows(self.run(item.features["ids"]).float().clamp(min=0))
         return arrays
 
     def run(self, ids: Array) -> Any:
