@@ -12,7 +12,7 @@ from typing import get_type_hints
 import pytest
 from pydantic import TypeAdapter
 
-from fundament.catalog import CATALOG, EMBEDDED, ModelSpec, short_id
+from fundament.catalog import _REVISIONS, CATALOG, EMBEDDED, ModelSpec, short_id
 from fundament.config import Settings
 
 SPECS = [pytest.param(spec, id=spec.id) for spec in CATALOG.values()]
@@ -106,6 +106,14 @@ def test_embedding_models_take_what_the_api_takes(model: str) -> None:
 @pytest.mark.parametrize("model", API_RERANKERS)
 def test_rerankers_of_the_api_are_rerankers(model: str) -> None:
     assert CATALOG[model].kind == "reranker"
+
+
+def test_commits_are_known_but_for_two_old_models() -> None:
+    unknown = [spec.id for spec in CATALOG.values() if spec.repo and spec.revision is None]
+    assert unknown == ["jina-embedding-t-en-v1", "jina-embedding-l-en-v1"]
+    known = [spec.revision for spec in CATALOG.values() if spec.revision]
+    assert len(known) == len(set(known))
+    assert not _REVISIONS.keys() - CATALOG.keys()
 
 
 def test_only_two_models_chunk_late() -> None:

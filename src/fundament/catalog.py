@@ -121,6 +121,7 @@ EMBEDDED = ModelSpec(
     id="all-minilm-l6-v2",
     family="bert",
     repo="sentence-transformers/all-MiniLM-L6-v2",
+    revision="8b3219a92973c328a8e22fadcfa821b5dc75636a",  # as MTEB measures it
     name="all-MiniLM-L6-v2",
     description="A small English sentence encoder, served when no other model is named.",
     released=date(2021, 8, 30),
@@ -132,12 +133,55 @@ EMBEDDED = ModelSpec(
 )
 
 
+# The commits that are pulled. Where neither source has one, the first pull records what it finds.
+_REVISIONS = {
+    # Of the publisher's own server, jina-on-prem.
+    "jina-embedding-b-en-v1": "32aa658e5ceb90793454d22a57d8e3a14e699516",
+    "jina-embeddings-v2-base-en": "322d4d7e2f35e84137961a65af894fda0385eb7a",
+    "jina-embeddings-v2-base-zh": "c1ff9086a89a1123d7b5eff58055a665db4fb4b9",
+    "jina-embeddings-v2-base-de": "3f9eede875721714945b6a99a3198299243cf2be",
+    "jina-embeddings-v2-base-es": "8e2d780d8fd38f81ca9123ee28e4c5a968aaf21e",
+    "jina-embeddings-v2-base-code": "516f4baf13dec4ddddda8631e019b5737c8bc250",
+    "jina-embeddings-v3": "ab036b023d30b4d1138c4c3bfa9f0c445ab455d6",
+    "jina-embeddings-v4": "853c867b65b749f3c3c72a06868140d842e04f06",
+    "jina-embeddings-v5-text-small": "dd76d535f5447ca3897a9c893fb1e612ead98192",
+    "jina-embeddings-v5-text-nano": "8a7f00aac812071b69403df470f1038ec85f8925",
+    "jina-embeddings-v5-omni-small": "05f4151c87083f204159bfa15e53fdb0320ffef1",
+    "jina-embeddings-v5-omni-nano": "b0d2521203a610fc5967a7c2d53990bae14d9e23",
+    "jina-code-embeddings-0.5b": "4db235132dafbe56a8b9c5f59b59795ecf58a4a7",
+    "jina-code-embeddings-1.5b": "39aeb4fb9b60f930934c78ae5d749a46287c248a",
+    "jina-colbert-v1-en": "31bb5a4d063a793f4aaaf6ecb9bf4ef1879ddf7d",
+    "jina-colbert-v2": "4552c4dc1ffd7d7a635b6a41a1077fe9c9cdd974",
+    "jina-clip-v1": "ceb3e44ca4d6eceaa4f3fb58b1c1a5748b3f29b6",
+    "jina-clip-v2": "e10d47f5691d0454a0fb5d13f46f2199b74cb436",
+    "jina-reranker-v1-tiny-en": "aca45de6945b5dc6399abcd2a9c55ded5dc9111f",
+    "jina-reranker-v1-turbo-en": "b8c14f4e723d9e0aab4732a7b7b93741eeeb77c2",
+    "jina-reranker-v1-base-en": "a05700294977fa3ecadc070b1f5b2a76e0bf1eef",
+    "jina-reranker-v2-base-multilingual": "9cfeff2df7d40d1b78e75e5e9cebec92a99813c9",
+    "jina-reranker-v3": "10fb694fc21f7a710a563ff1eb977a460f3868e4",
+    "jina-reranker-v3.5": "e8a93f33f0b22108f8c2364f8484ce3422552fbc",
+    "jina-reranker-m0": "94bfe0aeb2d4dd7978362699cddd5893d4e0adc8",
+    "jina-vlm": "ddfa80b180f87f59873fd1cea352dec51183ab88",
+    # Of the models that MTEB measures.
+    "jina-embedding-s-en-v1": "5ac6cd473e2324c6d5f9e558a6a9f65abb57143e",
+    "jina-embeddings-v2-small-en": "44e7d1d6caec8c883c2d4b207588504d519788d0",
+    "bge-m3": "5617a9f61b028005a4858fdac845db406aefb181",
+    "qwen3-embedding-0.6b": "b22da495047858cce924d27d76261e96be6febc0",
+    "qwen3-embedding-4b": "636cd9bf47d976946cdbb2b0c3ca0cb2f8eea5ff",
+    "qwen3-embedding-8b": "4e423935c619ae4df87b646a3ce949610c66241c",
+    "bge-reranker-v2-m3": "953dc6f6f85a1b2dbfca4c34a2796e7dde08d41e",
+    "qwen3-reranker-0.6b": "6e9e69830b95c52b5fd889b7690dda3329508de3",
+    "qwen3-reranker-4b": "f16fc5d5d2b9b1d0db8280929242745d79794ef5",
+}
+
+
 def _hub(repo: str, released: str, n_parameters: int, description: str, **facts: Any) -> ModelSpec:
     """A model of the hub whose id is its repository's name in lower case."""
     name = repo.rpartition("/")[2]
     return ModelSpec(
         id=name.lower(),
         repo=repo,
+        revision=_REVISIONS.get(name.lower()),
         name=name,
         released=date.fromisoformat(released),
         n_parameters=n_parameters,
@@ -277,7 +321,6 @@ _EMBEDDINGS_V4 = (
         "2025-06-24",
         3_934_695_552,
         "Texts, images and documents, multilingual; one vector per input or per token.",
-        revision="853c867b65b749f3c3c72a06868140d842e04f06",
         family="qwen_vl",
         context=32768,
         dim=2048,
@@ -331,7 +374,6 @@ _EMBEDDINGS_V5 = (
         "2026-05-07",
         1_740_000_000,
         "Texts, images, documents, videos and sounds.",
-        revision="05f4151c87083f204159bfa15e53fdb0320ffef1",
         context=32768,
         dim=1024,
         **_OMNI,
@@ -341,7 +383,6 @@ _EMBEDDINGS_V5 = (
         "2026-05-07",
         1_040_000_000,
         "Texts, images, documents, videos and sounds; small.",
-        revision="b0d2521203a610fc5967a7c2d53990bae14d9e23",
         context=8192,
         dim=768,
         **_OMNI,
@@ -428,7 +469,6 @@ _CLIPS = (
         222_647_041,
         "English texts and images in one space.",
         aliases=("clip",),  # what the API called it at first
-        revision="ceb3e44ca4d6eceaa4f3fb58b1c1a5748b3f29b6",
         family="clip",
         context=8192,
         dim=768,
@@ -440,7 +480,6 @@ _CLIPS = (
         "2024-11-21",
         865_278_477,
         "Texts in many languages and images in one space.",
-        revision="e10d47f5691d0454a0fb5d13f46f2199b74cb436",
         family="clip",
         context=8192,
         dim=1024,
@@ -530,7 +569,6 @@ _RERANKERS = (
         "2025-04-08",
         2_400_000_000,
         "Multilingual, texts and images.",
-        revision="94bfe0aeb2d4dd7978362699cddd5893d4e0adc8",
         family="qwen_vl",
         context=10240,
         modalities=("text", "image"),
@@ -558,7 +596,6 @@ _CHAT = (
         "2025-12-04",
         2_400_000_000,
         "Answers questions on images, in many languages.",
-        revision="ddfa80b180f87f59873fd1cea352dec51183ab88",
         family="jina_vlm",
         kind="chat",
         context=32768,

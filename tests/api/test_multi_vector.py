@@ -154,7 +154,7 @@ def test_what_does_not_go_together_is_refused(
 
 
 def test_colbert_vectors_are_cut_then_scaled(tmp_path: Path) -> None:
-    colbert_v2(tmp_path / "colbert", dim=128)
+    colbert_v2(tmp_path / "colbert", {"query_maxlen": 32}, dim=128)
     with running(tmp_path / "data", models=[f"jina-colbert-v2={tmp_path / 'colbert'}"], dtype="float32") as api:
         whole, short = rows(post(api, "jina-colbert-v2")), rows(post(api, "jina-colbert-v2", dimensions=64))
         for vectors, cut in zip(whole, short, strict=True):

@@ -219,6 +219,12 @@ def test_a_model_without_safetensors_is_pulled_by_its_list(hub: Hub, tmp_path: P
     assert local.n_bytes == len(b"not for us") + 2
 
 
+def test_a_late_interaction_model_is_pulled_with_how_it_reads_texts(hub: Hub, tmp_path: Path) -> None:
+    hub.files |= {"artifact.metadata": b'{"query_maxlen": 48}'}
+    directory = pull(replace(CATALOG["jina-colbert-v2"], revision=None), tmp_path, endpoint=hub.url).directory
+    assert (directory / "artifact.metadata").read_bytes() == hub.files["artifact.metadata"]
+
+
 def test_two_pulls_of_one_model_do_not_meet(hub: Hub, tmp_path: Path) -> None:
     partial = tmp_path / "models" / f".{SPEC.id}.partial"
     with (

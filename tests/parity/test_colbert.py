@@ -15,6 +15,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import JinaEmbeddingsV3Config, JinaEmbeddingsV3Model
 
+from fundament.catalog import CATALOG
 from fundament.core import Embed, Model, MultiVectors, Role
 from fundament.errors import CheckpointError, InputError, TooLongError
 from fundament.models import family_of
@@ -164,11 +165,19 @@ def test_a_row_alone_equals_the_row_in_any_company(
         torch.testing.assert_close(torch.from_numpy(alone), torch.from_numpy(among), atol=1e-5, rtol=1e-5)
 
 
-def test_a_checkpoint_without_metadata_has_the_usual_reading(tmp_path: Path) -> None:
+def test_a_checkpoint_of_ones_own_without_metadata_has_the_usual_reading(tmp_path: Path) -> None:
     made = vectors(open_model("v2", colbert_v2(tmp_path)), ["a, the"], "query", name_tokens=True)
     assert made.tokens is not None
     assert made.tokens[0][:4] == ["<s>", "[QueryMarker]", "▁", "a"]
     assert len(made.tokens[0]) == 32
+
+
+@pytest.mark.parametrize(("name", "model"), [("v1", "jina-colbert-v1-en"), ("v2", "jina-colbert-v2")])
+def test_a_published_model_without_its_metadata_is_refused(name: str, model: str, tmp_path: Path) -> None:
+    directory = colbert_v1(tmp_path) if name == "v1" else colbert_v2(tmp_path)
+    (directory / "artifact.metadata").unlink(missing_ok=True)
+    with pytest.raises(CheckpointError, match=rf"has no artifact\.metadata, .* fundament pull {model}$"):
+        open_model(name, directory, id=model, repo=CATALOG[model].repo)
 
 
 def test_markers_and_marks_are_what_the_metadata_says(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from fundament.core import Array, Embed, Item, MultiVectors
 from fundament.errors import CheckpointError, Fault, InputError, TooLongError
 
 ARCHITECTURE = "HF_ColBERT"
+METADATA = "artifact.metadata"
 QUERY_TOKENS = 32  # where `artifact.metadata` names no `query_maxlen`
 
 
@@ -173,21 +174,30 @@ def load_colbert(
         ignored=".*",  # the backbone's, which are read above
     )
     tokenizer = TextTokenizer(checkpoint.directory, spec.context)
-    reading = read_reading(checkpoint, tokenizer, markers, attends_to_masks)
+    reading = read_reading(checkpoint, spec, tokenizer, markers, attends_to_masks)
     return ColBERT(tokenizer, Transformer(shape, weights), projection["linear.weight"], reading, spec)
 
 
 def read_reading(
-    checkpoint: Checkpoint, tokenizer: TextTokenizer, markers: tuple[str, str], attends_to_masks: bool | None
+    checkpoint: Checkpoint,
+    spec: ModelSpec,
+    tokenizer: TextTokenizer,
+    markers: tuple[str, str],
+    attends_to_masks: bool | None,
 ) -> Reading:
     """How `artifact.metadata` says that texts are read, with ColBERT's own defaults where it says nothing.
 
     The keys `query_token_id` and `doc_token_id` hold tokens, not numbers.
 
     Raises:
-        CheckpointError: a token that the tokenizer lacks, or a query of no length.
+        CheckpointError: a token that the tokenizer lacks, a query of no length, or no such file where it was published.
     """
-    told = checkpoint.json("artifact.metadata", default={})
+    if spec.repo and not (checkpoint.directory / METADATA).exists():
+        raise CheckpointError(
+            f"{checkpoint.directory} has no {METADATA}, which says how '{spec.id}' reads queries and documents. "
+            f"Put it there from {spec.repo}, or get the model anew: fundament pull {spec.id}"
+        )
+    told = checkpoint.json(METADATA, default={})
 
     def number(what: str, *tokens: Any) -> int:
         found = tokenizer.first_id_of(*(token for token in tokens if isinstance(token, str)))
@@ -197,9 +207,7 @@ def read_reading(
 
     length = told.get("query_maxlen", QUERY_TOKENS)
     if not isinstance(length, int) or length < 3:  # first, marker, last
-        raise CheckpointError(
-            f"{checkpoint.directory}: query_maxlen of artifact.metadata should be 3 or more: {length}"
-        )
+        raise CheckpointError(f"{checkpoint.directory}: query_maxlen of {METADATA} should be 3 or more: {length}")
     return Reading(
         query_marker=number("query marker", told.get("query_token_id"), markers[0]),
         document_marker=number("document marker", told.get("doc_token_id"), markers[1]),

@@ -36,8 +36,9 @@ from fundament.engine.weights import RECEIPT, WITHOUT_SAFETENSORS, FileRecord, L
 from fundament.errors import FundamentError
 from fundament.models import families
 
-# Weights, and what tokenizers and configurations come in. Python files are never taken: nothing of them is run.
-_WANTED = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
+# Weights, and what tokenizers and configurations come in, ColBERT's too. Python files are never taken: nothing of them
+# is run.
+_WANTED = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "artifact.metadata")
 
 # The same model again, for other programs.
 _EXPORTS = ("onnx/*", "openvino/*", "coreml/*", "gguf/*", "mlx/*", "original/*", "consolidated*.safetensors")
