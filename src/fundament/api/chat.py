@@ -9,10 +9,10 @@ from typing import Annotated, Any, get_args
 from uuid import uuid4
 
 from fastapi import APIRouter, Request, Response
-from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, WithJsonSchema
+from pydantic import AliasChoices, BeforeValidator, Field, StringConstraints, WithJsonSchema
 from starlette.types import Receive, Scope, Send
 
-from fundament.api.body import echo, read_body
+from fundament.api.body import Body, echo, read_body
 from fundament.api.inputs import Part, Reference
 from fundament.api.media import opened
 from fundament.api.presence import CLIENT_GONE, while_connected
@@ -116,10 +116,8 @@ _STOP = {
 }
 
 
-class ChatRequest(BaseModel):
+class ChatRequest(Body):
     """Fields that are not named here are ignored; those that would change the answer and are not served are refused."""
-
-    model_config = ConfigDict(extra="ignore", strict=True)
 
     model: Annotated[str, StringConstraints(min_length=1, max_length=256)] = Field(
         description="The model's id, short or long.", examples=["jina-vlm"]

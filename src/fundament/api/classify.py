@@ -7,9 +7,9 @@ from typing import Annotated, Any
 
 import numpy as np
 from fastapi import APIRouter, Request, Response
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, WithJsonSchema
+from pydantic import BeforeValidator, Field, StringConstraints, WithJsonSchema
 
-from fundament.api.body import echo, read_body
+from fundament.api.body import Body, echo, read_body
 from fundament.api.classifiers import caller_of, known_id, not_found
 from fundament.api.inputs import Inputs, Sent, check_number
 from fundament.api.media import check_media, opened, read_bare
@@ -78,10 +78,8 @@ def _document(**limits: int) -> dict[str, Any]:
     return {"type": "array", "minItems": 1, "items": {"type": "string", "minLength": 1, "pattern": r"\S"}, **limits}
 
 
-class ClassifyRequest(BaseModel):
+class ClassifyRequest(Body):
     """Either `model` and `labels`, or `classifier_id`. Other fields are ignored."""
-
-    model_config = ConfigDict(extra="ignore", strict=True)
 
     model: Annotated[str, StringConstraints(min_length=1, max_length=256)] | None = Field(
         None, description="The embedding model's id, short or long.", examples=["all-minilm-l6-v2"]

@@ -5,9 +5,7 @@ from typing import Annotated, Any, get_args
 from fastapi import APIRouter, Request, Response
 from pydantic import (
     AliasChoices,
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     FailFast,
     Field,
     StringConstraints,
@@ -15,7 +13,7 @@ from pydantic import (
 )
 
 from fundament.api.answers import COUNTS_OUTPUT, EmbeddingsAnswer, cut, write
-from fundament.api.body import echo, read_body
+from fundament.api.body import Body, echo, read_body
 from fundament.api.inputs import Inputs, check_number
 from fundament.api.media import check_media, opened, read_bare, references
 from fundament.api.presence import while_connected
@@ -38,10 +36,8 @@ def _as_list(value: Any) -> Any:
     return value if isinstance(value, list) else [value]
 
 
-class EmbeddingsRequest(BaseModel):
+class EmbeddingsRequest(Body):
     """Fields that a model does not take are ignored, as the hosted API does; wrong values are refused."""
-
-    model_config = ConfigDict(extra="ignore", strict=True)
 
     model: Annotated[str, StringConstraints(min_length=1, max_length=256)] = Field(
         description="The model's id, short or long.", examples=["all-minilm-l6-v2"]

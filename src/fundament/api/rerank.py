@@ -5,9 +5,9 @@ from typing import Annotated, Any, cast
 
 import numpy as np
 from fastapi import APIRouter, Request, Response
-from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, WithJsonSchema
+from pydantic import AliasChoices, BeforeValidator, Field, StringConstraints, WithJsonSchema
 
-from fundament.api.body import echo, read_body
+from fundament.api.body import Body, echo, read_body
 from fundament.api.inputs import Part, Reference, read_part
 from fundament.api.media import opened, read_bare_input
 from fundament.api.presence import while_connected
@@ -62,10 +62,8 @@ def _read_documents(value: Any) -> list[Document]:
     return [Document(sent, read_content(sent, f"{field} -> {place}")) for place, sent in enumerate(value)]
 
 
-class RerankRequest(BaseModel):
+class RerankRequest(Body):
     """Fields of no model are ignored, as the hosted API does; those of other models and wrong values are refused."""
-
-    model_config = ConfigDict(extra="ignore", strict=True)
 
     model: Annotated[str, StringConstraints(min_length=1, max_length=256)] | None = Field(
         None,

@@ -9,9 +9,9 @@ from uuid import uuid4
 
 import numpy as np
 from fastapi import APIRouter, Request, Response
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, WithJsonSchema
+from pydantic import BeforeValidator, Field, StringConstraints, WithJsonSchema
 
-from fundament.api.body import echo, read_body
+from fundament.api.body import Body, echo, read_body
 from fundament.api.classifiers import busy, caller_of, known_id, take
 from fundament.api.classify import MOST_INPUTS, check_dim, embedder, readable, task_of, unit_vectors
 from fundament.api.inputs import Part, check_number, read_part
@@ -89,10 +89,8 @@ _TRAINING_ITEM = {
 }
 
 
-class TrainRequest(BaseModel):
+class TrainRequest(Body):
     """With `model` a new classifier, with `classifier_id` more examples for a known one. Other fields are ignored."""
-
-    model_config = ConfigDict(extra="ignore", strict=True)
 
     model: Annotated[str, StringConstraints(min_length=1, max_length=256)] | None = Field(
         None, description="The embedding model of a new classifier.", examples=["all-minilm-l6-v2"]
