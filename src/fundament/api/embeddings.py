@@ -168,9 +168,11 @@ def output_of(spec: ModelSpec, request: EmbeddingsRequest) -> Output:
 
 
 def _role(spec: ModelSpec, request: EmbeddingsRequest) -> Role:
-    if request.input_type is not None:
-        return "query" if request.input_type == "query" else "document"
-    return "query" if (task_of(spec, request) or "").endswith(".query") else "document"
+    """The side of the search: `input_type`, else what `task` says to a sparse model; ColBERT models have no task."""
+    side = request.input_type
+    if side is None and output_of(spec, request) == "sparse":
+        side = (task_of(spec, request) or "").rpartition(".")[2]
+    return "query" if side == "query" else "document"
 
 
 def task_of(spec: ModelSpec, request: EmbeddingsRequest) -> str | None:
