@@ -83,7 +83,7 @@ class Settings(BaseSettings):
 
     models: Annotated[list[str], NoDecode, BeforeValidator(_split)] = Field(
         default=[],
-        description="Models to serve: `ID` of the catalogue, or `NAME=DIR`. "
+        description="Models to serve: `ID` of the catalogue, short or long, or `NAME=DIR`. "
         "None: the embedded all-minilm-l6-v2. Models that were pulled are served besides.",
     )
     aliases: Annotated[list[str], NoDecode, BeforeValidator(_split)] = Field(
