@@ -161,6 +161,12 @@ class Settings(BaseSettings):
         gt=0,
         description="Memory of the inputs that wait for one model, pixels for the most part, in MB; past it 503.",
     )
+    request_seconds: float = Field(
+        default=0,
+        ge=0,
+        description="How long a request may take from when it is read to its answer, or to the first piece of a "
+        "streamed one; past it the answer is 504. 0 is no limit.",
+    )
     max_inputs: int = Field(default=10_000, ge=1, description="Most inputs of one request.")
     max_classifiers: int = Field(default=16, ge=0, description="Most trained classifiers of one key.")
     max_classifier_labels: int = Field(default=16, ge=2, le=1_000, description="Most labels of one classifier.")

@@ -201,6 +201,20 @@ def test_a_client_that_leaves_takes_its_conversation_with_it(api: Api) -> None:
     assert api.run(post(api, **body())).status_code == 200
 
 
+def test_a_conversation_past_its_time_is_given_up(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(api.app.state.parts.settings, "request_seconds", 0.01)
+        late = api.run(post(api, **body(max_tokens=10_000, stop=["never"])))
+    assert (late.status_code, late.json()["code"]) == (504, "SERVICE_TIMEOUT")
+
+    async def ended() -> None:
+        while generator(api)._running or generator(api)._waiting:
+            await asyncio.sleep(0.001)
+
+    api.run(ended())
+    assert api.run(post(api, **body())).status_code == 200
+
+
 values = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False) | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),

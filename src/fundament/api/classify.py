@@ -13,7 +13,7 @@ from fundament.api.body import Body, echo, read_body
 from fundament.api.classifiers import caller_of, known_id, not_found
 from fundament.api.inputs import Inputs, Sent, check_number
 from fundament.api.media import check_media, opened, read_bare
-from fundament.api.presence import while_connected
+from fundament.api.presence import while_awaited
 from fundament.api.schemas import request_body, responses
 from fundament.api.state import State, state_of
 from fundament.api.wire import long_answer
@@ -286,12 +286,12 @@ def task_of(spec: ModelSpec) -> str | None:
     "/v1/classify",
     summary="Classify",
     openapi_extra=request_body(ClassifyRequest),
-    responses=responses("ClassificationResponse", errors=(400, 401, 403, 404, 413, 415, 429, 500, 503)),
+    responses=responses("ClassificationResponse", errors=(400, 401, 403, 404, 413, 415, 429, 500, 503, 504)),
 )
 async def classify_texts(request: Request) -> Response:
     """Say which label fits each input, by the labels' own words or by what a classifier has learned."""
     asked = await read_body(request, ClassifyRequest)
-    found = await while_connected(request, classify(state_of(request), asked, caller_of(request)))
+    found = await while_awaited(request, classify(state_of(request), asked, caller_of(request)))
     request.state.log = {"model": found.model, "inputs": len(asked.input), "tokens": found.n_tokens}
     return Response(
         await _write(found, len(asked.input)),

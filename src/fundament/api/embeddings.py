@@ -16,7 +16,7 @@ from fundament.api.answers import COUNTS_OUTPUT, EmbeddingsAnswer, cut, write
 from fundament.api.body import Body, echo, read_body
 from fundament.api.inputs import Inputs, check_number
 from fundament.api.media import check_media, opened, read_bare, references
-from fundament.api.presence import while_connected
+from fundament.api.presence import while_awaited
 from fundament.api.schemas import request_body, responses
 from fundament.api.state import State, state_of
 from fundament.catalog import ModelSpec
@@ -151,7 +151,7 @@ async def embeddings(request: Request) -> Response:
 
 async def answer_embeddings(request: Request, asked: EmbeddingsRequest) -> Response:
     """Run the verb while the client waits, and write what it answers."""
-    answer = await while_connected(request, embed(state_of(request), asked))
+    answer = await while_awaited(request, embed(state_of(request), asked))
     request.state.log = {"model": answer.model, "inputs": len(asked.input), "tokens": answer.made.n_tokens}
     return Response(
         await write(answer),

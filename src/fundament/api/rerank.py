@@ -10,7 +10,7 @@ from pydantic import AliasChoices, BeforeValidator, Field, StringConstraints, Wi
 from fundament.api.body import Body, echo, read_body
 from fundament.api.inputs import Part, Reference, read_part
 from fundament.api.media import opened, read_bare_input
-from fundament.api.presence import while_connected
+from fundament.api.presence import while_awaited
 from fundament.api.schemas import request_body, responses
 from fundament.api.similarity import rank_by_vectors
 from fundament.api.state import State, state_of
@@ -210,7 +210,7 @@ async def write(answer: RerankAnswer) -> bytes:
 async def rerank_documents(request: Request) -> Response:
     """Put documents in the order of their relevance to a query."""
     asked = await read_body(request, RerankRequest)
-    answer = await while_connected(request, rerank(state_of(request), asked))
+    answer = await while_awaited(request, rerank(state_of(request), asked))
     ranking = answer.ranking
     request.state.log = {"model": answer.model, "inputs": len(asked.documents), "tokens": ranking.n_tokens}
     return Response(
