@@ -26,7 +26,7 @@ Every model that Fundament knows.
 
 - Fundament ships no weights but those of `{EMBEDDED.id}`. Get a model's with `fundament pull ID`, or name a directory
   that holds them: `fundament serve --model ID=DIR`.
-- Callers may say a model's long name: `jinaai/jina-embeddings-v3` and `jina-ai/jina-embeddings-v3` mean
+- Callers and commands may say a model's long name: `jinaai/jina-embeddings-v3` and `jina-ai/jina-embeddings-v3` mean
   `jina-embeddings-v3`. Capital letters do not matter.
 - *Context* is the most tokens of one input, special tokens included.
 - *Licence* is that of the weights. A licence with NC, or for research, forbids commercial use.

@@ -83,7 +83,7 @@ class Settings(BaseSettings):
 
     models: Annotated[list[str], NoDecode, BeforeValidator(_split)] = Field(
         default=[],
-        description="Models to serve: `ID` of the catalogue, or `NAME=DIR`. "
+        description="Models to serve: `ID` of the catalogue, short or long, or `NAME=DIR`. "
         "None: the embedded all-minilm-l6-v2. Models that were pulled are served besides.",
     )
     aliases: Annotated[list[str], NoDecode, BeforeValidator(_split)] = Field(
@@ -160,6 +160,12 @@ class Settings(BaseSettings):
         default=2_000,
         gt=0,
         description="Memory of the inputs that wait for one model, pixels for the most part, in MB; past it 503.",
+    )
+    request_seconds: float = Field(
+        default=0,
+        ge=0,
+        description="How long a request may take from when it is read to its answer, or to the first piece of a "
+        "streamed one; past it the answer is 504. 0 is no limit.",
     )
     max_inputs: int = Field(default=10_000, ge=1, description="Most inputs of one request.")
     max_classifiers: int = Field(default=16, ge=0, description="Most trained classifiers of one key.")

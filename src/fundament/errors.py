@@ -18,6 +18,7 @@ FundamentError
 ├── LimitError            429  RATE_…_LIMIT_EXCEEDED, with Retry-After
 ├── FetchError            422  a URL of the caller's that cannot or may not be read
 ├── UnavailableError      503  SERVICE_UNAVAILABLE, with Retry-After
+├── TimedOutError         504  SERVICE_TIMEOUT
 ├── RowError              500  INTERNAL_ERROR: a row whose forward pass failed; names it
 └── CheckpointError            a checkpoint that does not load, with all that is wrong with it; callers get 503
 """
@@ -240,6 +241,20 @@ class UnavailableError(FundamentError):
     def __init__(self, detail: str, *, retry_after_seconds: int = 1) -> None:
         super().__init__(detail)
         self.retry_after_seconds = retry_after_seconds
+
+
+class TimedOutError(FundamentError):
+    """A request that took longer than the operator lets one take.
+
+    Args:
+        seconds: how long that is.
+    """
+
+    status = 504
+    code = "SERVICE_TIMEOUT"
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"Request timed out after {seconds:g} seconds. Send fewer inputs at once, or try again later.")
 
 
 class RowError(FundamentError):

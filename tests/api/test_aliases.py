@@ -19,7 +19,7 @@ ALIASES = [f"text-embedding-ada-002={EMBEDDED.id}", "elser-v2=sentence-transform
 
 @pytest.fixture(scope="module")
 def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
-    with running(tmp_path_factory.mktemp("aliases"), aliases=ALIASES) as api:
+    with running(tmp_path_factory.mktemp("aliases"), models=[EMBEDDED.repo], aliases=ALIASES) as api:
         yield api
 
 

@@ -121,7 +121,7 @@ def test_roles_and_synonyms(api: Api) -> None:
     found = api.run(post(api, **asked))
     assert found.json()["usage"]["completion_tokens"] <= 3
     messages[0]["role"] = "system"
-    assert text_of(api.run(post(api, **asked))) == text_of(found)
+    assert text_of(api.run(post(api, **asked, max_tokens=None))) == text_of(found)
 
 
 @pytest.mark.parametrize(
@@ -198,6 +198,20 @@ def test_a_client_that_leaves_takes_its_conversation_with_it(api: Api) -> None:
             await asyncio.sleep(0.001)
 
     api.run(leave())
+    assert api.run(post(api, **body())).status_code == 200
+
+
+def test_a_conversation_past_its_time_is_given_up(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(api.app.state.parts.settings, "request_seconds", 0.01)
+        late = api.run(post(api, **body(max_tokens=10_000, stop=["never"])))
+    assert (late.status_code, late.json()["code"]) == (504, "SERVICE_TIMEOUT")
+
+    async def ended() -> None:
+        while generator(api)._running or generator(api)._waiting:
+            await asyncio.sleep(0.001)
+
+    api.run(ended())
     assert api.run(post(api, **body())).status_code == 200
 
 

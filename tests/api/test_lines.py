@@ -73,6 +73,13 @@ def test_a_line_says_more_than_its_job_does() -> None:
     assert three.options is None
 
 
+@pytest.mark.parametrize("name", ["dimensions", "embedding_type", "encoding_format"])
+def test_a_line_that_says_null_says_nothing(name: str) -> None:
+    [line] = read(json.dumps({"input": "x", name: None}), dimensions=16, embedding_type=["binary"])
+    assert isinstance(line.request, EmbeddingsRequest)
+    assert (line.request.dimensions, line.request.embedding_type) == (16, ["binary"])
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [

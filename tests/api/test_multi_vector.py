@@ -11,7 +11,7 @@ import pytest
 
 from tests.checkpoints.bge_m3 import bge_m3
 from tests.checkpoints.colbert import DIM, colbert_v2
-from tests.checkpoints.splade import splade
+from tests.checkpoints.splade import splade, with_idf
 from tests.contract.schemas import conforms
 from tests.inprocess import Api, running
 from tests.served import MODEL
@@ -23,7 +23,13 @@ TEXTS = ["the search, engine", {"text": "a?"}]
 def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
     folder = tmp_path_factory.mktemp("multi")
     splade(folder / "splade", "bert")
-    models = {"colbert": colbert_v2(folder / "colbert"), "bge": bge_m3(folder / "bge"), "sparse": folder / "splade"}
+    splade(folder / "idf", "bert")
+    models = {
+        "colbert": colbert_v2(folder / "colbert"),
+        "bge": bge_m3(folder / "bge"),
+        "sparse": folder / "splade",
+        "idf": with_idf(folder / "idf", {"search": 7.25}),
+    }
     named = [f"{name}={path}" for name, path in models.items()]
     with running(folder / "data", models=[*named, MODEL], dtype="float32") as api:
         yield api
@@ -61,6 +67,8 @@ def test_queries_and_documents_are_read_in_two_ways(api: Api) -> None:
     query = post(api, "colbert", input_type="query", return_tokenized_input=True)
     document = post(api, "colbert", input_type="document", return_tokenized_input=True)
     assert post(api, "colbert", return_tokenized_input=True).content == document.content
+    for task in ("retrieval.query", "anything"):  # it has none, and ignores one
+        assert post(api, "colbert", task=task, return_tokenized_input=True).content == document.content
     assert [len(vectors) for vectors in rows(query)] == [32, 32]
     tokens = [item["tokenized_input"] for item in document.json()["data"]]
     assert [len(named) for named in tokens] == [len(vectors) for vectors in rows(document)]
@@ -99,6 +107,13 @@ def test_weights_are_the_heaviest_first(api: Api) -> None:
             weights = list(item["embedding"].values())
             assert weights == sorted(weights, reverse=True)
         assert answer.json()["usage"]["prompt_tokens"] > 0
+
+
+def test_a_task_says_the_side_of_the_search_where_no_input_type_does(api: Api) -> None:
+    query = post(api, "idf", "the search", task="retrieval.query")
+    assert query.json()["data"][0]["embedding"] == {"search": 7.25}
+    document = post(api, "idf", "the search", task="retrieval.query", input_type="document")
+    assert document.json()["data"] == post(api, "idf", "the search").json()["data"] != query.json()["data"]
 
 
 def test_openai_clients_ask_for_base64_and_get_weights(api: Api) -> None:

@@ -93,6 +93,11 @@ def test_every_name_of_the_encoding_is_read(client: httpx.Client, name: str) -> 
     assert len(item["embedding"]) == DIM
 
 
+def test_a_name_that_is_null_leaves_the_word_to_the_next(client: httpx.Client) -> None:
+    [item] = embed(client, input="x", embedding_type=None, encoding_format="base64")["data"]
+    assert len(base64.b64decode(item["embedding"])) == 4 * DIM
+
+
 def test_normalized_false_leaves_the_length(client: httpx.Client) -> None:
     plain, unit = vectors(client, input="x", normalized=False), vectors(client, input="x", normalized=True)
     length = float(np.linalg.norm(plain))

@@ -53,6 +53,14 @@ def test_every_route_documents_our_own_errors(document: dict[str, Any]) -> None:
                     assert content["schema"]["$ref"].endswith(f"/{name}"), (path, status)
 
 
+def test_what_a_model_answers_may_take_too_long(document: dict[str, Any]) -> None:
+    late = {
+        path for path, methods in document["paths"].items() if "504" in methods.get("post", {}).get("responses", ())
+    }
+    models = ("embeddings", "multi-vector", "multi-embeddings", "rerank", "classify", "train", "chat/completions")
+    assert late == {f"/v1/{name}" for name in models}
+
+
 def test_the_server_does_what_its_document_says(document: dict[str, Any], server: Served, tmp_path: Path) -> None:
     """Schemathesis, all phases and all checks.
 

@@ -43,6 +43,11 @@ def test_requests_of_the_specification_are_answered(client: httpx.Client, fields
     assert ("document" in results[0]) is (fields.get("return_documents", True) is not False)
 
 
+def test_a_name_that_is_null_leaves_the_word_to_the_next(client: httpx.Client) -> None:
+    assert len(rerank(client, top_n=None, top_k=1).json()["results"]) == 1
+    assert rerank(client, documents=[LONG], truncation=None, truncate=False).status_code == 400
+
+
 def test_the_model_is_named_as_the_caller_named_it(client: httpx.Client) -> None:
     long = "sentence-transformers/all-MiniLM-L6-v2"
     assert rerank(client, model=long).json()["model"] == long

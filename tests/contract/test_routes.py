@@ -45,6 +45,14 @@ def test_health_answers(client: httpx.Client, path: str) -> None:
     assert response.json()["status"] == ("ready" if path == "/ready" else "ok")
 
 
+@pytest.mark.parametrize("path", ["/", "/live", "/health", "/healthz", "/ready", "/v1/models"])
+def test_a_probe_gets_the_head_of_the_answer(client: httpx.Client, path: str) -> None:
+    response = client.head(path)
+    assert response.status_code == 200
+    assert response.content == b""
+    assert response.headers["content-length"] == str(len(client.get(path).content))
+
+
 def test_a_path_that_is_not_there(client: httpx.Client) -> None:
     response = client.get("/v1/nothing")
     assert response.status_code == 404
@@ -52,7 +60,9 @@ def test_a_path_that_is_not_there(client: httpx.Client) -> None:
     assert "/v1/nothing" in response.json()["detail"]
 
 
-@pytest.mark.parametrize(("method", "path", "allowed"), [("GET", "/v1/embeddings", "POST"), ("POST", "/live", "GET")])
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"), [("GET", "/v1/embeddings", "POST"), ("POST", "/live", "GET, HEAD")]
+)
 def test_a_method_that_is_not_answered(client: httpx.Client, method: str, path: str, allowed: str) -> None:
     response = client.request(method, path)
     assert response.status_code == 405

@@ -92,6 +92,25 @@ def test_a_directory_under_a_catalogue_id_is_that_model(own: Path, tmp_path: Pat
     assert from_argument(f"{SPEC.id}={own}", tmp_path) == Local(SPEC, own)
 
 
+@pytest.mark.parametrize("name", [SPEC.repo, f"jina-ai/{SPEC.id}", SPEC.repo.upper()])
+def test_a_long_id_is_that_model_too(own: Path, tmp_path: Path, name: str) -> None:
+    assert from_argument(f"{name}={own}", tmp_path) == Local(SPEC, own)
+    with pytest.raises(CheckpointError, match=f"The weights of '{SPEC.id}' are not in .* fundament pull {SPEC.id}"):
+        from_argument(name, tmp_path)
+    directory = put(own, SPEC.id, tmp_path)
+    assert from_argument(name, tmp_path) == Local(SPEC, directory)
+
+
+def test_the_embedded_model_has_a_long_id(minilm: Local) -> None:
+    assert from_argument(EMBEDDED.repo, Path("/nowhere")) == minilm
+
+
+def test_a_name_with_another_owner_is_ones_own(own: Path, tmp_path: Path) -> None:
+    assert from_argument(f"team/{SPEC.id}={own}", tmp_path).spec.id == f"team/{SPEC.id}"
+    with pytest.raises(CheckpointError, match="not in the catalogue"):
+        from_argument(f"team/{SPEC.id}", tmp_path)
+
+
 def test_a_family_that_is_not_known_is_said(own: Path, tmp_path: Path) -> None:
     edit(own / "config.json", model_type="perceiver", architectures=["PerceiverModel"])
     with pytest.raises(CheckpointError, match=r"no known family: .*'perceiver'.*PerceiverModel.*Known are .*bert"):

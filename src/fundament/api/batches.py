@@ -3,9 +3,9 @@
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Request, Response
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from fundament.api.body import read_body
+from fundament.api.body import Body, read_body
 from fundament.api.files import link, page
 from fundament.api.jobs import base_url, cancel, describe, find, owner, submit
 from fundament.api.schemas import request_body, responses
@@ -18,10 +18,8 @@ router = APIRouter(tags=["Batches"])
 _MOST_METADATA = 16
 
 
-class BatchesRequest(BaseModel):
+class BatchesRequest(Body):
     """Fields of OpenAI's batches."""
-
-    model_config = ConfigDict(extra="ignore", strict=True)
 
     input_file_id: Annotated[str, Field(min_length=1, max_length=256)]
     endpoint: Literal["/v1/embeddings"]

@@ -1,11 +1,13 @@
 """Reading a request's body: size, form, then fields, each refused in words."""
 
+from collections.abc import Mapping
+from functools import cache
 from itertools import islice
 from typing import Any, TypeVar
 
 import orjson
 from fastapi import Request
-from pydantic import BaseModel, ValidationError
+from pydantic import AliasChoices, BaseModel, ConfigDict, ValidationError, model_validator
 from starlette.requests import ClientDisconnect
 
 from fundament.api.state import state_of
@@ -14,6 +16,32 @@ from fundament.errors import BodyError, Fault, InputError
 M = TypeVar("M", bound=BaseModel)
 
 _ECHO_CHARACTERS = 100
+
+
+class Body(BaseModel):
+    """A request's body: fields that are not known are ignored, values of a wrong kind are refused."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _leave_out_null(cls, value: Any) -> Any:
+        """Take null for left out where a field has several names, so that the next of them counts."""
+        if not isinstance(value, dict):
+            return value
+        names = fields_by_synonym(cls)
+        return {name: given for name, given in value.items() if given is not None or name not in names}
+
+
+@cache
+def fields_by_synonym(model: type[BaseModel]) -> Mapping[str, str]:
+    """The fields that callers may call by several names, by each of these names."""
+    return {
+        str(synonym): name
+        for name, field in model.model_fields.items()
+        if isinstance(field.validation_alias, AliasChoices)
+        for synonym in field.validation_alias.choices
+    }
 
 
 async def read_body(request: Request, model: type[M]) -> M:

@@ -9,13 +9,13 @@ from typing import Annotated, Any, get_args
 from uuid import uuid4
 
 from fastapi import APIRouter, Request, Response
-from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, WithJsonSchema
+from pydantic import AliasChoices, BeforeValidator, Field, StringConstraints, WithJsonSchema
 from starlette.types import Receive, Scope, Send
 
-from fundament.api.body import echo, read_body
+from fundament.api.body import Body, echo, read_body
 from fundament.api.inputs import Part, Reference
 from fundament.api.media import opened
-from fundament.api.presence import CLIENT_GONE, while_connected
+from fundament.api.presence import CLIENT_GONE, while_awaited, while_connected
 from fundament.api.schemas import request_body, responses
 from fundament.api.state import State, state_of
 from fundament.api.wire import answer, json_bytes
@@ -116,10 +116,8 @@ _STOP = {
 }
 
 
-class ChatRequest(BaseModel):
+class ChatRequest(Body):
     """Fields that are not named here are ignored; those that would change the answer and are not served are refused."""
-
-    model_config = ConfigDict(extra="ignore", strict=True)
 
     model: Annotated[str, StringConstraints(min_length=1, max_length=256)] = Field(
         description="The model's id, short or long.", examples=["jina-vlm"]
@@ -230,18 +228,18 @@ async def chat_completions(request: Request) -> Response:
     request.state.log = log = {"model": head["model"]}
     chunks = chat(state, asked)
     try:
-        # The first piece is waited for in any case, so that what is refused has its own status.
-        first = await while_connected(request, _first(chunks))
         if asked.stream:
+            # The first piece is waited for, so that what is refused has its own status.
+            first = await while_awaited(request, _first(chunks))
             usage = bool((asked.stream_options or {}).get("include_usage"))
             return EventStream(request, chunks, _events(head, first, chunks, log, usage=usage))
-        texts, last = await while_connected(request, _whole(first, chunks))
+        text, last = await while_awaited(request, _whole(chunks))
     except BaseException:
         await chunks.aclose()
         raise
     await chunks.aclose()
     log["tokens"] = last.n_prompt + last.n_written
-    message = {"role": "assistant", "content": "".join(texts)}
+    message = {"role": "assistant", "content": text}
     choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": last.finish}
     return answer({**head, "choices": [choice], "usage": usage_of(last)})
 
@@ -259,11 +257,9 @@ async def _first(chunks: AsyncGenerator[Chunk, None]) -> Chunk:
     return await anext(chunks)
 
 
-async def _whole(first: Chunk, chunks: AsyncGenerator[Chunk, None]) -> tuple[list[str], Chunk]:
-    texts, last = [first.text], first
-    async for last in chunks:
-        texts.append(last.text)
-    return texts, last
+async def _whole(chunks: AsyncGenerator[Chunk, None]) -> tuple[str, Chunk]:
+    read = [chunk async for chunk in chunks]
+    return "".join(chunk.text for chunk in read), read[-1]
 
 
 async def _events(

@@ -7,13 +7,13 @@ from typing import Annotated, Any
 
 import numpy as np
 from fastapi import APIRouter, Request, Response
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, WithJsonSchema
+from pydantic import BeforeValidator, Field, StringConstraints, WithJsonSchema
 
-from fundament.api.body import echo, read_body
+from fundament.api.body import Body, echo, read_body
 from fundament.api.classifiers import caller_of, known_id, not_found
 from fundament.api.inputs import Inputs, Sent, check_number
 from fundament.api.media import check_media, opened, read_bare
-from fundament.api.presence import while_connected
+from fundament.api.presence import while_awaited
 from fundament.api.schemas import request_body, responses
 from fundament.api.state import State, state_of
 from fundament.api.wire import long_answer
@@ -78,10 +78,8 @@ def _document(**limits: int) -> dict[str, Any]:
     return {"type": "array", "minItems": 1, "items": {"type": "string", "minLength": 1, "pattern": r"\S"}, **limits}
 
 
-class ClassifyRequest(BaseModel):
+class ClassifyRequest(Body):
     """Either `model` and `labels`, or `classifier_id`. Other fields are ignored."""
-
-    model_config = ConfigDict(extra="ignore", strict=True)
 
     model: Annotated[str, StringConstraints(min_length=1, max_length=256)] | None = Field(
         None, description="The embedding model's id, short or long.", examples=["all-minilm-l6-v2"]
@@ -288,12 +286,12 @@ def task_of(spec: ModelSpec) -> str | None:
     "/v1/classify",
     summary="Classify",
     openapi_extra=request_body(ClassifyRequest),
-    responses=responses("ClassificationResponse", errors=(400, 401, 403, 404, 413, 415, 429, 500, 503)),
+    responses=responses("ClassificationResponse", errors=(400, 401, 403, 404, 413, 415, 429, 500, 503, 504)),
 )
 async def classify_texts(request: Request) -> Response:
     """Say which label fits each input, by the labels' own words or by what a classifier has learned."""
     asked = await read_body(request, ClassifyRequest)
-    found = await while_connected(request, classify(state_of(request), asked, caller_of(request)))
+    found = await while_awaited(request, classify(state_of(request), asked, caller_of(request)))
     request.state.log = {"model": found.model, "inputs": len(asked.input), "tokens": found.n_tokens}
     return Response(
         await _write(found, len(asked.input)),

@@ -5,9 +5,7 @@ from typing import Annotated, Any, get_args
 from fastapi import APIRouter, Request, Response
 from pydantic import (
     AliasChoices,
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     FailFast,
     Field,
     StringConstraints,
@@ -15,10 +13,10 @@ from pydantic import (
 )
 
 from fundament.api.answers import COUNTS_OUTPUT, EmbeddingsAnswer, cut, write
-from fundament.api.body import echo, read_body
+from fundament.api.body import Body, echo, read_body
 from fundament.api.inputs import Inputs, check_number
 from fundament.api.media import check_media, opened, read_bare, references
-from fundament.api.presence import while_connected
+from fundament.api.presence import while_awaited
 from fundament.api.schemas import request_body, responses
 from fundament.api.state import State, state_of
 from fundament.catalog import ModelSpec
@@ -38,10 +36,8 @@ def _as_list(value: Any) -> Any:
     return value if isinstance(value, list) else [value]
 
 
-class EmbeddingsRequest(BaseModel):
+class EmbeddingsRequest(Body):
     """Fields that a model does not take are ignored, as the hosted API does; wrong values are refused."""
-
-    model_config = ConfigDict(extra="ignore", strict=True)
 
     model: Annotated[str, StringConstraints(min_length=1, max_length=256)] = Field(
         description="The model's id, short or long.", examples=["all-minilm-l6-v2"]
@@ -155,7 +151,7 @@ async def embeddings(request: Request) -> Response:
 
 async def answer_embeddings(request: Request, asked: EmbeddingsRequest) -> Response:
     """Run the verb while the client waits, and write what it answers."""
-    answer = await while_connected(request, embed(state_of(request), asked))
+    answer = await while_awaited(request, embed(state_of(request), asked))
     request.state.log = {"model": answer.model, "inputs": len(asked.input), "tokens": answer.made.n_tokens}
     return Response(
         await write(answer),
@@ -172,9 +168,11 @@ def output_of(spec: ModelSpec, request: EmbeddingsRequest) -> Output:
 
 
 def _role(spec: ModelSpec, request: EmbeddingsRequest) -> Role:
-    if request.input_type is not None:
-        return "query" if request.input_type == "query" else "document"
-    return "query" if (task_of(spec, request) or "").endswith(".query") else "document"
+    """The side of the search: `input_type`, else what `task` says to a sparse model; ColBERT models have no task."""
+    side = request.input_type
+    if side is None and output_of(spec, request) == "sparse":
+        side = (task_of(spec, request) or "").rpartition(".")[2]
+    return "query" if side == "query" else "document"
 
 
 def task_of(spec: ModelSpec, request: EmbeddingsRequest) -> str | None:

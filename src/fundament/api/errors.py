@@ -74,9 +74,10 @@ def _methods(request: Request) -> list[str]:
     """Every method that a path answers; the framework names those of its first route only.
 
     Where a route has this very path, those that only match it by a parameter (`/v1/batch/{id}`) do not speak for it.
+    HEAD is not documented.
     """
     if own := request.app.openapi()["paths"].get(request.url.path):
-        return [method for method in _METHODS if method.lower() in own]
+        return [name for name in _METHODS if name.lower() in own or (name == "HEAD" and _answers(request, name))]
     return [method for method in _METHODS if _answers(request, method)]
 
 

@@ -1,4 +1,7 @@
-"""Health: `/live`, `/health`, `/healthz` and `/` say that the process answers, `/ready` that the models do."""
+"""Health: `/live`, `/health`, `/healthz` and `/` say that the process answers, `/ready` that the models do.
+
+Each answers HEAD too, which load balancers probe with.
+"""
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import PlainTextResponse
@@ -16,12 +19,17 @@ router = APIRouter(tags=["Health Check"])
 @router.get("/live", summary="Live", responses=responses("Status", errors=()))
 @router.get("/health", summary="Health", responses=responses("Status", errors=()))
 @router.get("/healthz", summary="Health", responses=responses("Status", errors=()))
+@router.head("/", include_in_schema=False)
+@router.head("/live", include_in_schema=False)
+@router.head("/health", include_in_schema=False)
+@router.head("/healthz", include_in_schema=False)
 async def alive() -> Response:
     """The process is alive; nothing else is looked at."""
     return answer({"status": "ok"})
 
 
 @router.get("/ready", summary="Ready", responses=responses("Status", errors=(503,)))
+@router.head("/ready", include_in_schema=False)
 async def ready(request: Request) -> Response:
     """Whether the models asked for at start can answer; 503 with the reason while they cannot."""
     state = state_of(request)

@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import orjson
-from pydantic import AliasChoices
 
 from fundament.api.answers import EmbeddingsAnswer, contents, divided
-from fundament.api.body import echo, validated
+from fundament.api.body import echo, fields_by_synonym, validated
 from fundament.api.embeddings import EmbeddingsRequest, embed
 from fundament.api.state import State
 from fundament.api.wire import json_bytes
@@ -31,12 +30,7 @@ ENDPOINT = "/v1/embeddings"
 _CHUNK_LINES, _CHUNK_BYTES = 256, 256 * 1024
 _MOST_LINE_BYTES = 32_000_000
 _OWN_KEYS = ("custom_id", "id", "method", "url")
-_FIELD_OF = {
-    str(other): name
-    for name, field in EmbeddingsRequest.model_fields.items()
-    if isinstance(field.validation_alias, AliasChoices)
-    for other in field.validation_alias.choices
-}
+_FIELD_OF = fields_by_synonym(EmbeddingsRequest)
 TEXT_COLUMNS = ("text", "input", "content", "sentence", "document", "body")
 
 
@@ -173,9 +167,9 @@ def _line(number: int, raw: bytes, defaults: Mapping[str, Any]) -> Line:
         own = {name: value for name, value in body.items() if name != "input"}
         if own.get("model", defaults["model"]) != defaults["model"]:
             _wrong("body -> model", f"This job runs '{defaults['model']}'.", own["model"])
-        said = {_FIELD_OF.get(name, name) for name in body}
+        said = {_FIELD_OF.get(name, name) for name, given in body.items() if given is not None}
         common = {name: value for name, value in defaults.items() if name not in said}
-        request = validated(common | body, EmbeddingsRequest)
+        request = validated(body | common, EmbeddingsRequest)
     except orjson.JSONDecodeError as error:
         return Line(number, custom_id, InputError(Fault("line", f"It is not valid JSON: {error}.", "json_invalid")))
     except InputError as error:

@@ -45,6 +45,7 @@ def describe(spec: ModelSpec) -> dict[str, Any]:
 
 
 @router.get("/v1/models", summary="List models", responses=responses("ModelListResponse", errors=(500,)))
+@router.head("/v1/models", include_in_schema=False)
 async def models(request: Request) -> Response:
     """Every model that may be named in a request; an alias is an entry of its own that says what it stands for."""
     state = state_of(request)

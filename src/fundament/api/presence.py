@@ -1,4 +1,4 @@
-"""Noticing that the client has gone."""
+"""How long an answer is worked for: while the client is there, and within the time that a request may take."""
 
 import asyncio
 from collections.abc import Coroutine
@@ -6,11 +6,29 @@ from typing import Any, TypeVar
 
 from fastapi import Request
 
-from fundament.errors import BodyError
+from fundament.api.state import state_of
+from fundament.errors import BodyError, TimedOutError
 
 T = TypeVar("T")
 
 CLIENT_GONE = 499  # a status that nobody reads
+
+
+async def while_awaited(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """Await `work` while the client is there, and no longer than `request_seconds`: then it is cancelled, as there.
+
+    Raises:
+        BodyError: the client has gone; nobody reads it.
+        TimedOutError: the time is over.
+    """
+    seconds = state_of(request).settings.request_seconds
+    try:
+        async with asyncio.timeout(seconds or None) as limit:
+            return await while_connected(request, work)
+    except TimeoutError:
+        if limit.expired():
+            raise TimedOutError(seconds) from None
+        raise
 
 
 async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:

@@ -5,12 +5,12 @@ from typing import Annotated, Any, cast
 
 import numpy as np
 from fastapi import APIRouter, Request, Response
-from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, WithJsonSchema
+from pydantic import AliasChoices, BeforeValidator, Field, StringConstraints, WithJsonSchema
 
-from fundament.api.body import echo, read_body
+from fundament.api.body import Body, echo, read_body
 from fundament.api.inputs import Part, Reference, read_part
 from fundament.api.media import opened, read_bare_input
-from fundament.api.presence import while_connected
+from fundament.api.presence import while_awaited
 from fundament.api.schemas import request_body, responses
 from fundament.api.similarity import rank_by_vectors
 from fundament.api.state import State, state_of
@@ -62,10 +62,8 @@ def _read_documents(value: Any) -> list[Document]:
     return [Document(sent, read_content(sent, f"{field} -> {place}")) for place, sent in enumerate(value)]
 
 
-class RerankRequest(BaseModel):
+class RerankRequest(Body):
     """Fields of no model are ignored, as the hosted API does; those of other models and wrong values are refused."""
-
-    model_config = ConfigDict(extra="ignore", strict=True)
 
     model: Annotated[str, StringConstraints(min_length=1, max_length=256)] | None = Field(
         None,
@@ -214,7 +212,7 @@ async def write(answer: RerankAnswer) -> bytes:
 async def rerank_documents(request: Request) -> Response:
     """Put documents in the order of their relevance to a query."""
     asked = await read_body(request, RerankRequest)
-    answer = await while_connected(request, rerank(state_of(request), asked))
+    answer = await while_awaited(request, rerank(state_of(request), asked))
     ranking = answer.ranking
     request.state.log = {"model": answer.model, "inputs": len(asked.documents), "tokens": ranking.n_tokens}
     return Response(

@@ -529,11 +529,12 @@ _ERRORS = {
     415: "The body is not JSON.",
     500: "An unexpected error.",
     503: "The server cannot take the request now; `Retry-After` says when.",
+    504: "The request took longer than one may take here.",
 }
 
 
 def responses(
-    name: str, *, errors: tuple[int, ...] = (400, 401, 403, 413, 415, 429, 500, 503), fields: bool = False
+    name: str, *, errors: tuple[int, ...] = (400, 401, 403, 413, 415, 429, 500, 503, 504), fields: bool = False
 ) -> dict[int | str, dict[str, Any]]:
     """The answers of a route, for its documentation; 422 where it reads a body or, with `fields`, anything else.
 

@@ -9,14 +9,14 @@ from uuid import uuid4
 
 import numpy as np
 from fastapi import APIRouter, Request, Response
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, WithJsonSchema
+from pydantic import BeforeValidator, Field, StringConstraints, WithJsonSchema
 
-from fundament.api.body import echo, read_body
+from fundament.api.body import Body, echo, read_body
 from fundament.api.classifiers import busy, caller_of, known_id, take
 from fundament.api.classify import MOST_INPUTS, check_dim, embedder, readable, task_of, unit_vectors
 from fundament.api.inputs import Part, check_number, read_part
 from fundament.api.media import opened
-from fundament.api.presence import while_connected
+from fundament.api.presence import while_awaited
 from fundament.api.schemas import request_body, responses
 from fundament.api.state import State, state_of
 from fundament.api.wire import answer
@@ -89,10 +89,8 @@ _TRAINING_ITEM = {
 }
 
 
-class TrainRequest(BaseModel):
+class TrainRequest(Body):
     """With `model` a new classifier, with `classifier_id` more examples for a known one. Other fields are ignored."""
-
-    model_config = ConfigDict(extra="ignore", strict=True)
 
     model: Annotated[str, StringConstraints(min_length=1, max_length=256)] | None = Field(
         None, description="The embedding model of a new classifier.", examples=["all-minilm-l6-v2"]
@@ -297,12 +295,12 @@ def _too_many_classifiers(most: int) -> ResourceLimitError:
     "/v1/train",
     summary="Train",
     openapi_extra=request_body(TrainRequest),
-    responses=responses("TrainingResponse", errors=(400, 401, 403, 404, 409, 413, 415, 429, 500, 503)),
+    responses=responses("TrainingResponse", errors=(400, 401, 403, 404, 409, 413, 415, 429, 500, 503, 504)),
 )
 async def train_classifier(request: Request) -> Response:
     """Train a classifier on texts with labels, or update one."""
     asked = await read_body(request, TrainRequest)
-    found = await while_connected(request, train(state_of(request), asked, caller_of(request)))
+    found = await while_awaited(request, train(state_of(request), asked, caller_of(request)))
     request.state.log = {"model": found.model, "inputs": found.n_samples, "tokens": found.n_tokens}
     body = {
         "classifier_id": found.classifier_id,

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import orjson
 
-from fundament.catalog import CATALOG, EMBEDDED, LISTWISE, PAIRS, ModelSpec
+from fundament.catalog import CATALOG, EMBEDDED, LISTWISE, PAIRS, ModelSpec, short_id
 from fundament.core import Output
 from fundament.errors import CheckpointError
 from fundament.models import families, family_of
@@ -188,8 +188,8 @@ def _scan(data_dir: Path, changed_ns: int) -> Mapping[str, Local]:
 def from_argument(argument: str, data_dir: Path, *, allow_torchscript: bool = False) -> Local:
     """Read `--model ID` or `--model ID=DIR`.
 
-    A directory under a catalogue id is served as that model; under any other name, as a model of its own whose family
-    is read from its `config.json`.
+    A directory under a catalogue id, short or long, is served as that model; under any other name, as a model of its
+    own whose family is read from its `config.json`.
 
     Args:
         argument: what follows `--model`.
@@ -200,7 +200,7 @@ def from_argument(argument: str, data_dir: Path, *, allow_torchscript: bool = Fa
         CheckpointError: an id that is not known, weights that are not there, a directory of no known family.
     """
     name, _, given = argument.partition("=")
-    spec = CATALOG.get(name)
+    spec = _catalogued(name)
     if spec is not None and spec.family not in families():
         raise CheckpointError(f"'{spec.id}' is in the catalogue, but this release does not serve its family yet")
     if not given:
@@ -213,7 +213,9 @@ def from_argument(argument: str, data_dir: Path, *, allow_torchscript: bool = Fa
             return local
         found = pulled(data_dir).get(spec.id)
         if found is None:
-            raise CheckpointError(f"The weights of '{spec.id}' are not in {data_dir}. Get them: fundament pull {name}")
+            raise CheckpointError(
+                f"The weights of '{spec.id}' are not in {data_dir}. Get them: fundament pull {spec.id}"
+            )
         return found
     if not name:
         raise CheckpointError(f"--model {argument}: give it a name, as in --model my-model{argument}")
@@ -227,6 +229,14 @@ def from_argument(argument: str, data_dir: Path, *, allow_torchscript: bool = Fa
         if not (directory / needed).is_file():
             raise CheckpointError(f"--model {argument}: {directory} has no {needed}; is it a model directory?")
     return Local(spec or _own(name, directory), directory)
+
+
+def _catalogued(name: str) -> ModelSpec | None:
+    """The catalogue's model of an id, short or long. A long one with another owner is a name of the operator's own."""
+    spec, owner = CATALOG.get(short_id(name)), name.rpartition("/")[0]
+    if spec is None or not owner:
+        return spec
+    return spec if owner.replace("-", "").lower() == spec.owner.replace("-", "").lower() else None
 
 
 def _own(name: str, directory: Path) -> ModelSpec:
