@@ -50,6 +50,14 @@ STRANGE_IDS = [
     "\N{PILE OF POO}",
     "9" * 400,
 ]
+NO_LINKS = [
+    *("", "expires=9999999999", "xsignature=1", "x=signature=1", "x;signature=1", "Signature=1", "+signature=1"),
+    *("signature%3D1", "signature[]=1", "signature%00=1", "#signature=1", "?signature=1"),
+]
+FORGED_LINKS = [
+    *("signature=1", "signature=", "signature", "%73ignature=1", "xsignature=1&signature=1", "signature=%00"),
+    *(f"signature=1&expires={given}" for given in ("9999999999", "9" * 5_000, "-1", "1e9", "%00", "\N{PILE OF POO}")),
+]
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE")
 
 
@@ -179,6 +187,18 @@ def test_strange_ids_are_nobodys(guarded: Served, operations: list[tuple[str, st
                 response = guarded.http.request(method, path, headers=admin, content=b"{}")
                 assert response.status_code in (404, 405, 422), (method, path, response.text)
     assert guarded.http.get("/v1/admin/keys", headers=admin).json()["data"]
+
+
+def test_a_signature_opens_only_what_it_signs(guarded: Served, alice: str) -> None:
+    [job] = guarded.http.get("/v1/batches", headers=bearer(alice)).json()
+    for kind in ("output", "errors"):
+        for path in (f"/v1/batch/{job['batch_id']}/{kind}", f"/v1/batch/x/{kind}"):
+            for query in NO_LINKS:
+                assert guarded.http.get(f"{path}?{query}").status_code == 401, (path, query)
+            for query in FORGED_LINKS:
+                assert guarded.http.get(f"{path}?{query}").status_code == 404, (path, query)
+    for path in ("/v1/me", "/v1/batches", f"/v1/batch/{job['batch_id']}", f"/v1/files/{job['batch_id']}/content"):
+        assert guarded.http.get(f"{path}?signature=1").status_code == 401, path
 
 
 @pytest.mark.parametrize(

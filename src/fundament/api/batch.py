@@ -10,11 +10,12 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import Field, JsonValue
 
+from fundament.api.auth import is_link, owner
 from fundament.api.batches import list_batches
 from fundament.api.body import echo, read_body
 from fundament.api.embeddings import EmbeddingsRequest, check
 from fundament.api.files import link
-from fundament.api.jobs import Kind, base_url, cancel, describe, download, find, is_signed, owner, submit
+from fundament.api.jobs import Kind, base_url, cancel, describe, download, find, is_signed, submit
 from fundament.api.lines import ENDPOINT, jsonl
 from fundament.api.schemas import request_body, responses, streamed
 from fundament.api.state import State, state_of
@@ -191,10 +192,12 @@ async def errors(request: Request, batch_id: str) -> Response:
 
 async def _download(request: Request, batch_id: str, kind: Kind) -> Response:
     state = state_of(request)
-    if "signature" not in request.query_params:
+    if not is_link(request.scope):
         return await download(state, await find(state, batch_id, owner(request), *_DIALECTS, "bulk"), kind)
-    async with state.store.read() as connection:
-        job = await jobs.get(connection, batch_id) if await is_signed(state, request, batch_id, kind) else None
+    job = None
+    if await is_signed(state, request, batch_id, kind):
+        async with state.store.read() as connection:
+            job = await jobs.get(connection, batch_id)
     if job is None:
         raise NotFoundError("This link is not valid, or no longer.")
     return await download(state, job, kind)

@@ -6,8 +6,9 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
 
+from fundament.api.auth import owner
 from fundament.api.body import echo
-from fundament.api.jobs import check_stored, download, find, job_of_result, owner, send
+from fundament.api.jobs import check_stored, download, find, job_of_result, send
 from fundament.api.multipart import read_form
 from fundament.api.schemas import responses, streamed
 from fundament.api.state import State, state_of
