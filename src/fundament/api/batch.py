@@ -15,6 +15,7 @@ from fundament.api.batches import list_batches
 from fundament.api.body import echo, read_body
 from fundament.api.embeddings import EmbeddingsRequest, check
 from fundament.api.files import link
+from fundament.api.ids import FORM
 from fundament.api.jobs import Kind, base_url, cancel, describe, download, find, is_signed, submit
 from fundament.api.lines import ENDPOINT, jsonl
 from fundament.api.schemas import request_body, responses, streamed
@@ -157,7 +158,7 @@ async def stop(request: Request, batch_id: str) -> Response:
 async def recent(
     request: Request,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
-    after: Annotated[str | None, Query(max_length=100)] = None,
+    after: Annotated[str | None, Query(pattern=FORM)] = None,
 ) -> Response:
     """The caller's jobs, the newest first; OpenAI's clients get theirs in their own shape."""
     state, key_id = state_of(request), owner(request)

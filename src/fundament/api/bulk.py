@@ -17,7 +17,7 @@ from fundament.store import files
 
 router = APIRouter(tags=["Bulk Embeddings"])
 
-_EMAIL = "^[^@ ]+@[^@ ]+$"
+_EMAIL = r"^[^@ \x00]+@[^@ \x00]+$"
 _FORM = {
     "type": "object",
     "required": ["file", "model"],

@@ -7,6 +7,7 @@ from fastapi import APIRouter, Request, Response
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from fundament.api.auth import owner
+from fundament.api.ids import checked_id
 from fundament.api.schemas import responses
 from fundament.api.state import State, state_of
 from fundament.api.wire import answer
@@ -26,13 +27,7 @@ def known_id(classifier_id: str) -> str:
     Raises:
         NotFoundError: it is the id of no classifier.
     """
-    try:
-        known = str(UUID(classifier_id)) if len(classifier_id) == _ID_LENGTH else None
-    except ValueError:
-        known = None
-    if known is None:
-        raise not_found(classifier_id)
-    return known
+    return checked_id(classifier_id, not_found).lower()
 
 
 def not_found(classifier_id: str) -> NotFoundError:

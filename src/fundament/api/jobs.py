@@ -14,6 +14,7 @@ from fastapi import Request
 from starlette.responses import StreamingResponse
 
 from fundament.api.body import echo
+from fundament.api.ids import checked_id
 from fundament.api.state import State
 from fundament.buckets import is_listed
 from fundament.depot import INPUT, Depot, of_job
@@ -145,10 +146,14 @@ async def find(state: State, job_id: str, key_id: str, *dialects: Dialect) -> Jo
         NotFoundError: there is none, or it is somebody else's, or was asked for in another form.
     """
     async with state.store.read() as connection:
-        job = await jobs.get(connection, job_id, key_id)
+        job = await jobs.get(connection, checked_id(job_id, _not_found), key_id)
     if job is None or job.dialect not in dialects:
-        raise NotFoundError(f"Batch job '{job_id}' not found or access denied")
+        raise _not_found(job_id)
     return job
+
+
+def _not_found(job_id: str) -> NotFoundError:
+    return NotFoundError(f"Batch job '{echo(job_id)}' not found or access denied")
 
 
 async def cancel(state: State, job: Job) -> Job:
