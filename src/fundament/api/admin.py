@@ -6,7 +6,16 @@ from datetime import UTC, date, datetime
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Request, Response
-from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, Strict, StringConstraints
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    Strict,
+    StringConstraints,
+)
 
 from fundament.api.body import echo, read_body
 from fundament.api.ids import checked_id
@@ -16,7 +25,7 @@ from fundament.api.state import state_of
 from fundament.api.wire import answer
 from fundament.errors import Fault, InputError, NotFoundError
 from fundament.store import keys, usage
-from fundament.store.keys import MOST_TOKENS, Key
+from fundament.store.keys import LAST_YEAR, MOST_TOKENS, Key
 
 router = APIRouter(prefix="/v1/admin", tags=["Administration"])
 
@@ -31,6 +40,12 @@ def _text(value: Any) -> Any:
     if not isinstance(value, str):
         raise ValueError("Input should be a moment like 2027-01-31T00:00:00Z")
     return value
+
+
+def _within(at: datetime) -> datetime:
+    if at.year > LAST_YEAR:
+        raise ValueError(f"Input should be a moment of the year {LAST_YEAR} or before; null is for ever")
+    return at
 
 
 def _whole(value: Any) -> Any:
@@ -51,7 +66,7 @@ class KeyRequest(BaseModel):
         None, description="Tokens that it may spend; null counts none."
     )
     admin: bool = Field(False, description="Whether it manages keys and sees everybody's usage.")
-    expires_at: Annotated[AwareDatetime, Strict(False), BeforeValidator(_text)] | None = Field(
+    expires_at: Annotated[AwareDatetime, Strict(False), BeforeValidator(_text), AfterValidator(_within)] | None = Field(
         None, description="When it stops, with a time zone."
     )
 
