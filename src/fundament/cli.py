@@ -548,6 +548,8 @@ def _in_store(settings: Settings, work: "Callable[[AsyncConnection], Awaitable[T
 
 def _moment(text: str) -> datetime:
     """When a key expires: so many days or hours from now, or when a day begins (UTC)."""
+    from fundament.store.keys import LAST_YEAR
+
     units = {"d": "days", "h": "hours"}
     try:
         if text[-1] in units:
@@ -559,6 +561,8 @@ def _moment(text: str) -> datetime:
         _refuse(f"--expires {text}: write 30d, 12h, or a day: 2027-01-31")
     if at <= datetime.now(UTC):
         _refuse(f"--expires {text}: that is over already")
+    if at.year > LAST_YEAR:
+        _refuse(f"--expires {text}: give a year up to {LAST_YEAR}, or leave it out")
     return at
 
 

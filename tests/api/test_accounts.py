@@ -173,6 +173,10 @@ def test_an_admin_manages_keys(guarded: Served, admin: str) -> None:
         {"name": "x", "balance": 2**60},
         {"name": "x", "expires_at": "2020-01-01T00:00:00Z"},
         {"name": "x", "expires_at": "2100-01-01T00:00:00"},
+        {"name": "x", "expires_at": "9999-12-31T23:59:59-10:00"},
+        {"name": "x", "expires_at": "9999-12-31T23:59:59Z"},
+        {"name": "x", "expires_at": "0001-01-01T00:00:00+10:00"},
+        {"name": "x", "expires_at": "10000-01-01T00:00:00Z"},
         {"name": "x", "expire": 1},
     ],
 )

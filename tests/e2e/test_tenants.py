@@ -8,7 +8,8 @@ import http.client
 import itertools
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 from urllib.parse import quote
 
@@ -19,6 +20,7 @@ from fundament.api.auth import OPEN, is_open
 from tests.accounts.keys import bearer, id_of, make_key
 from tests.contract.schemas import conforms
 from tests.served import MODEL, Served, serving, wait_until
+from tests.servers import database_on
 
 MARK = "belongs-to-alice"
 MAKE: Mapping[str, Mapping[str, Any]] = {
@@ -50,15 +52,40 @@ STRANGE_IDS = [
     "\N{PILE OF POO}",
     "9" * 400,
 ]
+NO_LINKS = [
+    *("", "expires=9999999999", "xsignature=1", "x=signature=1", "x;signature=1", "Signature=1", "+signature=1"),
+    *("signature%3D1", "signature[]=1", "signature%00=1", "#signature=1", "?signature=1"),
+]
+FORGED_LINKS = [
+    *("signature=1", "signature=", "signature", "%73ignature=1", "xsignature=1&signature=1", "signature=%00"),
+    *(f"signature=1&expires={given}" for given in ("9999999999", "9" * 5_000, "-1", "1e9", "%00", "\N{PILE OF POO}")),
+]
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE")
 
 
+@pytest.fixture(scope="module", params=["sqlite", "postgres"])
+def store_url(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Where the server's store is, on each database in turn; empty for the file in its data directory."""
+    if request.param == "sqlite":
+        yield ""
+        return
+    template = request.getfixturevalue("postgres_template")
+    with database_on(request.getfixturevalue("postgres_url"), like=template) as url:
+        yield url
+
+
 @pytest.fixture(scope="module")
-def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    settings = {"auth": True, "threads": 1, "ip_refusals_per_minute": 0}
+def guarded(tmp_path_factory: pytest.TempPathFactory, store_url: str) -> Iterator[Served]:
+    settings = {"auth": True, "threads": 1, "ip_refusals_per_minute": 0, "store_url": store_url}
     tiers = json.dumps({"free": {}})
     with serving(tmp_path_factory.mktemp("tenants"), tiers=tiers, **settings) as server:
         yield server
+
+
+@pytest.fixture(scope="module")
+def new_key(guarded: Served, store_url: str) -> Callable[..., str]:
+    """Makes keys of that server."""
+    return partial(make_key, guarded.log_file.parent, store_url)
 
 
 @pytest.fixture(scope="module")
@@ -75,9 +102,9 @@ def operations(document: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 @pytest.fixture(scope="module")
-def alice(guarded: Served) -> str:
+def alice(guarded: Served, new_key: Callable[..., str]) -> str:
     """A tenant with something of her own."""
-    key = make_key(guarded.log_file.parent)
+    key = new_key()
     for path, body in MAKE.items():
         made = guarded.http.post(path, json=body, headers=bearer(key))
         assert made.is_success, made.text
@@ -121,11 +148,10 @@ def test_the_open_paths_are_these(document: dict[str, Any]) -> None:
 
 
 def test_no_operation_answers_without_a_key_that_works(
-    guarded: Served, operations: list[tuple[str, str]], alice: str
+    guarded: Served, operations: list[tuple[str, str]], alice: str, new_key: Callable[..., str]
 ) -> None:
-    folder = guarded.log_file.parent
-    revoked = make_key(folder)
-    admin = bearer(make_key(folder, admin=True))
+    revoked = new_key()
+    admin = bearer(new_key(admin=True))
     assert guarded.http.get("/v1/me", headers=bearer(revoked)).is_success
     assert guarded.http.delete(f"/v1/admin/keys/{id_of(revoked)}", headers=admin).is_success
     wait_until(lambda: guarded.http.get("/v1/me", headers=bearer(revoked)).status_code == 401, "the key to stop")
@@ -147,9 +173,10 @@ def test_no_operation_answers_without_a_key_that_works(
             conforms(response)
 
 
-def test_what_is_another_tenants_is_not_reached(guarded: Served, operations: list[tuple[str, str]], alice: str) -> None:
-    folder = guarded.log_file.parent
-    bob = make_key(folder)
+def test_what_is_another_tenants_is_not_reached(
+    guarded: Served, operations: list[tuple[str, str]], alice: str, new_key: Callable[..., str]
+) -> None:
+    bob = new_key()
     alices = of(guarded, alice, operations) | {id_of(alice)}
     bobs = of(guarded, bob, operations) | {id_of(bob)}
     assert not alices & bobs
@@ -171,14 +198,62 @@ def test_what_is_another_tenants_is_not_reached(guarded: Served, operations: lis
     assert guarded.http.get("/v1/me", headers=bearer(alice)).json()["key"]["state"] == "active"
 
 
-def test_strange_ids_are_nobodys(guarded: Served, operations: list[tuple[str, str]]) -> None:
-    admin = bearer(make_key(guarded.log_file.parent, admin=True))
+def test_strange_ids_are_nobodys(
+    guarded: Served, operations: list[tuple[str, str]], new_key: Callable[..., str]
+) -> None:
+    admin = bearer(new_key(admin=True))
     for method, template in operations:
         if "{" in template:
             for path in paths_of(template, STRANGE_IDS):
                 response = guarded.http.request(method, path, headers=admin, content=b"{}")
                 assert response.status_code in (404, 405, 422), (method, path, response.text)
     assert guarded.http.get("/v1/admin/keys", headers=admin).json()["data"]
+
+
+def test_strange_words_in_queries_are_refused_or_find_nothing(
+    guarded: Served, document: dict[str, Any], new_key: Callable[..., str]
+) -> None:
+    admin = bearer(new_key(admin=True))
+    asked = 0
+    for path, methods in document["paths"].items():
+        for method, operation in methods.items():
+            for name in (each["name"] for each in operation.get("parameters", []) if each["in"] == "query"):
+                for word in STRANGE_IDS:
+                    url = f"{path}?{name}={quote(word, safe='%')}"
+                    response = guarded.http.request(method, url, headers=admin)
+                    assert response.is_success or response.status_code in (404, 422), (url, response.text)
+                    assert word != "%00" or not response.is_success, url
+                    asked += 1
+    assert asked >= 8 * len(STRANGE_IDS)
+
+
+@pytest.mark.parametrize("path", ["/v1/files", "/v1/bulk-embeddings"])
+@pytest.mark.parametrize("field", ["file", "model", "email", "purpose"])
+def test_a_form_with_a_nul_is_refused(guarded: Served, alice: str, path: str, field: str) -> None:
+    names = {"file": "x.jsonl", "model": MODEL, "email": "me@example.com", "purpose": "batch"}
+    names[field] += "\0"
+    form = "".join(
+        f'--b\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'
+        for name, value in names.items()
+        if name != "file"
+    )
+    form += f'--b\r\nContent-Disposition: form-data; name="file"; filename="{names["file"]}"\r\n\r\n"x"\r\n--b--\r\n'
+    head = {**bearer(alice), "Content-Type": "multipart/form-data; boundary=b"}
+    response = guarded.http.post(path, content=form.encode(), headers=head)
+    assert response.status_code == 422, response.text
+    assert response.json()["detail"] == f"{field}: It holds a NUL character."
+
+
+def test_a_signature_opens_only_what_it_signs(guarded: Served, alice: str) -> None:
+    [job] = guarded.http.get("/v1/batches", headers=bearer(alice)).json()
+    for kind in ("output", "errors"):
+        for path in (f"/v1/batch/{job['batch_id']}/{kind}", f"/v1/batch/x/{kind}"):
+            for query in NO_LINKS:
+                assert guarded.http.get(f"{path}?{query}").status_code == 401, (path, query)
+            for query in FORGED_LINKS:
+                assert guarded.http.get(f"{path}?{query}").status_code == 404, (path, query)
+    for path in ("/v1/me", "/v1/batches", f"/v1/batch/{job['batch_id']}", f"/v1/files/{job['batch_id']}/content"):
+        assert guarded.http.get(f"{path}?signature=1").status_code == 401, path
 
 
 @pytest.mark.parametrize(

@@ -45,11 +45,7 @@ class Keyring:
             UnavailableError: the store does not answer.
         """
         if authorization is None:
-            raise AuthError(
-                "AUTH_MISSING_API_KEY",
-                "Authentication required. Provide your API key via the Authorization header: "
-                f"'Authorization: Bearer <api-key>'. {_MAKE_ONE}",
-            )
+            raise missing_key()
         scheme, _, text = authorization.strip().partition(" ")
         found = keys.split(text.strip()) if scheme.lower() == "bearer" else None
         if found is None:
@@ -91,3 +87,12 @@ class Keyring:
             self._seen.clear()
         seen = self._seen[key_id] = _Seen(key, at)
         return seen
+
+
+def missing_key() -> AuthError:
+    """What is said to somebody who brings no key."""
+    return AuthError(
+        "AUTH_MISSING_API_KEY",
+        "Authentication required. Provide your API key via the Authorization header: "
+        f"'Authorization: Bearer <api-key>'. {_MAKE_ONE}",
+    )

@@ -6,16 +6,26 @@ from datetime import UTC, date, datetime
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Request, Response
-from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, Strict, StringConstraints
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    Strict,
+    StringConstraints,
+)
 
 from fundament.api.body import echo, read_body
+from fundament.api.ids import checked_id
 from fundament.api.me import describe_key, describe_usage
 from fundament.api.schemas import request_body, responses
 from fundament.api.state import state_of
 from fundament.api.wire import answer
 from fundament.errors import Fault, InputError, NotFoundError
 from fundament.store import keys, usage
-from fundament.store.keys import ID_LENGTH, MOST_TOKENS, Key
+from fundament.store.keys import LAST_YEAR, MOST_TOKENS, Key
 
 router = APIRouter(prefix="/v1/admin", tags=["Administration"])
 
@@ -30,6 +40,12 @@ def _text(value: Any) -> Any:
     if not isinstance(value, str):
         raise ValueError("Input should be a moment like 2027-01-31T00:00:00Z")
     return value
+
+
+def _within(at: datetime) -> datetime:
+    if at.year > LAST_YEAR:
+        raise ValueError(f"Input should be a moment of the year {LAST_YEAR} or before; null is for ever")
+    return at
 
 
 def _whole(value: Any) -> Any:
@@ -50,7 +66,7 @@ class KeyRequest(BaseModel):
         None, description="Tokens that it may spend; null counts none."
     )
     admin: bool = Field(False, description="Whether it manages keys and sees everybody's usage.")
-    expires_at: Annotated[AwareDatetime, Strict(False), BeforeValidator(_text)] | None = Field(
+    expires_at: Annotated[AwareDatetime, Strict(False), BeforeValidator(_text), AfterValidator(_within)] | None = Field(
         None, description="When it stops, with a time zone."
     )
 
@@ -95,21 +111,21 @@ async def list_keys(request: Request) -> Response:
 async def get_key(request: Request, key_id: str) -> Response:
     """One key, without its secret."""
     async with state_of(request).store.read() as connection:
-        return answer(describe_key(_found(key_id, await keys.get(connection, _checked(key_id)))))
+        return answer(describe_key(_found(key_id, await keys.get(connection, checked_id(key_id, _not_found)))))
 
 
 @router.delete("/keys/{key_id}", summary="Revoke a key", responses=responses("KeyInfo", errors=_OF_KEY))
 async def revoke_key(request: Request, key_id: str) -> Response:
     """Stop a key for good, within a second on every process."""
     async with state_of(request).store.write() as connection:
-        return answer(describe_key(_found(key_id, await keys.revoke(connection, _checked(key_id)))))
+        return answer(describe_key(_found(key_id, await keys.revoke(connection, checked_id(key_id, _not_found)))))
 
 
 @router.post("/keys/{key_id}/rotate", summary="Rotate a key", responses=responses("NewKey", errors=_OF_KEY))
 async def rotate_key(request: Request, key_id: str) -> Response:
     """Give a key a new secret; the old one stops within a second. Its limits, balance and usage stay."""
     async with state_of(request).store.write() as connection:
-        rotated = await keys.rotate(connection, _checked(key_id))
+        rotated = await keys.rotate(connection, checked_id(key_id, _not_found))
     if rotated is None:
         raise _not_found(key_id)
     key, shown = rotated
@@ -126,7 +142,9 @@ async def credit_key(request: Request, key_id: str) -> Response:
     """Add tokens to the balance of a key that has one."""
     asked = await read_body(request, CreditRequest)
     async with state_of(request).store.write() as connection:
-        return answer(describe_key(_found(key_id, await keys.credit(connection, _checked(key_id), asked.tokens))))
+        return answer(
+            describe_key(_found(key_id, await keys.credit(connection, checked_id(key_id, _not_found), asked.tokens)))
+        )
 
 
 @router.get(
@@ -152,7 +170,7 @@ async def get_usage(request: Request) -> Response:
     if (form := asked.get("format", "json")) not in ("json", "csv"):
         raise InputError(Fault("query -> format", "Input should be 'json' or 'csv'.", "enum", echo(form)))
     if key_id is not None:
-        _checked(key_id)
+        checked_id(key_id, _not_found)
     async with state_of(request).store.read() as connection:
         rows = describe_usage(await usage.find(connection, key_id=key_id, since=since, until=until))
     if form == "json":
@@ -175,17 +193,6 @@ def _day(text: str | None, name: str) -> date | None:
     except ValueError:
         message = "Input should be a day like 2026-11-21."
         raise InputError(Fault(f"query -> {name}", message, "date_parsing", echo(text))) from None
-
-
-def _checked(key_id: str) -> str:
-    """An id as databases take it.
-
-    Raises:
-        NotFoundError: no key has an id of that form.
-    """
-    if len(key_id) != ID_LENGTH or not (key_id.isascii() and key_id.isalnum()):
-        raise _not_found(key_id)
-    return key_id
 
 
 def _found(key_id: str, key: Key | None) -> Key:

@@ -1,11 +1,15 @@
 """Before every request: who asks, and whether they may. What is not named here as open needs a key."""
 
 import math
+import re
 from http import HTTPStatus
 
+from fastapi import Request
+from starlette.datastructures import QueryParams
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from fundament.accounts.visits import Accounts, Visit, current_visit
+from fundament.accounts.keyring import missing_key
+from fundament.accounts.visits import Accounts, Caller, Visit, current_visit
 from fundament.api import errors
 from fundament.api.presence import CLIENT_GONE
 from fundament.config import Tier
@@ -19,6 +23,7 @@ OPEN = {
 }
 OPEN_BELOW = ("/v1/models/",)
 ADMIN, ADMIN_BELOW = "/metrics", "/v1/admin/"
+_LINKED = re.compile("/v1/batch/[^/]+/(output|errors)")
 
 
 class AccountMiddleware:
@@ -79,13 +84,29 @@ def is_open(path: str) -> bool:
 
 
 def is_link(scope: Scope) -> bool:
-    """Whether a request carries a signature in place of a key; the endpoint checks it."""
-    path = scope["path"]
-    return (
-        path.startswith("/v1/batch/")
-        and path.endswith(("/output", "/errors"))
-        and b"signature=" in scope["query_string"]
-    )
+    """Whether a request carries a signature in place of a key; the endpoint asks the same, and then checks it."""
+    return bool(_LINKED.fullmatch(scope["path"])) and "signature" in QueryParams(scope["query_string"])
+
+
+def caller_of(request: Request) -> Caller:
+    """Who asks.
+
+    Raises:
+        AuthError: nobody who came in by the door.
+    """
+    caller: Caller | None = getattr(request.state, "caller", None)
+    if caller is None:
+        raise missing_key()
+    return caller
+
+
+def owner(request: Request) -> str:
+    """The id of the key that asks; empty where no keys are asked for.
+
+    Raises:
+        AuthError: nobody who came in by the door.
+    """
+    return caller_of(request).key_id
 
 
 def rate_headers(standing: Standing | None, tier: Tier) -> list[tuple[bytes, bytes]]:

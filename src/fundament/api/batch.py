@@ -10,11 +10,13 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import Field, JsonValue
 
+from fundament.api.auth import is_link, owner
 from fundament.api.batches import list_batches
 from fundament.api.body import echo, read_body
 from fundament.api.embeddings import EmbeddingsRequest, check
 from fundament.api.files import link
-from fundament.api.jobs import Kind, base_url, cancel, describe, download, find, is_signed, owner, submit
+from fundament.api.ids import FORM
+from fundament.api.jobs import Kind, base_url, cancel, describe, download, find, is_signed, submit
 from fundament.api.lines import ENDPOINT, jsonl
 from fundament.api.schemas import request_body, responses, streamed
 from fundament.api.state import State, state_of
@@ -156,7 +158,7 @@ async def stop(request: Request, batch_id: str) -> Response:
 async def recent(
     request: Request,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
-    after: Annotated[str | None, Query(max_length=100)] = None,
+    after: Annotated[str | None, Query(pattern=FORM)] = None,
 ) -> Response:
     """The caller's jobs, the newest first; OpenAI's clients get theirs in their own shape."""
     state, key_id = state_of(request), owner(request)
@@ -191,10 +193,12 @@ async def errors(request: Request, batch_id: str) -> Response:
 
 async def _download(request: Request, batch_id: str, kind: Kind) -> Response:
     state = state_of(request)
-    if "signature" not in request.query_params:
+    if not is_link(request.scope):
         return await download(state, await find(state, batch_id, owner(request), *_DIALECTS, "bulk"), kind)
-    async with state.store.read() as connection:
-        job = await jobs.get(connection, batch_id) if await is_signed(state, request, batch_id, kind) else None
+    job = None
+    if await is_signed(state, request, batch_id, kind):
+        async with state.store.read() as connection:
+            job = await jobs.get(connection, batch_id)
     if job is None:
         raise NotFoundError("This link is not valid, or no longer.")
     return await download(state, job, kind)

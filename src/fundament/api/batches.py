@@ -5,9 +5,10 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Request, Response
 from pydantic import Field
 
+from fundament.api.auth import owner
 from fundament.api.body import Body, read_body
 from fundament.api.files import link, page
-from fundament.api.jobs import base_url, cancel, describe, find, owner, submit
+from fundament.api.jobs import base_url, cancel, describe, find, submit
 from fundament.api.schemas import request_body, responses
 from fundament.api.state import State, state_of
 from fundament.api.wire import answer

@@ -4,8 +4,9 @@ import re
 
 from fastapi import APIRouter, Request, Response
 
+from fundament.api.auth import owner
 from fundament.api.body import echo
-from fundament.api.jobs import base_url, describe, find, owner, signed_url, submit
+from fundament.api.jobs import base_url, describe, find, signed_url, submit
 from fundament.api.multipart import read_form
 from fundament.api.schemas import responses
 from fundament.api.state import state_of
@@ -16,7 +17,7 @@ from fundament.store import files
 
 router = APIRouter(tags=["Bulk Embeddings"])
 
-_EMAIL = "^[^@ ]+@[^@ ]+$"
+_EMAIL = r"^[^@ \x00]+@[^@ \x00]+$"
 _FORM = {
     "type": "object",
     "required": ["file", "model"],

@@ -6,6 +6,8 @@ from uuid import NAMESPACE_URL, UUID, uuid4, uuid5
 from fastapi import APIRouter, Request, Response
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from fundament.api.auth import owner
+from fundament.api.ids import checked_id
 from fundament.api.schemas import responses
 from fundament.api.state import State, state_of
 from fundament.api.wire import answer
@@ -19,25 +21,13 @@ NOBODY = ""  # who owns what callers without a key make
 _ID_LENGTH = 36
 
 
-def caller_of(request: Request) -> str:
-    """Who asks: the id of the key, or `NOBODY`."""
-    caller = getattr(request.state, "caller", None)
-    return NOBODY if caller is None else str(caller.key_id)
-
-
 def known_id(classifier_id: str) -> str:
     """A classifier's id as the store writes it.
 
     Raises:
         NotFoundError: it is the id of no classifier.
     """
-    try:
-        known = str(UUID(classifier_id)) if len(classifier_id) == _ID_LENGTH else None
-    except ValueError:
-        known = None
-    if known is None:
-        raise not_found(classifier_id)
-    return known
+    return checked_id(classifier_id, not_found).lower()
 
 
 def not_found(classifier_id: str) -> NotFoundError:
@@ -114,7 +104,7 @@ async def list_classifiers(request: Request) -> Response:
     state = state_of(request)
     await state.accounts.ledger.write()  # what was asked a moment ago shows
     async with state.store.read() as connection:
-        found = await table.listed(connection, caller_of(request))
+        found = await table.listed(connection, owner(request))
     return answer([describe(summary) for summary in found])
 
 
@@ -125,5 +115,5 @@ async def list_classifiers(request: Request) -> Response:
 )
 async def delete_classifier(request: Request, classifier_id: str) -> Response:
     """Delete one of the caller's classifiers and the examples that it learned from."""
-    deleted = await delete(state_of(request), classifier_id, caller_of(request))
+    deleted = await delete(state_of(request), classifier_id, owner(request))
     return answer({"classifier_id": deleted, "object": "classifier", "deleted": True})

@@ -9,8 +9,9 @@ import numpy as np
 from fastapi import APIRouter, Request, Response
 from pydantic import BeforeValidator, Field, StringConstraints, WithJsonSchema
 
+from fundament.api.auth import owner
 from fundament.api.body import Body, echo, read_body
-from fundament.api.classifiers import caller_of, known_id, not_found
+from fundament.api.classifiers import known_id, not_found
 from fundament.api.inputs import Inputs, Sent, check_number
 from fundament.api.media import check_media, opened, read_bare
 from fundament.api.presence import while_awaited
@@ -291,7 +292,7 @@ def task_of(spec: ModelSpec) -> str | None:
 async def classify_texts(request: Request) -> Response:
     """Say which label fits each input, by the labels' own words or by what a classifier has learned."""
     asked = await read_body(request, ClassifyRequest)
-    found = await while_awaited(request, classify(state_of(request), asked, caller_of(request)))
+    found = await while_awaited(request, classify(state_of(request), asked, owner(request)))
     request.state.log = {"model": found.model, "inputs": len(asked.input), "tokens": found.n_tokens}
     return Response(
         await _write(found, len(asked.input)),

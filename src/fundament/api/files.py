@@ -6,8 +6,10 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
 
+from fundament.api.auth import owner
 from fundament.api.body import echo
-from fundament.api.jobs import check_stored, download, find, job_of_result, owner, send
+from fundament.api.ids import FORM, checked_id
+from fundament.api.jobs import check_stored, download, find, job_of_result, send
 from fundament.api.multipart import read_form
 from fundament.api.schemas import responses, streamed
 from fundament.api.state import State, state_of
@@ -77,8 +79,8 @@ async def upload(request: Request) -> Response:
 async def recent(
     request: Request,
     limit: Annotated[int, Query(ge=1, le=10_000)] = 100,
-    after: Annotated[str | None, Query(max_length=100)] = None,
-    purpose: Annotated[str | None, Query(max_length=40)] = None,
+    after: Annotated[str | None, Query(pattern=FORM)] = None,
+    purpose: Annotated[str | None, Query(pattern=FORM)] = None,
 ) -> Response:
     """The caller's uploads, the newest first."""
     async with state_of(request).store.read() as connection:
@@ -134,7 +136,7 @@ async def delete(request: Request, file_id: str) -> Response:
     if job_of_result(file_id):
         raise BusyError("A job's files stay until the job expires.")
     async with state.store.write() as connection:
-        gone = await files.delete(connection, file_id, key_id)
+        gone = await files.delete(connection, checked_id(file_id, _not_found), key_id)
     if not gone:
         raise _not_found(file_id)
     await state.depot.remove(of_upload(file_id))
@@ -148,7 +150,7 @@ async def find_file(state: State, file_id: str, key_id: str) -> File:
         NotFoundError: there is none, or it is somebody else's.
     """
     async with state.store.read() as connection:
-        file = await files.get(connection, file_id, key_id)
+        file = await files.get(connection, checked_id(file_id, _not_found), key_id)
     if file is None:
         raise _not_found(file_id)
     return file
@@ -182,7 +184,7 @@ def page(rows: list[dict[str, Any]], limit: int) -> dict[str, Any]:
 
 
 def _not_found(file_id: str) -> NotFoundError:
-    return NotFoundError(f"File '{file_id}' not found or access denied")
+    return NotFoundError(f"File '{echo(file_id)}' not found or access denied")
 
 
 def _describe(file: File) -> dict[str, Any]:

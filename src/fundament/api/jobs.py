@@ -2,6 +2,7 @@
 
 import base64
 import hmac
+import re
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
@@ -13,6 +14,7 @@ from fastapi import Request
 from starlette.responses import StreamingResponse
 
 from fundament.api.body import echo
+from fundament.api.ids import checked_id
 from fundament.api.state import State
 from fundament.buckets import is_listed
 from fundament.depot import INPUT, Depot, of_job
@@ -34,12 +36,7 @@ Kind = Literal["output", "errors"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 _JSON_LINES = "application/jsonl"
-
-
-def owner(request: Request) -> str:
-    """The id of the key that asks; empty for a caller without one."""
-    caller = getattr(request.state, "caller", None)
-    return caller.key_id if caller is not None else ""
+_SECONDS = re.compile("[0-9]{1,12}")  # since 1970, to the year 33658
 
 
 def base_url(state: State, request: Request) -> str:
@@ -149,10 +146,14 @@ async def find(state: State, job_id: str, key_id: str, *dialects: Dialect) -> Jo
         NotFoundError: there is none, or it is somebody else's, or was asked for in another form.
     """
     async with state.store.read() as connection:
-        job = await jobs.get(connection, job_id, key_id)
+        job = await jobs.get(connection, checked_id(job_id, _not_found), key_id)
     if job is None or job.dialect not in dialects:
-        raise NotFoundError(f"Batch job '{job_id}' not found or access denied")
+        raise _not_found(job_id)
     return job
+
+
+def _not_found(job_id: str) -> NotFoundError:
+    return NotFoundError(f"Batch job '{echo(job_id)}' not found or access denied")
 
 
 async def cancel(state: State, job: Job) -> Job:
@@ -237,7 +238,7 @@ async def signed_url(state: State, job: Job, kind: Kind) -> str:
 async def is_signed(state: State, request: Request, job_id: str, kind: Kind) -> bool:
     """Whether a request carries our signature for these files, and in time."""
     expires, given = request.query_params.get("expires", ""), request.query_params.get("signature", "")
-    if not (expires.isascii() and expires.isdigit()) or int(expires) < datetime.now(UTC).timestamp():
+    if not _SECONDS.fullmatch(expires) or int(expires) < datetime.now(UTC).timestamp():
         return False
     return hmac.compare_digest(given.encode(), (await _signature(state, job_id, kind, int(expires))).encode())
 

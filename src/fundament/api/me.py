@@ -6,7 +6,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from fundament.accounts.visits import Caller
+from fundament.api.auth import caller_of
 from fundament.api.schemas import responses
 from fundament.api.state import state_of
 from fundament.api.wire import answer
@@ -22,7 +22,7 @@ _DAYS = 30
 @router.get("/v1/me", summary="Your account", responses=responses("Account", errors=(401, 429, 500, 503)))
 async def me(request: Request) -> Response:
     """The caller's key, limits and balance, and what it used in the last 30 days."""
-    store, caller = state_of(request).store, _caller(request)
+    store, caller = state_of(request).store, caller_of(request)
     async with store.read() as connection:
         key = await keys.get(connection, caller.key.id) if caller.key else None
         since = datetime.now(UTC).date() - timedelta(days=_DAYS)
@@ -72,8 +72,3 @@ def describe_usage(used: Sequence[Use]) -> list[dict[str, Any]]:
         }
         for use in used
     ]
-
-
-def _caller(request: Request) -> Caller:
-    caller: Caller = request.state.caller
-    return caller

@@ -39,7 +39,7 @@ async def read_form(request: Request, depot: Depot, name: str, *, max_bytes: int
 
     Raises:
         BodyError: no multipart form (415), one that breaks off (400), or a file that is too large (413).
-        InputError: no part `file`, or a form that is malformed.
+        InputError: no part `file`, a form that is malformed, or a NUL in a text.
         UnavailableError: the disk is full, or the bucket does not answer.
     """
     kind, options = parse_options_header(request.headers.get("content-type"))
@@ -122,7 +122,9 @@ class _Parts:
                 if self.file_name is not None:
                     raise InputError(Fault("body -> file", "Give one file.", "value_error"))
                 self._in_file = True
-                self.file_name = options.get(b"filename", b"file").decode(errors="replace")
+                name = options.get(b"filename", b"file")
+                _check_text("file", name)
+                self.file_name = name.decode(errors="replace")
             else:
                 self.fields.setdefault(self._name, bytearray())
         self._header.clear()
@@ -134,8 +136,15 @@ class _Parts:
             return
         value = self.fields.setdefault(self._name, bytearray())
         value.extend(data[start:end])
+        _check_text(self._name, value)
         if len(value) > _MOST_FIELD_BYTES or len(self.fields) > _MOST_FIELDS:
             raise InputError(Fault(f"body -> {self._name[:100]}", "The form's fields are too long.", "too_long"))
 
     def _end(self) -> None:
         self.ended = True
+
+
+def _check_text(field: str, text: bytes | bytearray) -> None:
+    """Refuse what PostgreSQL takes in no text."""
+    if b"\0" in text:
+        raise InputError(Fault(f"body -> {field[:100]}", "It holds a NUL character.", "value_error"))

@@ -11,8 +11,9 @@ import numpy as np
 from fastapi import APIRouter, Request, Response
 from pydantic import BeforeValidator, Field, StringConstraints, WithJsonSchema
 
+from fundament.api.auth import owner
 from fundament.api.body import Body, echo, read_body
-from fundament.api.classifiers import busy, caller_of, known_id, take
+from fundament.api.classifiers import busy, known_id, take
 from fundament.api.classify import MOST_INPUTS, check_dim, embedder, readable, task_of, unit_vectors
 from fundament.api.inputs import Part, check_number, read_part
 from fundament.api.media import opened
@@ -300,7 +301,7 @@ def _too_many_classifiers(most: int) -> ResourceLimitError:
 async def train_classifier(request: Request) -> Response:
     """Train a classifier on texts with labels, or update one."""
     asked = await read_body(request, TrainRequest)
-    found = await while_awaited(request, train(state_of(request), asked, caller_of(request)))
+    found = await while_awaited(request, train(state_of(request), asked, owner(request)))
     request.state.log = {"model": found.model, "inputs": found.n_samples, "tokens": found.n_tokens}
     body = {
         "classifier_id": found.classifier_id,

@@ -36,6 +36,7 @@ from fundament.store.schema import Instant, metadata
 
 PREFIX = "jina_"
 MOST_TOKENS = 2**53  # of a balance: what JSON's readers everywhere keep exactly
+LAST_YEAR = 9998  # of a key's end: PostgreSQL gives moments in its own time zone, where 9999 may become 10000
 ID_LENGTH, SECRET_LENGTH = 12, 48
 _LENGTH = len(PREFIX) + ID_LENGTH + SECRET_LENGTH
 _CHARACTERS = string.ascii_letters + string.digits
