@@ -10,16 +10,19 @@ import logging
 import os
 import secrets
 from collections.abc import Callable, Coroutine
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from fundament import buckets
+from fundament.accounts.toll import Toll
+from fundament.accounts.visits import NO_LIMITS
 from fundament.api.jobs import describe, message_secret
 from fundament.api.lines import (
     Embedded,
+    affordable,
     csv_lines,
     divide,
     embed_lines,
@@ -32,18 +35,18 @@ from fundament.api.lines import (
 from fundament.api.state import State
 from fundament.api.wire import json_bytes
 from fundament.depot import INPUT, of_job, of_upload, on_thread
-from fundament.errors import AuthError, BalanceError, FundamentError, UnavailableError
+from fundament.errors import AuthError, BalanceError, FundamentError, LimitError, UnavailableError
 from fundament.store import files, jobs, keys, usage
 from fundament.store.jobs import Chunk, Job, Written
+from fundament.store.keys import Key
 from fundament.store.usage import Line
 from fundament.telemetry import say
 from fundament.webhooks import DELAYS, deliver
 
 _CHUNKS_AT_A_TIME = 4
-_INPUTS_AT_A_TIME = 4
+_INPUTS_AT_A_TIME = 4  # of each kind: those that lie here, and those that are fetched
 _WEBHOOKS_AT_A_TIME = 8
 _IDLE_SECONDS = 1.0  # between looks at a store that has nothing to do
-_AGAIN_SECONDS = (0.1, 0.5, 2.0, 5.0)  # between tries of a model that cannot answer now
 _STRAY_SECONDS = 3600.0  # an upload may take as long before a row knows it
 _FORGET_AFTER = timedelta(days=30)
 
@@ -61,6 +64,7 @@ class Worker:
         self._woken = asyncio.Event()
         self._chunks: dict[int, asyncio.Task[None]] = {}
         self._inputs: dict[str, asyncio.Task[None]] = {}
+        self._fetches: dict[str, asyncio.Task[None]] = {}
         self._webhooks: set[asyncio.Task[None]] = set()
 
     def wake(self) -> None:
@@ -74,7 +78,7 @@ class Worker:
         try:
             await asyncio.gather(*tasks)
         finally:
-            held = [*tasks, *self._chunks.values(), *self._inputs.values(), *self._webhooks]
+            held = [*tasks, *self._chunks.values(), *self._inputs.values(), *self._fetches.values(), *self._webhooks]
             for task in held:
                 task.cancel()
             await asyncio.gather(*held, return_exceptions=True)
@@ -84,8 +88,10 @@ class Worker:
     async def _work(self) -> None:
         """Take what there is room for, then wait until something ends or somebody wakes us."""
         self._woken.clear()
-        while len(self._inputs) < _INPUTS_AT_A_TIME and (job := await self._claim()):
-            self._start(self._inputs, job.id, self._read(job))
+        # What lies here never waits for what is fetched, which takes as long as its server pleases.
+        for reading, fetched in ((self._inputs, False), (self._fetches, True)):
+            while len(reading) < _INPUTS_AT_A_TIME and (job := await self._claim(fetched=fetched)):
+                self._start(reading, job.id, self._read(job))
         while len(self._chunks) < _CHUNKS_AT_A_TIME and (taken := await self._take()):
             job, chunk = taken
             self._start(self._chunks, chunk.id, self._run(job, chunk))
@@ -102,10 +108,10 @@ class Worker:
 
         task.add_done_callback(ended)
 
-    async def _claim(self) -> Job | None:
-        now = _now()
+    async def _claim(self, *, fetched: bool) -> Job | None:
+        now, most = _now(), _INPUTS_AT_A_TIME // 2  # so that no key's slow servers keep the others' out
         async with self.store.write() as connection:
-            return await jobs.claim(connection, self.name, now=now, until=now + self._lease)
+            return await jobs.claim(connection, self.name, fetched=fetched, most=most, now=now, until=now + self._lease)
 
     async def _take(self) -> tuple[Job, Chunk] | None:
         now = _now()
@@ -131,8 +137,8 @@ class Worker:
                     spans=spans,
                     now=_now(),
                 )
-        except UnavailableError as error:
-            _wait(job, error)
+        except UnavailableError as error:  # the lease lapses, and whoever is free then tries again
+            say("job waits", level=logging.WARNING, job=job.id, reason=error.detail)
         except FundamentError as error:
             await self._end(job, f"The input cannot be used. {error.detail}")
         except OSError as error:
@@ -161,22 +167,16 @@ class Worker:
     async def _run(self, job: Job, chunk: Chunk) -> None:
         """Embed a chunk's lines and name the files that hold what became of them."""
         defaults = {"model": job.asked.get("model") or job.model, **job.asked.get("line", {})}
-        name = f"{chunk.span.first_line:08d}.{secrets.token_hex(4)}"
+        toll = Toll(self.state.accounts.limits, job.key_id, NO_LIMITS, chunk.n_admitted)
         try:
+            if (key := await self._payer(job)) is not None:
+                toll.tier = self.state.accounts.tier_of(key)
             place, span = of_job(job.id, job.input_name or INPUT), chunk.span
             raw = await self.depot.read_part(place, start=span.start, n_bytes=span.n_bytes)
             lines = await asyncio.to_thread(read, raw, span.first_line, defaults)
-            found = await self._until_available(lambda: embed_lines(self.state, lines, caller=job.key_id))
-            written = await self._write(job.id, name, found)
-            await self._within_limits(job, written.n_tokens)
-            async with self.store.write() as connection:
-                kept = await jobs.finish(connection, chunk, self.name, written, now=_now())
-                if kept:
-                    await _pay(connection, job, written)
-            if not kept:
-                await self._discard(job.id, name)
-        except UnavailableError as error:
-            _wait(job, error)
+            await self._keep(job, chunk, await embed_lines(self.state, lines, caller=job.key_id, bill=toll))
+        except (UnavailableError, LimitError) as error:
+            await self._put_off(job, chunk, error, n_admitted=toll.n_admitted)
         except FundamentError as error:
             await self._end(job, error.detail)
         except OSError as error:
@@ -185,9 +185,58 @@ class Worker:
             say("unexpected error", level=logging.ERROR, error=error, job=job.id)
             await self._end(job, "An unexpected error occurred.")
 
+    async def _payer(self, job: Job) -> Key | None:
+        """The key that pays for a job; None where no keys are asked for.
+
+        Raises:
+            AuthError: it works no more.
+            BalanceError: it has nothing left.
+        """
+        if not job.key_id:
+            return None
+        async with self.store.read() as connection:
+            key = _working(await keys.get(connection, job.key_id))
+        if key.balance == 0:
+            raise _spent(key)
+        return key
+
+    async def _keep(self, job: Job, chunk: Chunk, found: list[Embedded]) -> None:
+        """Name the files that hold what became of a chunk and charge its lines, in one transaction.
+
+        Where the key cannot pay for all of them, those that it can pay for in their order are kept, and the job ends.
+        """
+        failure = None
+        while True:
+            name = f"{chunk.span.first_line:08d}.{secrets.token_hex(4)}"
+            written = await self._write(job.id, name, found)
+            async with self.store.write() as connection:
+                short = await _pay(connection, job, written)
+                kept = short is None and await jobs.finish(
+                    connection, chunk, self.name, written, now=_now(), failure=failure
+                )
+                if not kept:
+                    await connection.rollback()
+            if kept:
+                return
+            await self._discard(job.id, name)
+            if short is None:
+                return  # somebody else's by now
+            paid = affordable(found, short.balance or 0)
+            if len(paid) < len(found):
+                found, failure = paid, _spent(short).detail
+
+    async def _put_off(self, job: Job, chunk: Chunk, error: UnavailableError | LimitError, *, n_admitted: int) -> None:
+        """Let go of a chunk until what it needs is there; where the store does not answer, its lease lapses."""
+        if isinstance(error, UnavailableError):
+            say("job waits", level=logging.WARNING, job=job.id, reason=error.detail)
+        until = _now() + timedelta(seconds=error.retry_after_seconds or 1)
+        with suppress(UnavailableError):
+            async with self.store.write() as connection:
+                await jobs.put_off(connection, chunk, self.name, n_admitted=n_admitted, until=until)
+
     async def _write(self, job_id: str, name: str, found: list[Embedded]) -> Written:
         n_failed = sum(isinstance(each.answer, FundamentError) for each in found)
-        n_tokens = sum(each.answer.made.n_tokens for each in found if not isinstance(each.answer, FundamentError))
+        n_tokens = sum(each.n_tokens for each in found)
         n_output = await self.depot.write(of_job(job_id, f"{name}.output"), on_thread(output_lines(found)))
         n_errors = 0
         if n_failed:
@@ -206,34 +255,6 @@ class Worker:
         for kind in ("output", "errors"):
             await self.depot.remove(of_job(job_id, f"{name}.{kind}"))
 
-    async def _within_limits(self, job: Job, n_tokens: int) -> None:
-        """Wait until a key's minute has room for that many tokens; more than a whole minute's count as that."""
-        accounts = self.state.accounts
-        if not job.key_id or not n_tokens:
-            return
-        async with self.store.read() as connection:
-            key = await keys.get(connection, job.key_id)
-        tier = self.state.settings.tier(key.tier) if key is not None else None
-        if tier is None or not tier.tokens_per_minute:
-            return
-        while True:
-            standing = await accounts.limits.spend(job.key_id, tier, min(n_tokens, tier.tokens_per_minute))
-            if not standing.refused:
-                return
-            await asyncio.sleep(standing.wait_seconds)
-
-    async def _until_available(self, work: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
-        """Try again while the model cannot answer; the lease is renewed meanwhile."""
-        n_tries = 0
-        while True:
-            try:
-                return await work()
-            except UnavailableError as error:
-                # A queue drains soon, a model that does not load is not mended within seconds.
-                wait = _AGAIN_SECONDS[min(n_tries, len(_AGAIN_SECONDS) - 1)]
-                await asyncio.sleep(max(wait, error.retry_after_seconds or 0))
-                n_tries += 1
-
     async def _end(self, job: Job, reason: str) -> None:
         try:
             async with self.store.write() as connection:
@@ -250,7 +271,7 @@ class Worker:
     async def _keep_leases(self) -> None:
         """Renew what is held; what was lost, or whose job has ended, is given up."""
         await asyncio.sleep(self.state.settings.job_lease_seconds / 4)
-        chunks, inputs = dict(self._chunks), dict(self._inputs)
+        chunks, inputs = dict(self._chunks), self._inputs | self._fetches
         if not chunks and not inputs:
             return
         async with self.store.write() as connection:
@@ -304,25 +325,35 @@ class Worker:
             await jobs.called(connection, job.id, state, reason)
 
 
-async def _pay(connection: AsyncConnection, job: Job, written: Written) -> None:
+async def _pay(connection: AsyncConnection, job: Job, written: Written) -> Key | None:
     """Charge a chunk's lines in the transaction that makes them count, so that each is paid once.
+
+    Returns:
+        None where that is done; otherwise the key, whose balance does not suffice, and nothing is taken.
 
     Raises:
         AuthError: the key works no more.
-        BalanceError: it has less left than they cost.
     """
     if job.key_id:
-        key = await keys.get(connection, job.key_id)
-        if key is None or key.state(_now()) != "active":
-            raise AuthError("AUTH_INVALID_API_KEY", "The job's key was revoked or has expired.")
-        counted = key.balance is not None and written.n_tokens
-        if counted and not await keys.spend(connection, job.key_id, written.n_tokens):
-            raise BalanceError(
-                f"Insufficient account balance: the next {written.n_completed} lines need "
-                f"{written.n_tokens:,} tokens. What was written is kept."
-            )
+        key = _working(await keys.get(connection, job.key_id, locked=True))
+        if key.balance is not None and not await keys.spend(connection, key.id, written.n_tokens):
+            return key
     line = Line(job.key_id, _now().date(), job.model or "", "/v1/batch/embeddings")
     await usage.add(connection, {line: (written.n_completed, written.n_tokens)})
+    return None
+
+
+def _working(key: Key | None) -> Key:
+    if key is None or key.state(_now()) != "active":
+        raise AuthError("AUTH_INVALID_API_KEY", "The job's key was revoked or has expired.")
+    return key
+
+
+def _spent(key: Key) -> BalanceError:
+    return BalanceError(
+        "Insufficient account balance: the job's next line needs more tokens than are left. What was written is kept. "
+        f"Top it up: fundament keys credit {key.id} TOKENS"
+    )
 
 
 async def _forever(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
@@ -343,11 +374,6 @@ async def _at_most(seconds: float, work: Coroutine[Any, Any, Any]) -> None:
         await asyncio.wait_for(work, seconds)
     except TimeoutError:
         return
-
-
-def _wait(job: Job, error: UnavailableError) -> None:
-    """The lease lapses, and whoever is free then tries again."""
-    say("job waits", level=logging.WARNING, job=job.id, reason=error.detail)
 
 
 def _reason(error: OSError) -> str:

@@ -12,11 +12,13 @@ import httpx
 import pytest
 from sqlalchemy import update
 
+from fundament.config import Tier
 from fundament.store.jobs import jobs
 from fundament.worker import Worker
-from tests.accounts.keys import bearer, make_key, read_key
+from tests.accounts.keys import bearer, id_of, make_key, read_key
 from tests.inprocess import Api, running
 from tests.served import MODEL
+from tests.website import website
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +29,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def api(folder: Path) -> Iterator[Api]:
     """An application that asks for keys; its worker runs where a test says so."""
-    with running(folder, auth=True, worker=False, max_jobs_per_key=2, max_stored_mb_per_key=0.01) as api:
+    with running(
+        folder,
+        auth=True,
+        worker=False,
+        max_jobs_per_key=4,
+        max_stored_mb_per_key=0.01,
+        allowed_networks=["127.0.0.1/32"],
+        tiers={"slow": {"tokens_per_minute": 5}},
+    ) as api:
         yield api
 
 
@@ -103,7 +113,8 @@ def test_a_file_is_its_keys_alone(api: Api, folder: Path) -> None:
 def test_jobs_that_wait_are_counted_by_key(api: Api, folder: Path) -> None:
     mine, other = make_key(folder), make_key(folder)
     first = submit(api, mine, ["one"])
-    submit(api, mine, ["two"])
+    for _ in range(3):
+        submit(api, mine, ["two"])
     refused = ask(api, mine, "POST", "/v1/batch/embeddings", json={"model": MODEL, "input": ["three"]})
     assert (refused.status_code, refused.json()["code"]) == (429, "RATE_CONCURRENCY_LIMIT_EXCEEDED")
     assert "cancel one" in refused.json()["detail"]
@@ -142,15 +153,77 @@ def test_lines_are_paid_as_they_are_embedded(api: Api, folder: Path) -> None:
 
 
 def test_a_job_stops_where_its_balance_ends_and_keeps_its_output(api: Api, folder: Path) -> None:
-    key = make_key(folder, balance=1500)  # a chunk of 256 lines costs 768
+    key = make_key(folder, balance=1500)  # a line costs 3
     found = work(api, key, submit(api, key, ["x"] * 600))
     assert found["status"] == "failed"
     assert "Insufficient account balance" in found["error"]
-    assert found["stats"]["completed"] in (88, 256, 344)  # the last chunk is short
-    spent = 3 * found["stats"]["completed"]
-    assert read_key(key, folder).balance == 1500 - spent
+    assert found["stats"]["completed"] == 500
+    assert read_key(key, folder).balance == 0
     output = ask(api, "", "GET", found["output_url"])
-    assert len(output.text.splitlines()) == found["stats"]["completed"]
+    assert [json.loads(line)["custom_id"] for line in output.text.splitlines()] == [str(n) for n in range(500)]
+
+
+def test_jobs_of_one_balance_spend_it_once(api: Api, folder: Path) -> None:
+    key = make_key(folder, balance=1500)
+    both = [submit(api, key, ["x"] * 400) for _ in range(2)]
+    found = [work(api, key, job) for job in both]
+    counts = [each["stats"]["completed"] for each in found]
+    assert (sum(counts), read_key(key, folder).balance) == (500, 0)
+    assert "failed" in [each["status"] for each in found]
+    for each, count in zip(found, counts, strict=True):
+        rows = ask(api, key, "GET", f"/v1/batch/{each['batch_id']}/output").text.splitlines()
+        assert [json.loads(line)["custom_id"] for line in rows] == [str(n) for n in range(count)]
+
+
+def test_a_job_of_a_key_with_nothing_left_is_not_embedded(api: Api, folder: Path) -> None:
+    key = make_key(folder, balance=0)
+    found = work(api, key, submit(api, key, ["x"]))
+    assert (found["status"], found["stats"]["completed"]) == ("failed", 0)
+    assert "keys credit" in found["error"]
+
+
+def test_a_job_that_waits_for_its_minute_keeps_nobody_waiting(api: Api, folder: Path) -> None:
+    slow, other = make_key(folder, tier="slow"), make_key(folder)
+    waiting = submit(api, slow, ["x"] * 1500)  # more chunks than a worker holds, each of more than a minute's tokens
+    found = work(api, other, submit(api, other, ["y"] * 600))
+    assert (found["status"], found["stats"]["completed"]) == ("completed", 600)
+    left = status(api, slow, waiting)
+    assert (left["status"], left["stats"]["completed"]) == ("processing", 0)
+    ask(api, slow, "DELETE", f"/v1/batch/{waiting}")
+
+
+def test_a_tier_that_is_gone_allows_a_job_what_the_least_does(api: Api, folder: Path) -> None:
+    key = make_key(folder, tier="gone")
+    limits = api.app.state.parts.accounts.limits
+    assert not api.run(limits.spend(id_of(key), Tier(tokens_per_minute=1_000_000), 999_999)).refused
+    job = submit(api, key, ["x"])
+
+    async def put_off() -> bool:
+        async with api.app.state.parts.store.read() as connection:
+            [row] = await connection.execute(jobs.select().where(jobs.c.id == job))
+        return row.not_before is not None
+
+    work_until(api, put_off)
+    assert status(api, key, job)["stats"]["completed"] == 0
+    ask(api, key, "DELETE", f"/v1/batch/{job}")
+
+
+def test_inputs_that_are_slow_to_fetch_keep_nobody_waiting(api: Api, folder: Path) -> None:
+    slow, other, third = make_key(folder), make_key(folder), make_key(folder)
+    with website() as site:
+        fast = site.say("/fast", b'"x"\n')
+        stuck = site.serve("/slow", lambda _: site.ended.wait() and None)
+        hung = [
+            ask(api, slow, "POST", "/v1/batch/embeddings", json={"model": MODEL, "input_url": stuck}) for _ in range(4)
+        ]
+        asked = ask(api, third, "POST", "/v1/batch/embeddings", json={"model": MODEL, "input_url": fast})
+        inline = submit(api, other, ["x"])
+        assert work(api, other, inline)["status"] == "completed"
+        assert work(api, third, asked.json()["batch_id"])["status"] == "completed"
+        for each in hung:
+            job = each.json()["batch_id"]
+            assert status(api, slow, job)["status"] == "pending"
+            ask(api, slow, "DELETE", f"/v1/batch/{job}")
 
 
 def test_a_job_ends_with_its_key(api: Api, folder: Path) -> None:

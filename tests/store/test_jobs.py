@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from fundament.store import jobs
+from fundament.store import jobs, keys
 from fundament.store.database import Database
 from fundament.store.jobs import Chunk, Job, Span, Written
 
@@ -44,10 +44,14 @@ class Table:
         )
         return job
 
+    def claim(self, worker: str, at: datetime = NOW, *, fetched: bool = False, most: int = 4) -> str | None:
+        job = self.do(jobs.claim, worker, fetched=fetched, most=most, now=at, until=at + LEASE)
+        return None if job is None else job.id
+
     def running(self, job_id: str = "batch_1", n_chunks: int = 2, **options: Any) -> None:
         """A job that runs."""
         self.add(job_id, **options)
-        assert self.do(jobs.claim, "reader", now=NOW, until=NOW + LEASE).id == job_id
+        assert self.claim("reader") == job_id
         spans = [Span(start=30 * n, n_bytes=30, first_line=3 * n, n_lines=3) for n in range(n_chunks)]
         assert self.do(jobs.divide, job_id, "reader", model="m", n_bytes=60, spans=spans, now=NOW)
 
@@ -70,9 +74,9 @@ def table(store: Database, runner: asyncio.Runner) -> Table:
 
 def test_an_input_is_read_by_one_and_by_another_where_that_one_dies(table: Table) -> None:
     table.add()
-    assert table.do(jobs.claim, "one", now=NOW, until=NOW + LEASE).id == "batch_1"
-    assert table.do(jobs.claim, "two", now=SOON, until=SOON + LEASE) is None
-    assert table.do(jobs.claim, "two", now=LATER, until=LATER + LEASE).id == "batch_1"
+    assert table.claim("one") == "batch_1"
+    assert table.claim("two", SOON) is None
+    assert table.claim("two", LATER) == "batch_1"
     spans = [Span(start=0, n_bytes=9, first_line=0, n_lines=1)]
     read = {"model": "m", "n_bytes": 9, "spans": spans, "now": LATER}
     assert not table.do(jobs.divide, "batch_1", "one", input_name="lines.1", **read)
@@ -137,6 +141,54 @@ def test_keys_take_turns_whatever_the_size_of_their_jobs(table: Table) -> None:
     table.running("batch_b", n_chunks=2, key_id="small", at=NOW + timedelta(seconds=1))
     taken = [table.take("one") for _ in range(5)]
     assert [chunk.job_id for chunk in taken if chunk] == ["batch_a", "batch_b", "batch_a", "batch_b", "batch_a"]
+
+
+def test_inputs_are_read_in_turns_of_keys_and_those_that_are_fetched_apart(table: Table) -> None:
+    for number in range(4):
+        table.add(f"batch_a{number}", key_id="large", at=NOW + timedelta(seconds=number), url="https://slow.example")
+    table.add("batch_b", key_id="small", at=LATER, url="https://slow.example")
+    table.add("batch_c", key_id="large", at=LATER)
+    assert [table.claim("one", LATER, fetched=True) for _ in range(3)] == ["batch_a0", "batch_b", "batch_a1"]
+    assert table.claim("one", LATER, fetched=True, most=2) is None  # of one key; another worker may
+    assert table.claim("two", LATER, fetched=True, most=2) == "batch_a2"
+    assert table.claim("one", LATER) == "batch_c"
+    assert table.claim("one", LATER) is None
+
+
+def test_a_job_that_is_put_off_waits_and_lets_others_run(table: Table) -> None:
+    table.running("batch_a", n_chunks=2, key_id="large")
+    table.running("batch_b", n_chunks=1, key_id="small", at=NOW + timedelta(seconds=1))
+    chunk = table.take("one")
+    assert chunk is not None
+    assert chunk.job_id == "batch_a"
+    table.do(jobs.put_off, chunk, "two", n_admitted=5, until=LATER)  # not its own
+    table.do(jobs.put_off, chunk, "one", n_admitted=5, until=SOON)
+    taken = table.take("one")
+    assert taken is not None
+    assert taken.job_id == "batch_b"
+    assert table.take("one") is None
+    again = table.take("one", SOON)
+    assert again is not None
+    assert (again.span, again.n_admitted) == (chunk.span, 5)
+
+
+def test_chunks_of_a_key_with_a_balance_are_taken_one_after_the_other(table: Table) -> None:
+    key, _ = table.do(keys.create, "prepaid", tier="free", balance=100)
+    table.running(n_chunks=3, key_id=key.id)
+    for number in range(3):
+        chunk = table.take("one")
+        assert chunk is not None
+        assert chunk.span.first_line == 3 * number
+        assert table.take("two") is None
+        assert table.finish(chunk, "one")
+    assert table.get().state == "completed"
+
+
+def test_a_job_can_fail_with_a_chunk_and_keeps_it(table: Table) -> None:
+    table.running(n_chunks=1)
+    chunk = table.take("one")
+    assert table.do(jobs.finish, chunk, "one", DONE, now=SOON, failure="no more")
+    assert (table.get().state, table.get().error, table.get().n_completed) == ("failed", "no more", 2)
 
 
 def test_a_job_that_is_cancelled_takes_no_more_and_keeps_what_it_has(table: Table) -> None:

@@ -173,8 +173,11 @@ class Accounts:
         if admin and not key.admin:
             raise NotAllowedError("This needs an admin key: fundament keys create NAME --admin")
         self.ledger.touch(key.id)
-        # A tier that the settings no longer know allows what the least does, in place of everything.
-        return Caller(key.id, self.settings.tier(key.tier) or self.settings.tier("free") or NO_LIMITS, key)
+        return Caller(key.id, self.tier_of(key), key)
+
+    def tier_of(self, key: Key) -> Tier:
+        """The limits of a key. A tier that the settings no longer know allows what the least does, not everything."""
+        return self.settings.tier(key.tier) or self.settings.tier("free") or NO_LIMITS
 
     async def enter(self, visit: Visit) -> None:
         """Begin a request.

@@ -33,11 +33,19 @@ class BilledEngine:
     def __init__(self, engine: Payable) -> None:
         self._engine = engine
 
-    async def run(self, model: str, call: Any, *, priority: Priority = Priority.INTERACTIVE, caller: str = "") -> Any:
-        """Answer a call for the request that runs; outside of one, for `caller`, and nobody pays."""
+    async def run(
+        self,
+        model: str,
+        call: Any,
+        *,
+        priority: Priority = Priority.INTERACTIVE,
+        caller: str = "",
+        bill: Bill | None = None,
+    ) -> Any:
+        """Answer a call for the request that runs; outside of one for `caller`, and `bill` pays."""
         visit = current_visit.get()
         if visit is None:
-            return await self._engine.run(model, call, priority=priority, caller=caller)
+            return await self._engine.run(model, call, priority=priority, caller=caller, bill=bill)
         return await self._engine.run(
             model, call, priority=priority, caller=caller or visit.caller.id, bill=visit.bill(model)
         )

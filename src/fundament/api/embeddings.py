@@ -20,7 +20,7 @@ from fundament.api.presence import while_awaited
 from fundament.api.schemas import request_body, responses
 from fundament.api.state import State, state_of
 from fundament.catalog import ModelSpec
-from fundament.core import Embed, Output, Priority, Role
+from fundament.core import Bill, Embed, Output, Priority, Role
 from fundament.errors import Fault, InputError
 from fundament.vectors import Encoding
 
@@ -101,9 +101,21 @@ class EmbeddingsRequest(Body):
 
 
 async def embed(
-    state: State, request: EmbeddingsRequest, *, priority: Priority = Priority.INTERACTIVE, caller: str = ""
+    state: State,
+    request: EmbeddingsRequest,
+    *,
+    priority: Priority = Priority.INTERACTIVE,
+    caller: str = "",
+    bill: Bill | None = None,
 ) -> EmbeddingsAnswer:
     """Check what the model takes, run it, cut and scale its vectors.
+
+    Args:
+        state: the application's parts.
+        request: what is asked.
+        priority: the lane.
+        caller: who asks, where that is not the request that runs.
+        bill: who pays, likewise.
 
     Raises:
         FundamentError: a model that is not served, a field that it does not take, an input that cannot be read or is
@@ -128,7 +140,7 @@ async def embed(
             role=_role(spec, request),
             name_tokens=bool(request.return_tokenized_input),
         )
-        result = await state.engine.run(spec.id, call, priority=priority, caller=caller)
+        result = await state.engine.run(spec.id, call, priority=priority, caller=caller, bill=bill)
     return EmbeddingsAnswer(
         model=state.answering(request.model),
         made=cut(result, request.dimensions, normalized=request.normalized is not False),

@@ -6,9 +6,10 @@ A line is `{"custom_id": …, "body": {"input": …}}` as OpenAI's batches have 
 
 import csv
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from functools import partial
+from itertools import accumulate, groupby
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -19,8 +20,8 @@ from fundament.api.body import echo, fields_by_synonym, validated
 from fundament.api.embeddings import EmbeddingsRequest, embed
 from fundament.api.state import State
 from fundament.api.wire import json_bytes
-from fundament.core import Priority
-from fundament.errors import Fault, FundamentError, InputError, UnavailableError
+from fundament.core import Bill, Priority
+from fundament.errors import Fault, FundamentError, InputError, LimitError, UnavailableError
 from fundament.store.jobs import Span
 from fundament.telemetry import say
 
@@ -57,6 +58,11 @@ class Embedded:
 
     line: Line
     answer: EmbeddingsAnswer | FundamentError
+
+    @property
+    def n_tokens(self) -> int:
+        """What it costs; nothing where it failed."""
+        return self.answer.made.n_tokens if isinstance(self.answer, EmbeddingsAnswer) else 0
 
 
 class InputFileError(FundamentError):
@@ -201,19 +207,23 @@ def _wrong(field: str, message: str, value: Any) -> NoReturn:
     raise InputError(Fault(field, message, input=echo(value)))
 
 
-async def embed_lines(state: State, lines: Sequence[Line], *, caller: str) -> list[Embedded]:
+async def embed_lines(state: State, lines: Sequence[Line], *, caller: str, bill: Bill | None = None) -> list[Embedded]:
     """Embed the lines of a chunk in the background lane, in their order; a line that cannot be fails alone.
 
     Raises:
         UnavailableError: the model cannot answer now.
+        LimitError: the caller's minute has no room for them.
     """
     found: list[Embedded] = []
+    run = partial(embed, state, priority=Priority.BACKGROUND, caller=caller, bill=bill)
     for _, alike in groupby(lines, key=lambda line: line.options or line.number):
-        found += await _together(state, list(alike), caller)
+        found += await _together(run, list(alike))
     return found
 
 
-async def _together(state: State, lines: list[Line], caller: str) -> list[Embedded]:
+async def _together(
+    run: Callable[[EmbeddingsRequest], Awaitable[EmbeddingsAnswer]], lines: list[Line]
+) -> list[Embedded]:
     """Lines with equal options; halves of them where one fails."""
     requests = [line.request for line in lines if isinstance(line.request, EmbeddingsRequest)]
     if len(requests) < len(lines):
@@ -223,8 +233,8 @@ async def _together(state: State, lines: list[Line], caller: str) -> list[Embedd
     if len(lines) > 1:
         joint = joint.model_copy(update={"input": [value for request in requests for value in request.input]})
     try:
-        answer = await embed(state, joint, priority=Priority.BACKGROUND, caller=caller)
-    except UnavailableError:
+        answer = await run(joint)
+    except (UnavailableError, LimitError):
         raise
     except FundamentError as error:
         if len(lines) == 1:
@@ -240,7 +250,13 @@ async def _together(state: State, lines: list[Line], caller: str) -> list[Embedd
             answers = divided(answer, [len(request.input) for request in requests])
             return [Embedded(line, each) for line, each in zip(lines, answers, strict=True)]
     middle = len(lines) // 2
-    return [*await _together(state, lines[:middle], caller), *await _together(state, lines[middle:], caller)]
+    return [*await _together(run, lines[:middle]), *await _together(run, lines[middle:])]
+
+
+def affordable(found: Sequence[Embedded], n_tokens: int) -> list[Embedded]:
+    """The longest beginning of lines that costs no more than so many tokens."""
+    costs = accumulate(each.n_tokens for each in found)
+    return [each for each, cost in zip(found, costs, strict=True) if cost <= n_tokens]
 
 
 def output_lines(found: Iterable[Embedded]) -> Iterator[bytes]:

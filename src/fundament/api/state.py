@@ -9,7 +9,7 @@ from fastapi import Request
 from fundament.accounts.visits import Accounts
 from fundament.catalog import CATALOG, ModelSpec, short_id
 from fundament.config import Settings
-from fundament.core import Chunk, Embed, Embedded, Generate, Priority, Ranking, Rerank
+from fundament.core import Bill, Chunk, Embed, Embedded, Generate, Priority, Ranking, Rerank
 from fundament.depot import Depot
 from fundament.errors import FundamentError, ModelNotFoundError
 from fundament.fetching import Fetcher
@@ -21,7 +21,9 @@ class Engine(Protocol):
     """What endpoints see of the engine: `run` answers a call, `generate` piece by piece."""
 
     @overload
-    async def run(self, model: str, call: Embed, *, priority: Priority = ..., caller: str = ...) -> Embedded: ...
+    async def run(
+        self, model: str, call: Embed, *, priority: Priority = ..., caller: str = ..., bill: Bill | None = ...
+    ) -> Embedded: ...
     @overload
     async def run(self, model: str, call: Rerank, *, priority: Priority = ..., caller: str = ...) -> Ranking: ...
     def generate(self, model: str, call: Generate, *, caller: str = ...) -> AsyncGenerator[Chunk, None]:

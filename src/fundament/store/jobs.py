@@ -11,10 +11,25 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Literal
 
-from sqlalchemy import JSON, BigInteger, Column, ForeignKey, Index, Integer, String, Table, Text, func, or_, select
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Column,
+    ColumnElement,
+    ForeignKey,
+    Index,
+    Integer,
+    String,
+    Table,
+    Text,
+    func,
+    or_,
+    select,
+)
 from sqlalchemy import Row as SqlRow
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from fundament.store import keys
 from fundament.store.schema import Instant, Whole, metadata
 
 State = Literal["queued", "running", "completed", "failed", "cancelled", "expired"]
@@ -44,6 +59,7 @@ jobs = Table(
     Column("error", Text),
     Column("worker", String(40)),
     Column("lease_until", Instant),
+    Column("not_before", Instant),
     Column("input_name", String(80)),
     Column("webhook_url", Text),
     Column("webhook_state", String(12)),
@@ -65,6 +81,7 @@ chunks = Table(
     Column("n_lines", Integer, nullable=False),
     Column("worker", String(40)),
     Column("lease_until", Instant),
+    Column("n_admitted", BigInteger, nullable=False),
     Column("done_at", Instant),
     Column("output", String(80)),
     Column("n_output_bytes", BigInteger, nullable=False),
@@ -91,6 +108,7 @@ class Job:
         n_completed: lines that became vectors.
         n_failed: lines that did not.
         error: why it failed.
+        not_before: until when its chunks stay where they are; None where they need not wait.
         input_name: the file with its lines; None where it is the one that was handed in.
         webhook_state: `waiting` for the job's end, `pending`, `delivered` or `failed`; None without a webhook.
         webhook_at: when it is tried next.
@@ -115,6 +133,7 @@ class Job:
     error: str | None
     worker: str | None
     lease_until: datetime | None
+    not_before: datetime | None
     input_name: str | None
     webhook_url: str | None
     webhook_state: str | None
@@ -135,11 +154,16 @@ class Span:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chunk:
-    """A span of a job's input, held by a worker."""
+    """A span of a job's input, held by a worker.
+
+    Attributes:
+        n_admitted: tokens that the key's minute has given for it when it was tried before.
+    """
 
     id: int
     job_id: str
     span: Span
+    n_admitted: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -238,19 +262,41 @@ async def active(connection: AsyncConnection, key_id: str) -> tuple[int, int]:
     return (await connection.execute(count)).scalar_one(), int((await connection.execute(n_bytes)).scalar_one())
 
 
-async def claim(connection: AsyncConnection, worker: str, *, now: datetime, until: datetime) -> Job | None:
-    """Take the oldest job whose input nobody reads, to read it."""
-    free = or_(jobs.c.lease_until.is_(None), jobs.c.lease_until < now)
-    oldest = (
-        select(jobs.c.id)
-        .where(jobs.c.state == "queued", free)
-        .order_by(jobs.c.created_at, jobs.c.id)
+async def claim(
+    connection: AsyncConnection, worker: str, *, fetched: bool, most: int, now: datetime, until: datetime
+) -> Job | None:
+    """Take a job whose input nobody reads, to read it: of the key that has the fewest being read, its oldest.
+
+    Args:
+        connection: of a transaction that writes.
+        worker: who reads it.
+        fetched: whether its input is read from a URL, or lies here.
+        most: inputs of one key that this worker reads at a time.
+        now: the moment.
+        until: how long the worker has it.
+    """
+    waiting, others = jobs.alias(), jobs.alias()
+
+    def of_kind(url: ColumnElement[Any]) -> ColumnElement[bool]:
+        return url.is_not(None) if fetched else url.is_(None)
+
+    held = (
+        select(func.count())
+        .where(others.c.key_id == waiting.c.key_id, others.c.state == "queued", others.c.lease_until >= now)
+        .correlate(waiting)
+    )
+    held_here = held.where(others.c.worker == worker, of_kind(others.c.url)).scalar_subquery()
+    free = or_(waiting.c.lease_until.is_(None), waiting.c.lease_until < now)
+    next_one = (
+        select(waiting.c.id)
+        .where(waiting.c.state == "queued", free, of_kind(waiting.c.url), held_here < most)
+        .order_by(held.scalar_subquery(), waiting.c.created_at, waiting.c.id)
         .limit(1)
         .with_for_update(skip_locked=True)
     )
     row = await connection.execute(
         jobs.update()
-        .where(jobs.c.id == oldest.scalar_subquery())
+        .where(jobs.c.id == next_one.scalar_subquery())
         .values(worker=worker, lease_until=until)
         .returning(*jobs.c)
     )
@@ -296,6 +342,7 @@ async def divide(
             "n_bytes": span.n_bytes,
             "first_line": span.first_line,
             "n_lines": span.n_lines,
+            "n_admitted": 0,
             "n_output_bytes": 0,
             "n_error_bytes": 0,
         }
@@ -308,13 +355,17 @@ async def divide(
 async def take(
     connection: AsyncConnection, worker: str, models: Collection[str], *, now: datetime, until: datetime
 ) -> tuple[Job, Chunk] | None:
-    """Take the next chunk: of the key that has the fewest at work, of its oldest job, the first that nobody holds."""
+    """Take the next chunk: of the key that has the fewest at work, of its oldest job, the first that nobody holds.
+
+    Where the key has a balance a job's chunks are taken one after the other, so that what it pays for is a beginning.
+    """
     free = chunks.c.done_at.is_(None) & or_(chunks.c.lease_until.is_(None), chunks.c.lease_until < now)
     waiting = (
         select(jobs)
         .where(
             jobs.c.state == "running",
             jobs.c.model.in_(models),
+            or_(jobs.c.not_before.is_(None), jobs.c.not_before <= now),
             select(chunks.c.id).where(chunks.c.job_id == jobs.c.id, free).exists(),
         )
         .order_by(jobs.c.created_at, jobs.c.id)
@@ -323,6 +374,7 @@ async def take(
     if not found:
         return None
     at_work = await _at_work(connection, now)
+    in_order = await keys.counted(connection, {job.key_id for job in found})
     for job in sorted(found, key=lambda job: at_work.get(job.key_id, 0)):  # the sort keeps the older one first
         first = (
             select(chunks.c.id)
@@ -331,6 +383,9 @@ async def take(
             .limit(1)
             .with_for_update(skip_locked=True)
         )
+        if job.key_id in in_order:
+            left = select(func.min(chunks.c.number)).where(chunks.c.job_id == job.id, chunks.c.done_at.is_(None))
+            first = first.where(chunks.c.number == left.scalar_subquery())
         row = await connection.execute(
             chunks.update()
             .where(chunks.c.id == first.scalar_subquery())
@@ -339,7 +394,7 @@ async def take(
         )
         if (taken := row.one_or_none()) is not None:
             span = Span(start=taken.start, n_bytes=taken.n_bytes, first_line=taken.first_line, n_lines=taken.n_lines)
-            return job, Chunk(id=taken.id, job_id=job.id, span=span)
+            return job, Chunk(id=taken.id, job_id=job.id, span=span, n_admitted=taken.n_admitted)
     return None
 
 
@@ -380,16 +435,51 @@ async def release(connection: AsyncConnection, worker: str) -> None:
         )
 
 
-async def finish(connection: AsyncConnection, chunk: Chunk, worker: str, written: Written, *, now: datetime) -> bool:
+async def put_off(connection: AsyncConnection, chunk: Chunk, worker: str, *, n_admitted: int, until: datetime) -> None:
+    """Let go of a chunk whose job has to wait, and of nothing where it is no longer this worker's.
+
+    Args:
+        connection: of a transaction that writes.
+        chunk: what is let go.
+        worker: whose it was.
+        n_admitted: tokens that the key's minute has given for it.
+        until: no chunk of its job is taken before.
+    """
+    row = await connection.execute(
+        chunks.update()
+        .where(_mine(chunk, worker))
+        .values(worker=None, lease_until=None, n_admitted=n_admitted)
+        .returning(chunks.c.id)
+    )
+    if row.one_or_none() is not None:
+        await connection.execute(jobs.update().where(jobs.c.id == chunk.job_id).values(not_before=until))
+
+
+async def finish(
+    connection: AsyncConnection,
+    chunk: Chunk,
+    worker: str,
+    written: Written,
+    *,
+    now: datetime,
+    failure: str | None = None,
+) -> bool:
     """Name a chunk's files and count its lines; its job is completed where this was the last.
+
+    Args:
+        connection: of a transaction that writes.
+        chunk: what has become files.
+        worker: whose it is.
+        written: the files.
+        now: the moment.
+        failure: why the job fails with this chunk, whose lines are then not all there.
 
     Returns:
         False where the chunk is no longer this worker's or its job no longer runs; nothing is then changed.
     """
-    mine = (chunks.c.id == chunk.id) & (chunks.c.worker == worker) & chunks.c.done_at.is_(None)
     named = await connection.execute(
         chunks.update()
-        .where(mine)
+        .where(_mine(chunk, worker))
         .values(
             done_at=now,
             lease_until=None,
@@ -418,7 +508,9 @@ async def finish(connection: AsyncConnection, chunk: Chunk, worker: str, written
         return False
     # The update of the job makes workers that finish its last chunks wait for each other.
     left = select(chunks.c.id).where(chunks.c.job_id == chunk.job_id, chunks.c.done_at.is_(None)).limit(1)
-    if (await connection.execute(left)).one_or_none() is None:
+    if failure is not None:
+        await end(connection, chunk.job_id, "failed", now=now, error=failure)
+    elif (await connection.execute(left)).one_or_none() is None:
         await end(connection, chunk.job_id, "completed", now=now)
     return True
 
@@ -506,6 +598,10 @@ async def call(connection: AsyncConnection, delays: Sequence[timedelta], *, now:
 async def called(connection: AsyncConnection, job_id: str, state: Called, error: str | None) -> None:
     """Note how a webhook's try ended."""
     await connection.execute(jobs.update().where(jobs.c.id == job_id).values(webhook_state=state, webhook_error=error))
+
+
+def _mine(chunk: Chunk, worker: str) -> ColumnElement[bool]:
+    return (chunks.c.id == chunk.id) & (chunks.c.worker == worker) & chunks.c.done_at.is_(None)
 
 
 async def _at_work(connection: AsyncConnection, now: datetime) -> Mapping[str, int]:

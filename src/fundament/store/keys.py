@@ -7,7 +7,7 @@ random, so a slow hash would protect them no better.
 import hmac
 import secrets
 import string
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -129,10 +129,17 @@ async def create(
     return _key(row.one()), f"{PREFIX}{key_id}{secret}"
 
 
-async def get(connection: AsyncConnection, key_id: str) -> Key | None:
-    """One key by its id."""
-    row = (await connection.execute(select(keys).where(keys.c.id == key_id))).one_or_none()
+async def get(connection: AsyncConnection, key_id: str, *, locked: bool = False) -> Key | None:
+    """One key by its id; `locked` keeps it as it is until the transaction ends."""
+    statement = select(keys).where(keys.c.id == key_id)
+    row = (await connection.execute(statement.with_for_update() if locked else statement)).one_or_none()
     return None if row is None else _key(row)
+
+
+async def counted(connection: AsyncConnection, key_ids: Collection[str]) -> set[str]:
+    """Which of these keys have a balance."""
+    found = await connection.execute(select(keys.c.id).where(keys.c.id.in_(key_ids), keys.c.balance.is_not(None)))
+    return set(found.scalars())
 
 
 async def everyone(connection: AsyncConnection) -> Sequence[Key]:

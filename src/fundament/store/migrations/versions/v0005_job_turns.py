@@ -1,0 +1,21 @@
+"""What keeps jobs from standing in each other's way: when a job is due, what a chunk has been given."""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "v0005_job_turns"
+down_revision = "v0004_job_inputs"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    """To this version."""
+    op.add_column("jobs", sa.Column("not_before", sa.DateTime(timezone=True), nullable=True))
+    op.add_column("job_chunks", sa.Column("n_admitted", sa.BigInteger(), nullable=False, server_default="0"))
+
+
+def downgrade() -> None:
+    """Back to the version before."""
+    op.drop_column("job_chunks", "n_admitted")
+    op.drop_column("jobs", "not_before")
