@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fundament.backbone.attention import has_varlen
+from fundament.backbone.packed import rounded
 from fundament.backbone.passes import Piece, Slice
 from fundament.backbone.products import attend_in_products, multiplies_faster
 
@@ -95,32 +96,40 @@ def attend_last(
     attend = _attend_in_products if products else _attend_fused
     for first in range(0, len(q), _QUERY_BLOCK):
         block = slice(first, min(first + _QUERY_BLOCK, len(q)))
-        seen = slice(0 if window is None else max(0, before + first - window + 1), before + block.stop)
-        attend(q[block], keys[seen], values[seen], out[block], window, scale)
+        start = 0 if window is None else max(0, before + first - window + 1)
+        # A little further than is seen: a long row would have a product of a new shape for each of its blocks.
+        seen = slice(start, min(len(keys), start + rounded(before + block.stop - start)))
+        attend(q[block], keys[seen], values[seen], out[block], before + first - start, window, scale)
 
 
-def _attend_in_products(q: Tensor, keys: Tensor, values: Tensor, out: Tensor, window: int | None, scale: float) -> None:
-    n, n_keys, n_kv = len(q), len(keys), keys.shape[1]
+def _attend_in_products(
+    q: Tensor, keys: Tensor, values: Tensor, out: Tensor, n_before: int, window: int | None, scale: float
+) -> None:
+    n_kv = keys.shape[1]
     # Of the keys before the queries' own, only a window hides any.
-    n_hiding = n if window is None or window >= n_keys else n_keys
-    bias = hidden_bias(n, n_hiding, window, q.device).to(q.dtype)[None, None]
+    first = n_before if window is None or window >= len(keys) else 0
+    bias = hidden_bias(len(q), len(keys) - first, n_before - first, window, q.device).to(q.dtype)[None, None]
     queries, result = (part.unflatten(1, (n_kv, -1)).permute(1, 2, 0, 3) for part in (q, out))
     attend_in_products(queries, keys.transpose(0, 1), values.transpose(0, 1), result, bias, scale)
 
 
-def _attend_fused(q: Tensor, keys: Tensor, values: Tensor, out: Tensor, window: int | None, scale: float) -> None:
+def _attend_fused(
+    q: Tensor, keys: Tensor, values: Tensor, out: Tensor, n_before: int, window: int | None, scale: float
+) -> None:
     n_group = q.shape[1] // keys.shape[1]
-    bias = hidden_bias(len(q), len(keys), window, q.device).to(q.dtype)[None, None]
+    bias = hidden_bias(len(q), len(keys), n_before, window, q.device).to(q.dtype)[None, None]
     # The heads of a group are a batch over the same keys: `[group, kv_heads, tokens, head_dim]`.
     queries, result = (part.unflatten(1, (-1, n_group)).permute(2, 1, 0, 3) for part in (q, out))
     by_head, of_head = (part.transpose(0, 1).expand(n_group, -1, -1, -1) for part in (keys, values))
     result.copy_(F.scaled_dot_product_attention(queries, by_head, of_head, attn_mask=bias, scale=scale))
 
 
-def hidden_bias(n: int, n_keys: int, window: int | None, device: torch.device) -> Tensor:
-    """What is added to the scores of the last `n` of `n_keys` tokens, `[n, n_keys]`: minus infinity out of sight."""
-    places = torch.arange(n_keys, device=device)
-    distance = places[n_keys - n :, None] - places
+def hidden_bias(n: int, n_keys: int, n_before: int, window: int | None, device: torch.device) -> Tensor:
+    """What is added to the scores of `n` tokens that have `n_before` keys before the first one's own, `[n, n_keys]`.
+
+    Minus infinity for what is out of sight.
+    """
+    distance = torch.arange(n, device=device)[:, None] + n_before - torch.arange(n_keys, device=device)
     hidden = distance < 0
     if window is not None:
         hidden |= distance >= window
