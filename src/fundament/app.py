@@ -25,6 +25,7 @@ from fundament.api import (
     me,
     models,
     multi_vector,
+    openapi,
     rerank,
     train,
 )
@@ -168,6 +169,7 @@ def create_app(settings: Settings) -> FastAPI:
         *(models, batch, batches, files, bulk, me, admin, health),
     ):
         app.include_router(module.router)
+    openapi.install(app, auth=bool(settings.auth))
     app.add_middleware(AccountMiddleware, accounts=accounts)
     app.add_middleware(RequestMiddleware, state=app.state.parts)
     return app

@@ -1,19 +1,32 @@
 """The app's own OpenAPI document: it says what the specification says, and the server does what it says."""
 
+import base64
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
+from jsonschema import Draft202012Validator
 
+from fundament.api.auth import is_open
+from fundament.app import create_app
+from fundament.config import Settings
 from tests.accounts.keys import make_key
+from tests.checkpoints.clip import clip
+from tests.checkpoints.omni import omni
 from tests.contract import schemas
-from tests.served import MODEL, Served
+from tests.media.files import RED, painted, pdf, plain, video, wav
+from tests.served import MODEL, Served, serving
+
+MEDIA = {"ImageDoc": "image", "VideoDoc": "video", "AudioDoc": "audio", "PDFDoc": "pdf"}
+OMNI = "jina-embeddings-v5-omni-nano"
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +54,73 @@ def test_components_have_the_names_and_keys_of_the_answers(document: dict[str, A
     component, expected = document["components"]["schemas"][name], getattr(schemas, name)
     assert set(component["properties"]) == set(expected["properties"])
     assert set(expected["required"]) <= set(component["required"])
+
+
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        ("TextDoc", {"text"}),
+        *((name, {field}) for name, field in MEDIA.items()),
+        ("MergedContentGroup", {"content"}),
+        ("TextTrainingItem", {"text", "label"}),
+        ("ImageTrainingItem", {"image", "label"}),
+    ],
+)
+def test_parts_of_requests_have_the_names_and_keys_of_the_specification(
+    document: dict[str, Any], name: str, fields: set[str]
+) -> None:
+    component = document["components"]["schemas"][name]
+    assert set(component["properties"]) == set(component["required"]) == fields
+
+
+TEXT, IMAGE, VIDEO, AUDIO = {"text": "a"}, {"image": "a"}, {"video": "a"}, {"audio": "a"}
+GROUP = {"content": [TEXT, IMAGE, VIDEO, AUDIO]}
+EXAMPLES = [{**TEXT, "label": "a"}, {**IMAGE, "label": "b"}]
+
+
+@pytest.mark.parametrize(
+    ("path", "field", "fitting", "wrong"),
+    [
+        ("embeddings", "input", ["a", TEXT, IMAGE, VIDEO, AUDIO, {"pdf": "a"}, ["a", TEXT, IMAGE, GROUP]], [[], {}, 5]),
+        ("embeddings", "input", [[GROUP]], [[{"pdf": "a"}], [{"content": []}], [{"content": [{"pdf": "a"}]}]]),
+        ("rerank", "documents", [["a", TEXT, IMAGE]], ["a", [], [AUDIO]]),
+        ("rerank", "query", ["a", TEXT, IMAGE], [["a"]]),
+        ("classify", "input", ["a", TEXT, IMAGE, ["a", TEXT, IMAGE]], [[], {"pdf": "a"}]),
+        ("train", "input", [*EXAMPLES, EXAMPLES], [[], TEXT, "a"]),
+    ],
+)
+def test_bodies_may_hold_what_the_specification_says(
+    document: dict[str, Any], path: str, field: str, fitting: list[Any], wrong: list[Any]
+) -> None:
+    body = document["paths"][f"/v1/{path}"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    schema = Draft202012Validator({**body["properties"][field], "components": document["components"]})
+    for value in fitting:
+        schema.validate(value)
+    assert not [value for value in wrong if schema.is_valid(value)]
+
+
+def test_every_reference_leads_somewhere(document: dict[str, Any]) -> None:
+    def names(value: Any) -> Iterator[str]:
+        if isinstance(value, dict):
+            yield from (str(value[key]) for key in value if key == "$ref")
+        for each in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+            yield from names(each)
+
+    led = {f"#/components/schemas/{name}" for name in document["components"]["schemas"]}
+    assert set(names(document)) <= led
+
+
+@pytest.mark.parametrize("auth", [True, False])
+def test_what_needs_a_key_says_so(tmp_path: Path, auth: bool) -> None:
+    document = create_app(Settings(data_dir=tmp_path, auth=auth)).openapi()
+    assert document["components"]["securitySchemes"] == {"HTTPBearer": {"type": "http", "scheme": "bearer"}}
+    for path, methods in document["paths"].items():
+        for operation in methods.values():
+            if is_open(path):
+                assert "security" not in operation
+            else:
+                optional = not auth and not path.startswith("/v1/admin/")
+                assert operation["security"] == ([{"HTTPBearer": []}, {}] if optional else [{"HTTPBearer": []}]), path
 
 
 def test_every_route_documents_our_own_errors(document: dict[str, Any]) -> None:
@@ -78,6 +158,8 @@ def test_the_server_does_what_its_document_says(document: dict[str, Any], server
         "return_tokenized_input": {"enum": [False, None]},
         "return_sparse": {"enum": [False, None]},
     }
+    components = document["components"]["schemas"]
+    components |= dict.fromkeys((*MEDIA, "MergedContentGroup"), components["TextDoc"])
     body = document["paths"]["/v1/embeddings"]["post"]["requestBody"]["content"]["application/json"]["schema"]
     body["properties"] |= fields
     body = document["paths"]["/v1/batch/embeddings"]["post"]["requestBody"]["content"]["application/json"]["schema"]
@@ -120,20 +202,50 @@ def test_the_server_does_what_its_document_says(document: dict[str, Any], server
     # This model gives no vectors per token, and does not chat.
     for path in ("/v1/multi-vector", "/v1/multi-embeddings", "/v1/chat/completions"):
         del document["paths"][path]
-    file = tmp_path / "openapi.json"
-    file.write_text(json.dumps(document))
     key = make_key(server.log_file.parent, admin=True)
-    options = [
-        f"--header=Authorization: Bearer {key}",
-        "--checks=all",
-        "--max-examples=40",
-        "--seed=1",
-        "--warnings=off",
-        "--no-color",
-    ]
+    schemathesis(document, server, tmp_path, f"--header=Authorization: Bearer {key}", "--checks=all")
+
+
+def test_media_of_the_document_are_read_or_refused(document: dict[str, Any], tmp_path: Path) -> None:
+    """The same of models that read images, and everything: whole files and broken ones, wherever they may be."""
+    document = deepcopy(document)
+    models = {"jina-clip-v2": clip(tmp_path / "clip"), OMNI: omni(tmp_path / "omni", "nano")}
+    image, page, film = plain(RED), pdf([painted(RED)]), video([0, 200])
+    whole = {
+        "ImageDoc": image,
+        "ImageTrainingItem": image,
+        "PDFDoc": page,
+        "AudioDoc": wav(np.zeros(800)),
+        "VideoDoc": film,
+    }
+    for name, content in whole.items():
+        [kind] = set(document["components"]["schemas"][name]["properties"]) - {"label"}
+        given = {"anyOf": [{"const": base64.b64encode(content).decode()}, {"type": "string"}]}
+        document["components"]["schemas"][name]["properties"][kind] = given
+    document["paths"] = {
+        path: {"post": document["paths"][path]["post"]}
+        for path in ("/v1/embeddings", "/v1/rerank", "/v1/classify", "/v1/train")
+    }
+    for methods in document["paths"].values():
+        body = methods["post"]["requestBody"]["content"]["application/json"]["schema"]
+        body["properties"]["model"] = {"enum": list(models)}
+        body["required"] = sorted({*body["required"], "model"})
+    named = ",".join(f"{model}={folder}" for model, folder in models.items())
+    with serving(tmp_path, models=named) as server:
+        checks = ("not_a_server_error", "status_code_conformance", "response_schema_conformance")
+        schemathesis(document, server, tmp_path, f"--checks={','.join(checks)}", n_examples=20)
+        read = {event["path"] for event in server.events() if event.get("status") == 200}
+    assert read >= {"/v1/embeddings", "/v1/rerank", "/v1/classify"}  # no schema says that two labels differ
+
+
+def schemathesis(document: dict[str, Any], server: Served, folder: Path, *options: str, n_examples: int = 40) -> None:
+    """Send what a document allows, and what it does not, and check the answers."""
+    file = folder / "openapi.json"
+    file.write_text(json.dumps(document))
+    usual = (f"--max-examples={n_examples}", "--seed=1", "--warnings=off", "--no-color")
     ran = subprocess.run(
-        [sys.executable, "-m", "schemathesis.cli", "run", str(file), f"--url={server.url}", *options],
-        cwd=tmp_path,
+        [sys.executable, "-m", "schemathesis.cli", "run", str(file), f"--url={server.url}", *usual, *options],
+        cwd=folder,
         env={**os.environ, "PYTHONWARNINGS": ""},
         capture_output=True,
         text=True,

@@ -12,7 +12,7 @@ from pydantic import BeforeValidator, Field, StringConstraints, WithJsonSchema
 from fundament.api.auth import owner
 from fundament.api.body import Body, echo, read_body
 from fundament.api.classifiers import known_id, not_found
-from fundament.api.inputs import Inputs, Sent, check_number
+from fundament.api.inputs import ImageDoc, Sent, TextDoc, check_number, read_inputs
 from fundament.api.media import check_media, opened, read_bare
 from fundament.api.presence import while_awaited
 from fundament.api.schemas import request_body, responses
@@ -33,6 +33,7 @@ _MOST_LABELS = 512
 _MOST_GROUPS = 8
 _MOST_LABELS_OF_GROUP = 64
 
+_Content = str | TextDoc | ImageDoc
 Labels = dict[str | None, list[str]]
 """Candidates by the name of their group; a plain list of labels is the one group None."""
 
@@ -75,7 +76,7 @@ def _read_group(value: Any, field: str, most: int) -> list[str]:
     return labels
 
 
-def _document(**limits: int) -> dict[str, Any]:
+def _labels(**limits: int) -> dict[str, Any]:
     return {"type": "array", "minItems": 1, "items": {"type": "string", "minLength": 1, "pattern": r"\S"}, **limits}
 
 
@@ -91,12 +92,12 @@ class ClassifyRequest(Body):
         WithJsonSchema(
             {
                 "anyOf": [
-                    _document(maxItems=_MOST_LABELS),
+                    _labels(maxItems=_MOST_LABELS),
                     {
                         "type": "object",
                         "minProperties": 1,
                         "maxProperties": _MOST_GROUPS,
-                        "additionalProperties": _document(maxItems=_MOST_LABELS_OF_GROUP),
+                        "additionalProperties": _labels(maxItems=_MOST_LABELS_OF_GROUP),
                     },
                     {"type": "null"},
                 ]
@@ -108,7 +109,13 @@ class ClassifyRequest(Body):
         f"{_MOST_LABELS_OF_GROUP} each, of which every input gets one label per group.",
     )
     classifier_id: str | None = Field(None, description="A trained classifier, in place of `model` and `labels`.")
-    input: Inputs
+    input: Annotated[
+        list[Sent],
+        BeforeValidator(
+            read_inputs,
+            json_schema_input_type=_Content | Annotated[list[_Content], Field(min_length=1, max_length=MOST_INPUTS)],
+        ),
+    ] = Field(description=f"What is classified: texts, or images on models that read them; {MOST_INPUTS} at most.")
     truncate: bool | None = Field(False, description="Cut inputs longer than the context instead of refusing them.")
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, get_args
 
-from pydantic import BeforeValidator, WithJsonSchema
+from pydantic import BaseModel, BeforeValidator, Field
 
 from fundament.api.body import echo
 from fundament.core import MediaKind
@@ -13,6 +13,8 @@ from fundament.errors import Fault, InputError
 _KINDS: tuple[MediaKind, ...] = get_args(MediaKind)
 _KIND_OF: dict[str, MediaKind] = {kind: kind for kind in _KINDS}
 _KIND_OF |= {"url": "image", "bytes": "image"}  # {"url": …} and {"bytes": …} were images before {"image": …} was
+
+_FILE = "A URL, a data URI or base64."
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +30,42 @@ class Reference:
     kind: MediaKind
     source: str = field(repr=False)
     origin: str
+
+
+class TextDoc(BaseModel):
+    """A text."""
+
+    text: str
+
+
+class ImageDoc(BaseModel):
+    """An image."""
+
+    image: str = Field(description=_FILE)
+
+
+class VideoDoc(BaseModel):
+    """A video."""
+
+    video: str = Field(description=_FILE)
+
+
+class AudioDoc(BaseModel):
+    """A sound."""
+
+    audio: str = Field(description=_FILE)
+
+
+class PDFDoc(BaseModel):
+    """A PDF: the whole input, of which each page becomes a vector."""
+
+    pdf: str = Field(description=_FILE)
+
+
+class MergedContentGroup(BaseModel):
+    """Parts that become one vector, in their order."""
+
+    content: list[TextDoc | ImageDoc | VideoDoc | AudioDoc] = Field(min_length=1)
 
 
 Part = str | Reference
@@ -120,23 +158,21 @@ def _is_token_ids(value: Any) -> bool:
     return all(isinstance(token, int) and not isinstance(token, bool) for token in tokens)
 
 
-def _document(key: str) -> dict[str, Any]:
-    return {"type": "object", "properties": {key: {"type": "string"}}, "required": [key], "title": f"{key.title()}Doc"}
-
-
-_TEXT_DOC = _document("text")
+_Item = str | TextDoc | ImageDoc | VideoDoc | AudioDoc | MergedContentGroup
 Inputs = Annotated[
     list[Sent],
-    BeforeValidator(read_inputs),
-    WithJsonSchema(
-        {
-            "anyOf": [
-                {"type": "string"},
-                _TEXT_DOC,
-                {"type": "array", "minItems": 1, "items": {"anyOf": [{"type": "string"}, _TEXT_DOC]}},
-            ],
-            "description": "What to embed: a string, a document object, or a list of either. "
-            'Models that take images also take `{"image": …}`, `{"pdf": …}`, `{"video": …}`, `{"audio": …}`.',
-        }
+    BeforeValidator(
+        read_inputs,
+        json_schema_input_type=str
+        | TextDoc
+        | ImageDoc
+        | VideoDoc
+        | AudioDoc
+        | PDFDoc
+        | Annotated[list[_Item], Field(min_length=1)],
+    ),
+    Field(
+        description="What to embed: a string, a document object, or a list of these; media and groups of parts on "
+        "models that read them."
     ),
 ]

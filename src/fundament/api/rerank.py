@@ -5,10 +5,10 @@ from typing import Annotated, Any, cast
 
 import numpy as np
 from fastapi import APIRouter, Request, Response
-from pydantic import AliasChoices, BeforeValidator, Field, StringConstraints, WithJsonSchema
+from pydantic import AliasChoices, BeforeValidator, Field, StringConstraints
 
 from fundament.api.body import Body, echo, read_body
-from fundament.api.inputs import Part, Reference, read_part
+from fundament.api.inputs import ImageDoc, Part, Reference, TextDoc, read_part
 from fundament.api.media import opened, read_bare_input
 from fundament.api.presence import while_awaited
 from fundament.api.schemas import request_body, responses
@@ -23,7 +23,7 @@ router = APIRouter()
 
 DEFAULT = "jina-reranker-v3"  # what a request means that names no model, where it is served
 _MOST_TOKENS = 8192  # of `max_doc_length`, as the public API has it
-_TEXT_DOC = {"type": "object", "properties": {"text": {"type": "string"}}, "required": ["text"], "title": "TextDoc"}
+_Content = str | TextDoc | ImageDoc
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,22 +73,15 @@ class RerankRequest(Body):
     )
     query: Annotated[
         Part,
-        BeforeValidator(_read_query),
-        WithJsonSchema({"anyOf": [{"type": "string"}, _TEXT_DOC], "description": "What is searched for."}),
-    ]
+        BeforeValidator(_read_query, json_schema_input_type=_Content),
+    ] = Field(description="What is searched for.")
     documents: Annotated[
         list[Document],
-        BeforeValidator(_read_documents),
-        WithJsonSchema(
-            {
-                "type": "array",
-                "minItems": 1,
-                "items": {"anyOf": [{"type": "string"}, _TEXT_DOC]},
-                "description": 'What is ranked: strings, or objects like `{"text": …}`, whose other keys are kept. '
-                'Models that read images also take `{"image": …}`, here and as the query.',
-            }
-        ),
-    ]
+        BeforeValidator(_read_documents, json_schema_input_type=Annotated[list[_Content], Field(min_length=1)]),
+    ] = Field(
+        description='What is ranked: strings, or objects like `{"text": …}`, whose other keys are kept. '
+        'Models that read images also take `{"image": …}`, here and as the query.',
+    )
     top_n: Annotated[int, Field(ge=1)] | None = Field(
         None,
         validation_alias=AliasChoices("top_n", "top_k"),

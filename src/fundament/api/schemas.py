@@ -558,7 +558,6 @@ def streamed(media_type: str, *, errors: tuple[int, ...]) -> dict[int | str, dic
 
 
 def request_body(model: type[BaseModel]) -> dict[str, Any]:
-    """The body of a route that reads it itself."""
+    """The body of a route that reads it itself. What it refers to stays in it, for `api.openapi` to name."""
     schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
-    schema.pop("$defs", None)
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}

@@ -9,13 +9,13 @@ from uuid import uuid4
 
 import numpy as np
 from fastapi import APIRouter, Request, Response
-from pydantic import BeforeValidator, Field, StringConstraints, WithJsonSchema
+from pydantic import BeforeValidator, Field, StringConstraints
 
 from fundament.api.auth import owner
 from fundament.api.body import Body, echo, read_body
 from fundament.api.classifiers import busy, known_id, take
 from fundament.api.classify import MOST_INPUTS, check_dim, embedder, readable, task_of, unit_vectors
-from fundament.api.inputs import Part, check_number, read_part
+from fundament.api.inputs import ImageDoc, Part, TextDoc, check_number, read_part
 from fundament.api.media import opened
 from fundament.api.presence import while_awaited
 from fundament.api.schemas import request_body, responses
@@ -79,15 +79,22 @@ def _read_example(value: Any, field: str) -> Example:
     return Example(content, label)
 
 
-_TRAINING_ITEM = {
-    "type": "object",
-    "title": "TextTrainingItem",
-    "properties": {
-        "text": {"type": "string", "description": 'In its place `"image"`, on models that read images.'},
-        "label": {"type": "string", "minLength": 1, "maxLength": _LONGEST_LABEL, "pattern": r"\S"},
-    },
-    "required": ["text", "label"],
-}
+_Label = Annotated[str, StringConstraints(min_length=1, max_length=_LONGEST_LABEL, pattern=r"\S")]
+
+
+class TextTrainingItem(TextDoc):
+    """A text and the label that is right for it."""
+
+    label: _Label
+
+
+class ImageTrainingItem(ImageDoc):
+    """An image and the label that is right for it."""
+
+    label: _Label
+
+
+_Item = TextTrainingItem | ImageTrainingItem
 
 
 class TrainRequest(Body):
@@ -99,17 +106,11 @@ class TrainRequest(Body):
     classifier_id: str | None = Field(None, description="The classifier to update, in place of `model`.")
     input: Annotated[
         list[Example],
-        BeforeValidator(read_training),
-        WithJsonSchema(
-            {
-                "anyOf": [
-                    {"type": "array", "minItems": 1, "maxItems": MOST_INPUTS, "items": _TRAINING_ITEM},
-                    _TRAINING_ITEM,
-                ],
-                "description": f"Up to {MOST_INPUTS} examples; two different labels at least for a new classifier.",
-            }
+        BeforeValidator(
+            read_training,
+            json_schema_input_type=_Item | Annotated[list[_Item], Field(min_length=1, max_length=MOST_INPUTS)],
         ),
-    ]
+    ] = Field(description=f"Up to {MOST_INPUTS} examples; two different labels at least for a new classifier.")
     access: Access | None = Field(
         None,
         description="Who may ask a new classifier: `public`, every key (the default), or `private`, the owner's alone.",
