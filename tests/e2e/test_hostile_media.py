@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from tests.checkpoints.clip import clip
+from tests.checkpoints.omni import omni
 from tests.contract.schemas import conforms
 from tests.media.files import (
     RED,
@@ -23,6 +24,7 @@ from tests.media.files import (
     plain,
     png,
     saved,
+    still,
     stream,
     tiff,
     video,
@@ -31,8 +33,9 @@ from tests.media.files import (
 )
 from tests.served import Served, serving
 
-MODEL = "jina-clip-v2"
+CLIP, OMNI = "jina-clip-v2", "jina-embeddings-v5-omni-small"
 ROOM_MEGABYTES = 400  # far less than any of these would fill, far more than decoding what is allowed takes here
+FLAT_MEGABYTES = 50  # what memory may differ by when all of these have come again and again
 
 
 def zeros(n: int) -> bytes:
@@ -74,8 +77,26 @@ HOSTILE = {
     "10,000 pages": ("pdf", many_pages(10_000), "10,000 pages, more than the 100 allowed"),
     "an encrypted PDF": ("pdf", encrypted(), "needs a password"),
     "a cut PDF": ("pdf", b"%PDF-1.7\n1 0 obj\n<</Type/Catalog", "damaged or cut short"),
-    "a video": ("video", video([1, 2]), "Models served here that take video input: none"),
-    "NaN": ("audio", wav([np.nan] * 100), "Models served here that take audio input: none"),
+    "a video": ("video", video([1, 2]), f"Models served here that take video input: {OMNI}"),
+    "a sound": ("audio", wav([0.0] * 100), f"Models served here that take audio input: {OMNI}"),
+}
+MP4 = video([1, 2, 3], "mp4", codec="mpeg4")
+HOSTILE_RECORDINGS = {
+    "NaN": ("audio", wav([0.0] * 8000 + [np.nan]), "samples that are not finite numbers"),
+    "infinity": ("audio", wav([np.inf, -np.inf] * 4000), "samples that are not finite numbers"),
+    "no samples": ("audio", wav([]), "no samples"),
+    "a cut sound": ("audio", wav(np.zeros(100))[:30], "damaged or cut short"),
+    "a sound of a sample per second": ("audio", wav(np.zeros(400), rate=1), "longer than the 300 seconds allowed"),
+    "no frames": ("video", video([]), "damaged or cut short"),
+    "no frames, and an index": ("video", video([], "avi", codec="mpeg4"), "no frames|no pictures"),
+    "a cut video": ("video", MP4[: len(MP4) // 2], "damaged or cut short|codec is not known"),
+    "a video cut in its index": ("video", MP4[:-300], "damaged or cut short"),
+    "a video's name alone": ("video", MP4[:32], "damaged or cut short"),
+    "frames as large as a wall": ("video", still(2, 4000, 2500), "frames of 4000 x 2500 pixels"),
+    "more frames than minutes hold": ("video", still(10_001, 16, 16), "more than the 10,000 frames allowed"),
+    "large frames again and again": ("video", still(1_100, 4096, 2304), "10,381 million pixels in all its frames"),
+    "a list of other files": ("video", b"ffconcat version 1.0\nfile /etc/passwd\n", "not a video of a known format"),
+    "a video for a sound": ("audio", video([1, 2]), "no sound track"),
 }
 TAKEN = {
     "trailing bytes": ("image", PNG + b"PK\x03\x04" + bytes(1000)),
@@ -83,45 +104,65 @@ TAKEN = {
     "a page as large as a country": ("pdf", pdf([painted(RED)], box="0 0 1000000 1000000")),
     "a page of a large image": ("pdf", page_of_a_large_image()),
 }
+TAKEN_RECORDINGS = {
+    "as many frames as are allowed": ("video", still(10_000, 16, 16)),
+    "a sound that unfolds": ("audio", wav(np.zeros(299), rate=1)),
+}
+ROWS = {name: (CLIP, *row) for name, row in {**HOSTILE, **TAKEN}.items()}
+ROWS |= {name: (OMNI, *row) for name, row in {**HOSTILE_RECORDINGS, **TAKEN_RECORDINGS}.items()}
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     folder = tmp_path_factory.mktemp("hostile")
-    with serving(folder, models=f"{MODEL}={clip(folder / 'clip')}", dtype="float32") as server:
+    models = f"{CLIP}={clip(folder / 'clip')},{OMNI}={omni(folder / 'omni', 'small')}"
+    with serving(folder, models=models, dtype="float32") as server:
         server.http.event_hooks["response"].append(conforms)
         yield server
 
 
-def send(server: Served, kind: str, content: bytes) -> httpx.Response:
-    body = {"model": MODEL, "input": {kind: base64.b64encode(content).decode()}}
+def send(server: Served, model: str, kind: str, content: bytes) -> httpx.Response:
+    body = {"model": model, "input": {kind: base64.b64encode(content).decode()}}
     return server.http.post("/v1/embeddings", json=body)
 
 
-def peak_megabytes(server: Served) -> float:
-    """The most memory that the server has had."""
+def megabytes(server: Served, what: str) -> float:
+    """Memory of the server: the most that it has had, `VmHWM`, or what it has, `VmRSS`."""
     status = Path(f"/proc/{server.process.pid}/status")
     if not status.exists():
         pytest.skip("this system does not tell")
-    [line] = [line for line in status.read_text().splitlines() if line.startswith("VmHWM")]
+    [line] = [line for line in status.read_text().splitlines() if line.startswith(what)]
     return int(line.split()[1]) / 1000
 
 
-@pytest.mark.parametrize("name", [*HOSTILE, *TAKEN])
+@pytest.mark.parametrize("name", ROWS)
 def test_a_hostile_file_costs_its_own_request_only(server: Served, name: str) -> None:
-    good = send(server, "image", PNG)
+    model, kind, content, *words = ROWS[name]
+    good = send(server, model, "image", PNG)
     assert good.status_code == 200
-    before = peak_megabytes(server)
-    kind, content, *words = {**HOSTILE, **TAKEN}[name]  # type: ignore[dict-item]
-    answer = send(server, kind, content)
+    before = megabytes(server, "VmHWM")
+    answer = send(server, model, kind, content)
     if words:
         assert answer.status_code == 422, answer.text
         assert any(word in answer.json()["detail"] for word in words[0].split("|")), answer.json()["detail"]
         assert answer.json()["errors"][0]["field"].startswith("body -> input")
     else:
         assert answer.status_code == 200, answer.text
-    assert peak_megabytes(server) - before < ROOM_MEGABYTES
-    assert send(server, "image", PNG).json()["data"] == good.json()["data"]
+    assert megabytes(server, "VmHWM") - before < ROOM_MEGABYTES
+    assert send(server, model, "image", PNG).json()["data"] == good.json()["data"]
+
+
+def test_hostile_files_leave_nothing_in_memory(server: Served) -> None:
+    def send_all() -> float:
+        for model, kind, content, *words in ROWS.values():
+            if words:
+                assert send(server, model, kind, content).status_code == 422
+        return megabytes(server, "VmRSS")
+
+    before = send_all()  # what comes first fills caches and pools
+    for _ in range(3):
+        after = send_all()
+    assert after - before < FLAT_MEGABYTES
 
 
 def test_no_refusal_is_an_error_of_the_server(server: Served) -> None:

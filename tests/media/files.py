@@ -39,7 +39,17 @@ def animation(form: str, colours: Sequence[tuple[int, int, int]] = (RED, GREEN, 
 
 def png(width: int, height: int, data: bytes = b"", *more: tuple[bytes, bytes]) -> bytes:
     """A PNG that says it has so many pixels, whatever it holds."""
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return _png(struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0), data, *more)
+
+
+def deep_png(pixels: np.ndarray[Any, np.dtype[np.uint16]]) -> bytes:
+    """A PNG of 16 bits per channel, which Pillow reads and does not write; pixels are `[height, width, 3 or 4]`."""
+    height, width, n_channels = pixels.shape
+    lines = b"".join(b"\0" + line.astype(">u2").tobytes() for line in pixels)
+    return _png(struct.pack(">IIBBBBB", width, height, 16, {3: 2, 4: 6}[n_channels], 0, 0, 0), lines)
+
+
+def _png(header: bytes, data: bytes, *more: tuple[bytes, bytes]) -> bytes:
     chunks = [(b"IHDR", header), *more, (b"IDAT", zlib.compress(data)), (b"IEND", b"")]
     written = (
         struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body)) for name, body in chunks
@@ -183,6 +193,22 @@ def video(
             container.mux(sound.encode(heard))
             container.mux(sound.encode())
     return file.getvalue()
+
+
+def turned(picture: Pixels, degrees: int) -> bytes:
+    """A video of one picture that a player turns clockwise by so much (ISO 14496-12, 8.3.2: the track's matrix)."""
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp4") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.height, stream.width, stream.pix_fmt = *picture.shape[:2], "yuv420p"
+        container.start_encoding()
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
+    content = file.getvalue()
+    start = content.index(b"tkhd") + 44  # after version, times, number, length, layer and volume
+    a, b, c, d = {0: (1, 0, 0, 1), 90: (0, 1, -1, 0), 180: (-1, 0, 0, -1), 270: (0, -1, 1, 0)}[degrees]
+    matrix = struct.pack(">9i", a << 16, b << 16, 0, c << 16, d << 16, 0, 0, 0, 1 << 30)
+    return content[:start] + matrix + content[start + len(matrix) :]
 
 
 def still(n: int, width: int, height: int) -> bytes:

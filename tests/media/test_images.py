@@ -7,7 +7,7 @@ from PIL import Image
 from fundament.core import Media, MediaLimits
 from fundament.errors import InputError
 from fundament.media import pictures
-from tests.media.files import BLUE, GREEN, RED, WHITE, Pixels, animation, noise, plain, png, saved, webp
+from tests.media.files import BLUE, GREEN, RED, WHITE, Pixels, animation, deep_png, noise, plain, png, saved, webp
 
 
 def decoded(content: bytes, limits: MediaLimits | None = None) -> Pixels:
@@ -95,6 +95,31 @@ def test_sixteen_bits_become_eight() -> None:
     levels = np.array([[0, 128, 129, 257, 0x8000, 0xFFFE, 0xFFFF]], dtype=np.uint16)
     for form in ("PNG", "TIFF"):
         assert decoded(saved(Image.fromarray(levels), form))[0, :, 0].tolist() == [0, 0, 1, 1, 128, 255, 255]
+
+
+def test_sixteen_bits_of_colours_become_eight() -> None:
+    levels = np.array([[[0, 0x8000, 0xFFFF], [200 * 257, 50 * 257, 257]]], dtype=np.uint16)
+    assert decoded(deep_png(levels)).tolist() == [[[0, 128, 255], [200, 50, 1]]]
+    alpha = np.array([[[0xFFFF], [0]]], dtype=np.uint16)
+    assert decoded(deep_png(np.concatenate([levels, alpha], axis=2))).tolist() == [[[0, 128, 255], [*WHITE]]]
+
+
+@pytest.mark.parametrize("form", ["TIFF", "JPEG"])
+@pytest.mark.parametrize(
+    ("ink", "colour"),
+    [
+        ((255, 0, 0, 0), (0, 255, 255)),
+        ((0, 255, 0, 0), (255, 0, 255)),
+        ((0, 0, 255, 0), (255, 255, 0)),
+        ((0, 0, 0, 255), (0, 0, 0)),
+        ((0, 0, 0, 128), (127, 127, 127)),
+        ((100, 50, 20, 30), (137, 181, 207)),  # each channel is (255 - ink) * (255 - black) / 255
+    ],
+)
+def test_inks_become_the_colours_that_they_print(
+    form: str, ink: tuple[int, int, int, int], colour: tuple[int, int, int]
+) -> None:
+    assert np.abs(decoded(saved(Image.new("CMYK", (16, 16), ink), form))[8, 8].astype(int) - colour).max() <= 1
 
 
 @pytest.mark.parametrize(("mode", "colour"), [("1", 1), ("L", 255), ("CMYK", (0, 0, 0, 0)), ("P", 0)])

@@ -7,7 +7,7 @@ from fundament.core import Interest, Media, MediaLimits
 from fundament.errors import InputError
 from fundament.media import frames, sound
 from fundament.media.formats import format_of
-from tests.media.files import audio, plain, still, video, wav
+from tests.media.files import audio, plain, still, turned, video, wav
 
 pytest.importorskip("av")
 
@@ -35,6 +35,14 @@ def refused(content: bytes, kind: str = "video", limits: MediaLimits | None = No
 def test_frames_are_evenly_spread_from_the_first_to_the_last(n: int) -> None:
     wanted = np.linspace(0, 9, min(n, 10)).astype(int)
     np.testing.assert_allclose(shades(video(SHADES), n), [SHADES[place] for place in wanted], atol=1)
+
+
+@pytest.mark.parametrize("degrees", [0, 90, 180, 270])
+def test_a_video_is_upright_as_a_player_shows_it(degrees: int) -> None:
+    picture = np.zeros((32, 64, 3), np.uint8)
+    picture[:16, :32], picture[16:, :32], picture[16:, 32:] = 60, 120, 200
+    [found] = frames(Media("video", turned(picture, degrees)), 1)
+    np.testing.assert_allclose(found.astype(int), np.rot90(picture, -degrees // 90), atol=12)
 
 
 @pytest.mark.parametrize(
