@@ -9,7 +9,7 @@ import httpx
 import numpy as np
 import pytest
 
-from tests.checkpoints.clip import clip
+from tests.checkpoints.clip import WIDTH, clip
 from tests.contract.schemas import conforms
 from tests.media.files import (
     RED,
@@ -88,7 +88,8 @@ TAKEN = {
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     folder = tmp_path_factory.mktemp("hostile")
-    with serving(folder, models=f"{MODEL}={clip(folder / 'clip')}", dtype="float32") as server:
+    models = f"{MODEL}={clip(folder / 'clip')}"
+    with serving(folder, dims={MODEL: WIDTH}, models=models, dtype="float32") as server:
         server.http.event_hooks["response"].append(conforms)
         yield server
 

@@ -2,8 +2,9 @@
 
 import asyncio
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import date
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from fundament.backbone.device import Placement
-from fundament.catalog import CATALOG, ModelSpec
+from fundament.catalog import CATALOG, ModelSpec, Task
 from fundament.core import Array, Embed, Embeddings, Item
 from fundament.engine.batcher import Ticket
 from fundament.engine.local import EngineOptions, LocalEngine, _unpaid, load_model, needed_bytes, threads_of
@@ -25,7 +26,13 @@ from fundament.errors import (
     UnavailableError,
 )
 from fundament.telemetry import Metrics
-from tests.checkpoints import random_tensors, resave, save, word_piece
+from tests.checkpoints import load, random_tensors, resave, save, word_piece
+from tests.checkpoints.clip import clip
+from tests.checkpoints.jina_bert import jina_bert
+from tests.checkpoints.omni import omni
+from tests.checkpoints.qwen_vl import qwen_vl
+from tests.checkpoints.t5 import t5
+from tests.checkpoints.xlm_roberta import xlm_roberta
 from tests.served import metrics_of
 
 TEXTS = ["the search engine", "what people mean"]
@@ -236,6 +243,27 @@ def test_a_directory_of_another_family_is_refused(
     directory = resave(bert(tmp_path / "model", 0).directory, config=changes)
     with pytest.raises(CheckpointError, match=words):
         load_model(Local(CATALOG[model], directory), Placement(torch.device("cpu"), torch.float32))
+
+
+V4, OMNI = CATALOG["jina-embeddings-v4"].tasks, CATALOG["jina-embeddings-v5-omni-small"].tasks
+
+
+@pytest.mark.parametrize(
+    ("family", "write", "tasks"),
+    [
+        ("jina_bert", jina_bert, {}),
+        ("xlm_roberta", xlm_roberta, {}),
+        ("t5", t5, {}),
+        ("clip", clip, {}),
+        ("omni", partial(omni, size="small"), OMNI),
+        ("qwen_vl", partial(qwen_vl, kind="v4"), V4),
+    ],
+)
+def test_vectors_of_another_length_than_the_catalogue_says_are_refused(
+    tmp_path: Path, family: str, write: Callable[[Path], Path], tasks: Mapping[str, Task]
+) -> None:
+    with pytest.raises(CheckpointError, match=r"a vector of 'tiny' has 1024 numbers, one of this checkpoint \d\d;"):
+        load(write(tmp_path), family, context=64, dim=1024, tasks=tasks)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

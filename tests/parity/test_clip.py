@@ -43,7 +43,7 @@ def models(directories: dict[str, Path]) -> dict[str, ClipEmbedder]:
 
 
 def loaded(directory: Path, dtype: torch.dtype = torch.float32) -> ClipEmbedder:
-    model = load(directory, "clip", dtype=dtype, modalities=("text", "image", "pdf"))
+    model = load(directory, "clip", dim=tiny.WIDTH, dtype=dtype, modalities=("text", "image", "pdf"))
     assert isinstance(model, ClipEmbedder)
     return model
 
@@ -231,7 +231,7 @@ def test_order_usage_and_a_file_sent_twice(models: dict[str, ClipEmbedder]) -> N
 
 def test_the_prefix_of_queries_changes_texts_and_no_image(directories: dict[str, Path]) -> None:
     tasks = CATALOG["jina-clip-v2"].tasks
-    model = load(directories["v2"], "clip", tasks=tasks)
+    model = load(directories["v2"], "clip", dim=tiny.WIDTH, tasks=tasks)
     assert isinstance(model, ClipEmbedder)
 
     def rows(task: str | None) -> list[Item]:

@@ -228,7 +228,7 @@ def test_counts_order_and_files_sent_twice(models: dict[str, OmniEmbedder]) -> N
 
 
 def test_the_published_sizes_of_images(directories: dict[str, Path]) -> None:
-    model = load(directories["small"], "omni", tasks=SPEC.tasks, context=4096)
+    model = load(directories["small"], "omni", dim=tiny.HIDDEN, tasks=SPEC.tasks, context=4096)
     assert isinstance(model, OmniEmbedder)
     for size, n in (((64, 64), 256), ((1300, 1300), 1225)):
         [item] = model.prepare(Embed(inputs=[png(picture(*size))], task="clustering"))

@@ -13,7 +13,7 @@ from fundament.backbone.tokenizing import TextTokenizer
 from fundament.backbone.transformer import Transformer
 from fundament.catalog import ModelSpec, Task
 from fundament.core import Array, Embed, Embeddings, Item
-from fundament.errors import Fault, InputError, TooLongError, TooLongTogetherError
+from fundament.errors import CheckpointError, Fault, InputError, TooLongError, TooLongTogetherError
 
 
 class TextEmbedder:
@@ -23,9 +23,12 @@ class TextEmbedder:
         tokenizer: the checkpoint's own.
         transformer: the checkpoint's own.
         pooling: how a row's hidden states become one vector.
-        spec: what each task means.
+        spec: what each task means, and how long a vector is.
         adapters: the place in the transformer of each adapter that the spec's tasks name; `BASE` where its terms are
             merged into the weights. A task whose adapter is not among them is refused.
+
+    Raises:
+        CheckpointError: the transformer's vectors have another length.
     """
 
     def __init__(
@@ -36,6 +39,10 @@ class TextEmbedder:
         spec: ModelSpec,
         adapters: Mapping[str, int] | None = None,
     ) -> None:
+        if (dim := transformer.shape.hidden) != spec.dim:
+            raise CheckpointError(
+                f"a vector of '{spec.id}' has {spec.dim} numbers, one of this checkpoint {dim}; is it another model?"
+            )
         self.tokenizer = tokenizer
         self.transformer = transformer
         self.pooling: Pooling = pooling
