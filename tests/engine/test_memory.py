@@ -1,6 +1,7 @@
 """Which models stay in memory."""
 
 import asyncio
+import threading
 from collections.abc import Callable
 
 import pytest
@@ -46,12 +47,19 @@ class World:
 
     def __init__(self, budget: int = 20, idle_seconds: float | None = None) -> None:
         self.log: list[str] = []
+        self.measured: list[str] = []
         self.fails = False
+        self.loading = asyncio.Event()
         self.memory: Memory[Resident] = Memory(
-            budget_bytes=budget, idle_seconds=idle_seconds, measure=lambda _: 10, load=self.load
+            budget_bytes=budget, idle_seconds=idle_seconds, measure=self.measure, load=self.load
         )
 
+    def measure(self, name: str) -> int:
+        self.measured.append(name)
+        return 10
+
     async def load(self, name: str) -> Resident:
+        self.loading.set()
         await asyncio.sleep(0)
         if self.fails:
             raise OSError("disk")
@@ -98,8 +106,11 @@ def test_a_model_in_use_is_never_evicted_and_the_next_waits_for_it(runner: async
     async def scenario() -> None:
         world, release = World(budget=10), asyncio.Event()
         first = asyncio.ensure_future(world.use("a", release))
-        await asyncio.sleep(0.01)
+        while not world.log:
+            await asyncio.sleep(0)
         second = asyncio.ensure_future(world.use("b"))
+        while world.measured != ["a", "b"]:
+            await asyncio.sleep(0)
         await asyncio.sleep(0.01)
         assert world.log == ["+a"]
         release.set()
@@ -147,6 +158,26 @@ def test_a_model_larger_than_the_budget_is_refused_in_words(runner: asyncio.Runn
     run(runner, scenario)
 
 
+def test_the_event_loop_runs_on_while_a_model_is_measured(runner: asyncio.Runner) -> None:
+    async def scenario() -> None:
+        world, reached, release = World(), threading.Event(), threading.Event()
+
+        def measure(_: str) -> int:
+            reached.set()
+            assert release.wait(10)
+            return 10
+
+        world.memory = Memory(budget_bytes=20, idle_seconds=None, measure=measure, load=world.load)
+        using = asyncio.ensure_future(world.use("a"))
+        while not reached.is_set():
+            await asyncio.sleep(0)
+        release.set()
+        await using
+        assert world.log == ["+a"]
+
+    run(runner, scenario)
+
+
 def test_a_failed_load_is_tried_again_by_the_next_caller(runner: asyncio.Runner) -> None:
     async def scenario() -> None:
         world = World()
@@ -164,7 +195,7 @@ def test_a_caller_who_leaves_does_not_end_the_load_of_others(runner: asyncio.Run
     async def scenario() -> None:
         world = World()
         leaver, stayer = asyncio.ensure_future(world.use("a")), asyncio.ensure_future(world.use("a"))
-        await asyncio.sleep(0)
+        await world.loading.wait()
         leaver.cancel()
         await stayer
         assert world.log == ["+a"]
@@ -177,8 +208,9 @@ def test_an_idle_model_is_let_go(runner: asyncio.Runner) -> None:
         world = World(idle_seconds=0.02)
         reaper = asyncio.ensure_future(world.memory.expire())
         await world.use("a")
-        while world.memory.loaded:
+        while world.log[-1] != "-a":
             await asyncio.sleep(0.005)
+        assert not world.memory.loaded
         assert world.log == ["+a", "-a"]
         reaper.cancel()
 

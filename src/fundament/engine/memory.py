@@ -146,7 +146,7 @@ class Memory(Generic[R]):
                 seat.ready.cancel()
 
     async def _sit(self, model: str) -> _Seat[R]:
-        needed = self._measure(model)
+        needed = await asyncio.to_thread(self._measure, model)  # reads files
         if needed > self.budget_bytes:
             raise UnavailableError(
                 f"Model '{model}' needs {_gigabytes(needed)} of memory, the budget is {_gigabytes(self.budget_bytes)}. "
