@@ -19,7 +19,7 @@ FundamentError
 ├── FetchError            422  a URL of the caller's that cannot or may not be read
 ├── UnavailableError      503  SERVICE_UNAVAILABLE, with Retry-After
 ├── RowError              500  INTERNAL_ERROR: a row whose forward pass failed; names it
-└── CheckpointError            a checkpoint that does not load; lists what is wrong with it
+└── CheckpointError            a checkpoint that does not load, with all that is wrong with it; callers get 503
 """
 
 from collections.abc import Sequence

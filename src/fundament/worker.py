@@ -228,8 +228,10 @@ class Worker:
         while True:
             try:
                 return await work()
-            except UnavailableError:
-                await asyncio.sleep(_AGAIN_SECONDS[min(n_tries, len(_AGAIN_SECONDS) - 1)])
+            except UnavailableError as error:
+                # A queue drains soon, a model that does not load is not mended within seconds.
+                wait = _AGAIN_SECONDS[min(n_tries, len(_AGAIN_SECONDS) - 1)]
+                await asyncio.sleep(max(wait, error.retry_after_seconds or 0))
                 n_tries += 1
 
     async def _end(self, job: Job, reason: str) -> None:

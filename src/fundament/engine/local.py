@@ -1,8 +1,10 @@
 """The engine in this process."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, cast, overload
@@ -33,7 +35,7 @@ from fundament.engine.generator import Conversation, Generator
 from fundament.engine.memory import Memory
 from fundament.engine.recurring import Recurring
 from fundament.engine.weights import PROGRAM, Local, embedded, verify_embedded
-from fundament.errors import CheckpointError, ModelNotFoundError
+from fundament.errors import CheckpointError, ModelNotFoundError, UnavailableError
 from fundament.models import Family, family, family_of
 from fundament.telemetry import Metrics, say
 
@@ -141,7 +143,7 @@ class LocalEngine:
         Raises:
             FundamentError: the call cannot be read, may not be paid, or fails.
         """
-        async with self.memory.lease(model) as loaded:
+        async with self._lease(model) as loaded:
             assert isinstance(loaded.batcher, Batcher)
             loop = asyncio.get_running_loop()
             done: asyncio.Future[list[Array]] = loop.create_future()
@@ -191,7 +193,7 @@ class LocalEngine:
             FundamentError: the conversation cannot be read, may not be paid, or fails.
         """
         del caller
-        async with self.memory.lease(model) as loaded:
+        async with self._lease(model) as loaded:
             assert isinstance(loaded.batcher, Generator)
             loop = asyncio.get_running_loop()
             pool = self._decoders if call.has_media else self._pool
@@ -216,8 +218,28 @@ class LocalEngine:
                 if bill is not None:
                     bill.refund(n_taken - (n_prompt + n_written if conversation.begun and not failed else 0))
 
+    @asynccontextmanager
+    async def _lease(self, model: str) -> AsyncIterator[Loaded]:
+        """Hold a model for a caller, who is told whether it loads, and not what lies where on this machine.
+
+        Raises:
+            UnavailableError: it does not load; the log says why.
+        """
+        try:
+            async with self.memory.lease(model) as loaded:
+                yield loaded
+        except CheckpointError as error:
+            say("model did not load", level=logging.ERROR, model=model, reason=error.detail)
+            raise UnavailableError(
+                f"Model '{model}' cannot be loaded here; the server's log says why.", retry_after_seconds=60
+            ) from error
+
     async def load(self, models: Iterable[str]) -> None:
-        """Load models now, one after the other."""
+        """Load models now, one after the other.
+
+        Raises:
+            CheckpointError: one that does not load, with all that is wrong with it.
+        """
         for model in models:
             async with self.memory.lease(model):
                 pass

@@ -1,0 +1,48 @@
+"""A model that does not load: what its callers are told, and what its operator."""
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.checkpoints import jina_v3
+from tests.contract.schemas import conforms
+from tests.inprocess import Api, running
+
+MODEL = "jina-embeddings-v3"
+REASON = f"a vector of '{MODEL}' has 1024 numbers, one of this checkpoint 48; is it another model?"
+
+
+@pytest.fixture
+def api(tmp_path: Path) -> Iterator[Api]:
+    """A server of a directory that is another model than its name says."""
+    jina_v3.woven(tmp_path / "v3", max_position_embeddings=8194)
+    with running(tmp_path / "data", models=[f"{MODEL}={tmp_path / 'v3'}"]) as api:
+        yield api
+
+
+def test_callers_are_told_to_come_back_and_the_log_says_why(
+    api: Api, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.ERROR, "fundament"):
+        answer = api.run(api.client.post("/v1/embeddings", json={"model": MODEL, "input": "a", "dimensions": 1024}))
+    conforms(answer)
+    assert (answer.status_code, answer.json()["code"]) == (503, "SERVICE_UNAVAILABLE")
+    assert answer.json()["detail"] == f"Model '{MODEL}' cannot be loaded here; the server's log says why."
+    assert answer.headers["retry-after"] == "60"
+    assert [(record.getMessage(), record.fields) for record in caplog.records] == [
+        ("model did not load", {"model": MODEL, "reason": REASON})
+    ]
+
+
+def test_ready_says_what_is_wrong(api: Api) -> None:
+    answer = api.run(api.ready())
+    assert (answer.status_code, answer.json()["detail"]) == (503, REASON)
+
+
+def test_no_path_of_the_server_reaches_a_caller(api: Api, tmp_path: Path) -> None:
+    (tmp_path / "v3" / "model.safetensors").unlink()
+    answer = api.run(api.client.post("/v1/embeddings", json={"model": MODEL, "input": "a"}))
+    assert answer.status_code == 503
+    assert str(tmp_path) not in answer.text
