@@ -1,17 +1,20 @@
 """The application in the test's own process, on an event loop of its own: for faults that a test must plant."""
 
 import asyncio
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import httpx
+import pytest
 from fastapi import FastAPI
 
 from fundament.app import create_app
 from fundament.config import Settings
 from tests.served import MODEL, PATIENCE_SECONDS
+from tests.tiny import resize
 
 T = TypeVar("T")
 
@@ -41,9 +44,16 @@ class Api:
 
 
 @contextmanager
-def running(folder: Path, **settings: Any) -> Iterator[Api]:
-    """Start an application with its models loaded; it has ended afterwards."""
-    with asyncio.Runner() as runner:
+def running(folder: Path, *, dims: Mapping[str, int] = MappingProxyType({}), **settings: Any) -> Iterator[Api]:
+    """Start an application with its models loaded; it has ended afterwards.
+
+    Args:
+        folder: its data directory.
+        dims: length of the vectors of models that tiny checkpoints stand for.
+        settings: of the application.
+    """
+    with asyncio.Runner() as runner, pytest.MonkeyPatch.context() as patch:
+        resize(patch, dims)
         app = create_app(Settings(data_dir=folder, threads=1, **settings))
         lifespan = app.router.lifespan_context(app)
         transport = httpx.ASGITransport(app)

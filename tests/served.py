@@ -6,14 +6,17 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
+
+from tests import tiny
 
 MODEL = "all-minilm-l6-v2"
 PATIENCE_SECONDS = 60  # how long a test waits for something before it fails; nothing is timed by it
@@ -70,13 +73,27 @@ def metrics_of(page: str) -> dict[str, float]:
 
 
 @contextmanager
-def serving(folder: Path, *, until_ready: bool = True, **settings: object) -> Iterator[Served]:
-    """Start a server on a free port, with settings of the environment; it has ended afterwards."""
+def serving(
+    folder: Path,
+    *,
+    until_ready: bool = True,
+    dims: Mapping[str, int] = MappingProxyType({}),
+    **settings: object,
+) -> Iterator[Served]:
+    """Start a server on a free port, with settings of the environment; it has ended afterwards.
+
+    Args:
+        folder: its data directory.
+        until_ready: wait for its models.
+        dims: length of the vectors of models that tiny checkpoints stand for.
+        settings: by their names in `Settings`.
+    """
+    program = [tiny.__file__, json.dumps(dict(dims))] if dims else ["-m", "fundament"]
     given = {"PORT": 0, "LOG_FORMAT": "json", "DATA_DIR": folder, **settings}
     log_file = folder / "server.log"
     with log_file.open("wb") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "fundament", "serve"], env=_environment(given), cwd=folder, stdout=log, stderr=log
+            [sys.executable, *program, "serve"], env=_environment(given), cwd=folder, stdout=log, stderr=log
         )
     with httpx.Client(timeout=PATIENCE_SECONDS) as http:
         server = Served(process, log_file, http)

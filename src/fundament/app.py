@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import logging
+import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
@@ -150,7 +151,8 @@ def create_app(settings: Settings) -> FastAPI:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await fetcher.close()
-        await engine.close()
+        left = settings.shutdown_seconds if state.deadline is None else state.deadline - time.monotonic()
+        await engine.close(max(0.0, left))
         await accounts.close()
         await store.close()
 

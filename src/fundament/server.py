@@ -7,7 +7,12 @@ import logging
 import os
 import signal
 import socket
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from types import FrameType
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
@@ -18,6 +23,7 @@ from fundament.errors import FundamentError
 from fundament.telemetry import configure_logs, log, say
 
 _BACKLOG = 2048  # connections that wait to be accepted
+_IDLE_THREAD_SECONDS = 0.5  # that a thread with nothing to do may take to end
 
 
 def run(settings: Settings) -> None:
@@ -61,13 +67,38 @@ def work(settings: Settings) -> None:
 
 
 async def _work(app: FastAPI) -> None:
-    ended, loop = asyncio.Event(), asyncio.get_running_loop()
+    ended, loop, parts = asyncio.Event(), asyncio.get_running_loop(), app.state.parts
+    loop.set_default_executor(threads := ThreadPoolExecutor())
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, ended.set)
     async with app.router.lifespan_context(app):
-        say("working", version=__version__, models=",".join(sorted(app.state.parts.served())))
+        say("working", version=__version__, models=",".join(sorted(parts.served())))
         await ended.wait()
+        parts.deadline = time.monotonic() + parts.settings.shutdown_seconds
         say("closing")
+    leave(threads, parts.deadline)
+
+
+def leave(threads: ThreadPoolExecutor, deadline: float) -> None:
+    """End the process here where a thread is still busy at the deadline; otherwise return, and it ends as usual.
+
+    A thread in the midst of a forward pass or a load cannot be stopped. An interpreter that ends waits for those of
+    pools however long, and one that it does not wait for can abort the process when it comes back.
+
+    Args:
+        threads: the event loop's default pool.
+        deadline: by `time.monotonic()`.
+    """
+    threads.shutdown(wait=False)
+    deadline = max(deadline, time.monotonic() + _IDLE_THREAD_SECONDS)
+    others = [thread for thread in threading.enumerate() if thread is not threading.current_thread()]
+    with suppress(KeyboardInterrupt):  # whoever does not want to wait
+        for thread in others:
+            thread.join(max(0.0, deadline - time.monotonic()))
+    if busy := [thread.name for thread in others if thread.is_alive()]:
+        say("threads left behind", level=logging.WARNING, threads=",".join(busy))
+        logging.shutdown()
+        os._exit(0)
 
 
 def _prepare(settings: Settings) -> None:
@@ -138,6 +169,16 @@ class _Server(uvicorn.Server):
 
     settings: Settings
 
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        """Serve until a signal; nothing waits for threads that are busy after the deadline."""
+        asyncio.get_running_loop().set_default_executor(threads := ThreadPoolExecutor())
+        await super().serve(sockets)
+        leave(threads, 0 if self.force_exit else self._parts.deadline or 0)
+
+    @property
+    def _parts(self) -> Any:
+        return self.config.app.state.parts  # type: ignore[union-attr]
+
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen, then say where."""
         await super().startup(sockets)
@@ -158,14 +199,15 @@ class _Server(uvicorn.Server):
         self._end(sig)
 
     def _models(self) -> list[str]:
-        return sorted(self.config.app.state.parts.served())  # type: ignore[union-attr]
+        return sorted(self._parts.served())
 
     def _end(self, number: int) -> None:
         if self.should_exit:
             self.force_exit = number == signal.SIGINT
             return
-        parts = self.config.app.state.parts  # type: ignore[union-attr]
+        parts = self._parts
         already, parts.closing = parts.closing, True
         wait = 0 if already or number == signal.SIGINT or not self.started else self.settings.drain_seconds
+        parts.deadline = time.monotonic() + wait + self.settings.shutdown_seconds
         say("closing", running=parts.n_running)
         asyncio.get_running_loop().call_later(wait, setattr, self, "should_exit", True)

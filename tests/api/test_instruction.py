@@ -22,7 +22,7 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
     folder = tmp_path_factory.mktemp("instruction")
     directory = llama.save(folder / "qwen3", qwen.QWEN3, qwen.weights(qwen.QWEN3))
     named = [f"{QWEN3}={directory}", f"plain={directory}", MODEL]
-    with running(folder / "data", models=named, dtype="float32") as api:
+    with running(folder / "data", dims={QWEN3: 32}, models=named, dtype="float32") as api:
         yield api
 
 

@@ -9,7 +9,7 @@ import orjson
 import pytest
 
 from tests.checkpoints import jina_v3, llama, qwen
-from tests.checkpoints.xlm_roberta import xlm_roberta
+from tests.checkpoints.xlm_roberta import HIDDEN, xlm_roberta
 from tests.contract.schemas import conforms
 from tests.inprocess import Api, running
 
@@ -26,7 +26,8 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
         "qwen3-embedding-0.6b": llama.save(root / "qwen", qwen.QWEN3, qwen.weights(qwen.QWEN3)),
     }
     named = [f"{name}={directory}" for name, directory in directories.items()]
-    with running(root, models=named, preload=False, dtype="float32") as api:
+    dims = {MODEL: HIDDEN, "bge-m3": HIDDEN, "qwen3-embedding-0.6b": 32}
+    with running(root, dims=dims, models=named, preload=False, dtype="float32") as api:
         yield api
 
 

@@ -21,7 +21,7 @@ from fundament.core import Array, Embed, Embeddings, Group, Item, Media, Model, 
 from fundament.engine import local
 from fundament.engine.weights import Local, embedded
 from fundament.errors import InputError
-from tests.checkpoints.clip import clip
+from tests.checkpoints.clip import WIDTH, clip
 from tests.contract.schemas import conforms
 from tests.inprocess import Api, running
 from tests.media.files import BLUE, GREEN, RED, painted, pdf, plain, saved, video, wav
@@ -107,7 +107,7 @@ def api(tmp_path_factory: pytest.TempPathFactory, the_eye: Eye) -> Iterator[Api]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(local, "load_model", load_any)
         patch.setattr("fundament.app.named_models", with_the_eye)
-        with running(root, dtype="float32", max_media=20, **settings) as api:
+        with running(root, dims={CLIP: WIDTH}, dtype="float32", max_media=20, **settings) as api:
             yield api
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.checkpoints.clip import clip, picture
+from tests.checkpoints.clip import WIDTH, clip, picture
 from tests.checkpoints.qwen_vl import qwen_vl
 from tests.contract.schemas import conforms
 from tests.inprocess import Api, running
@@ -32,7 +32,7 @@ DOCUMENTS: list[Any] = ["the search", {"image": FIRST, "id": 7}, {"text": "a"}, 
 def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
     root = tmp_path_factory.mktemp("images")
     named = [f"{M0}={qwen_vl(root / 'm0', 'm0')}", f"{CLIP}={clip(root / 'clip')}"]
-    with running(root, models=named, preload=False, dtype="float32") as api:
+    with running(root, dims={CLIP: WIDTH}, models=named, preload=False, dtype="float32") as api:
         yield api
 
 

@@ -47,6 +47,33 @@ def trace(module: nn.Module, path: Path, inputs: tuple[Tensor, ...] = row(7)) ->
         torch.jit.save(torch.jit.trace(module, inputs), path)
 
 
+class Endless(nn.Module):
+    """Does not come back from rows of one length; nothing can stop it."""
+
+    def __init__(self, n_tokens: int, n_vocab: int) -> None:
+        super().__init__()
+        self.n_tokens, self.n_vocab = n_tokens, n_vocab
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor, position_ids: Tensor
+    ) -> Tensor:
+        weights = torch.ones(1, self.n_vocab)
+        while input_ids.size(1) == self.n_tokens:
+            weights = weights + 1
+        return weights
+
+
+def endless(directory: Path, *, n_tokens: int) -> Path:
+    """A directory whose program never ends on rows of that many tokens. A load tries one of 2 and one of 512."""
+    tokenizer = word_piece()
+    directory.mkdir()
+    tokenizer.save(str(directory / "tokenizer.json"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.save(torch.jit.script(Endless(n_tokens, tokenizer.get_vocab_size())), directory / PROGRAM)
+    return directory
+
+
 def torchscript(directory: Path) -> nn.Module:
     """Save a random program and Elastic's files beside it; the module is the reference."""
     network = splade(directory, "bert", n_positions=POSITIONS)

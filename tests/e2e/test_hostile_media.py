@@ -9,8 +9,8 @@ import httpx
 import numpy as np
 import pytest
 
-from tests.checkpoints.clip import clip
-from tests.checkpoints.omni import omni
+from tests.checkpoints.clip import WIDTH, clip
+from tests.checkpoints.omni import HIDDEN, omni
 from tests.contract.schemas import conforms
 from tests.media.files import (
     RED,
@@ -116,7 +116,7 @@ ROWS |= {name: (OMNI, *row) for name, row in {**HOSTILE_RECORDINGS, **TAKEN_RECO
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     folder = tmp_path_factory.mktemp("hostile")
     models = f"{CLIP}={clip(folder / 'clip')},{OMNI}={omni(folder / 'omni', 'small')}"
-    with serving(folder, models=models, dtype="float32") as server:
+    with serving(folder, dims={CLIP: WIDTH, OMNI: HIDDEN}, models=models, dtype="float32") as server:
         server.http.event_hooks["response"].append(conforms)
         yield server
 

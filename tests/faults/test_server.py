@@ -1,18 +1,22 @@
 """What a started server does when clients go, queues fill, signals come and ports are taken."""
 
 import json
+import os
 import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import httpx
 import pytest
 
+from tests.checkpoints import torchscript
 from tests.contract.schemas import conforms
-from tests.served import MODEL, PATIENCE_SECONDS, Served, serving, wait_until
+from tests.served import MODEL, PATIENCE_SECONDS, Served, serving, wait_until, working
 
 N_ROWS, N_TOKENS = 120, 202  # a second or more of one thread
 SMALL = {"threads": 1, "max_batch_tokens": 512}  # little batches: what waits is easily seen
@@ -41,6 +45,23 @@ class Caller:
 
 def rows_waiting(server: Served) -> float:
     return server.metrics().get("fundament_rows_waiting", 0)
+
+
+def endless(folder: Path, *, n_tokens: int) -> dict[str, object]:
+    """Settings that serve a program which never comes back from rows of that many tokens."""
+    directory = torchscript.endless(folder / "endless", n_tokens=n_tokens)
+    return {"models": f"elser-v2={directory}", "allow_torchscript": True}
+
+
+def processor_seconds(process: subprocess.Popen[bytes]) -> float:
+    """Time that a process has computed."""
+    fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+    return sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK")
+
+
+def left_behind(server: Served) -> list[str]:
+    """Threads that were busy when the server ended."""
+    return [event["threads"] for event in server.events() if event["event"] == "threads left behind"]
 
 
 def refuses_connections(server: Served) -> bool:
@@ -107,6 +128,7 @@ def test_sigterm_lets_running_requests_finish(tmp_path: Path) -> None:
         assert server.exit_code() == 0
     [event] = [event for event in server.events() if event["event"] == "closing"][:1]
     assert event["running"] >= 1
+    assert not left_behind(server)
     assert "Traceback" not in server.log()
 
 
@@ -121,6 +143,39 @@ def test_work_past_the_deadline_is_given_up(tmp_path: Path) -> None:
         assert json.loads(body)["detail"] == "The server is closing."
     assert "Traceback" not in server.log()
     assert len(server.events()) == len(server.log().splitlines())  # every line is JSON
+
+
+def test_a_forward_pass_without_end_is_left_behind(tmp_path: Path) -> None:
+    given = endless(tmp_path, n_tokens=4) | {"max_batch_tokens": 4, "shutdown_seconds": 1}
+    with serving(tmp_path, drain_seconds=0, **given) as server:
+        asked = {"model": "elser-v2", "input": ["a b", "a"]}
+        with ThreadPoolExecutor() as pool:
+            answer = pool.submit(server.http.post, "/v1/embeddings", json=asked)
+            wait_until(lambda: rows_waiting(server) == 1, "the first row to run")
+            server.signal(signal.SIGTERM)
+            assert server.exit_code() == 0
+            assert answer.result().json()["detail"] == "The server is closing."
+    assert left_behind(server) == ["elser-v2-0"]
+    assert "Traceback" not in server.log()
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads the kernel's own count")
+@pytest.mark.parametrize("kind", ["server", "worker"])
+def test_a_load_without_end_is_left_behind(tmp_path: Path, kind: str) -> None:
+    given = endless(tmp_path, n_tokens=512) | {"shutdown_seconds": 1}
+    with ExitStack() as stack:
+        if kind == "server":
+            process = stack.enter_context(serving(tmp_path, until_ready=False, drain_seconds=0, **given)).process
+        else:
+            process = stack.enter_context(working(tmp_path, **given))
+        log = tmp_path / f"{kind}.log"
+        wait_until(lambda: '"event":"working"' in log.read_text() or kind == "server", "the worker's start")
+        before = processor_seconds(process)
+        wait_until(lambda: processor_seconds(process) > before + 1, "the load to run")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(PATIENCE_SECONDS) == 0
+    assert "threads left behind" in log.read_text()
+    assert "Traceback" not in log.read_text()
 
 
 def test_a_signal_while_the_model_loads_ends_the_server(tmp_path: Path) -> None:

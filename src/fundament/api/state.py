@@ -47,6 +47,7 @@ class State:
         n_running: requests that are being answered.
         n_file_bytes: size of the images and other files that requests hold in memory.
         closing: the server is about to end.
+        deadline: when what still runs is given up, by `time.monotonic()`; None while nothing ends.
     """
 
     settings: Settings
@@ -63,6 +64,7 @@ class State:
     n_running: int = 0
     n_file_bytes: int = 0
     closing: bool = False
+    deadline: float | None = None
 
     def find(self, model: str) -> ModelSpec:
         """The served model of that name, long or short, or of that alias.

@@ -199,13 +199,14 @@ class Batcher:
                 self._uncount([row for row in lane if row.ticket is ticket])
                 self._lanes[priority] = [row for row in lane if row.ticket is not ticket]
 
-    def close(self) -> None:
-        """Finish what runs and waits, then end the threads."""
+    def close(self, seconds: float | None = None) -> None:
+        """Finish what runs and waits, then end the threads; those that still run after `seconds` are not waited for."""
         with self._condition:
             self._closing = True
             self._condition.notify_all()
+        deadline = time.monotonic() + (seconds or 0)
         for thread in self._threads:
-            thread.join()
+            thread.join(None if seconds is None else max(0.0, deadline - time.monotonic()))
 
     def _seconds_to_drain(self) -> int:
         return max(1, min(60, round(self._n_waiting_tokens / (self._tokens_per_second or 1e9))))

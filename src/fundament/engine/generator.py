@@ -137,12 +137,12 @@ class Generator:
             if conversation in self._waiting:
                 self._waiting.remove(conversation)
 
-    def close(self) -> None:
-        """Finish what runs and waits, then end the thread."""
+    def close(self, seconds: float | None = None) -> None:
+        """Finish what runs and waits, then end the thread; one that still runs after `seconds` is not waited for."""
         with self._condition:
             self._closing = True
             self._condition.notify()
-        self._thread.join()
+        self._thread.join(seconds)
 
     def _live(self) -> None:
         try:

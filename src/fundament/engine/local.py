@@ -80,9 +80,9 @@ class Loaded:
         self.recurring = Recurring()
         self.n_bytes = model.n_bytes + more_bytes
 
-    def close(self) -> None:
-        """End the threads and drop the weights."""
-        self.batcher.close()
+    def close(self, seconds: float | None = None) -> None:
+        """End the threads and drop the weights; threads that still run after `seconds` keep them."""
+        self.batcher.close(seconds)
         self.model = None
 
 
@@ -256,11 +256,17 @@ class LocalEngine:
             if loaded.batcher.death is not None
         }
 
-    async def close(self) -> None:
-        """Finish what runs and let go of all models."""
-        await self.memory.close()
-        self._pool.shutdown()
-        self._decoders.shutdown()
+    async def close(self, seconds: float | None = None) -> None:
+        """Finish what runs and let go of all models.
+
+        A thread in the midst of a forward pass, a load or a text cannot be stopped: one that is still busy goes on.
+
+        Args:
+            seconds: that what runs may take; None waits however long.
+        """
+        await self.memory.close(seconds)
+        for pool in (self._pool, self._decoders):
+            pool.shutdown(wait=seconds is None)
 
     def _measure(self, model: str) -> int:
         local = self.locals.get(model)

@@ -19,8 +19,8 @@ class Resident(Protocol):
         """What it takes."""
         ...
 
-    def close(self) -> None:
-        """Let go of it; blocks until its threads have ended."""
+    def close(self, seconds: float | None = None) -> None:
+        """Let go of it; blocks until its threads have ended, or for that long."""
         ...
 
 
@@ -136,12 +136,14 @@ class Memory(Generic[R]):
                 say("model let go after idling", model=model)
                 await asyncio.to_thread(seat.ready.result().close)
 
-    async def close(self) -> None:
-        """Let go of everything, after the work that runs."""
+    async def close(self, seconds: float | None = None) -> None:
+        """Let go of everything, after the work that runs, or after `seconds` in the midst of it."""
         seats, self._seats = self._seats, {}
+        deadline = time.monotonic() + (seconds or 0)
         for seat in seats.values():
             if seat.loaded:
-                await asyncio.to_thread(seat.ready.result().close)
+                left = None if seconds is None else max(0.0, deadline - time.monotonic())
+                await asyncio.to_thread(seat.ready.result().close, left)
             else:
                 seat.ready.cancel()
 
