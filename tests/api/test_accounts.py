@@ -225,6 +225,14 @@ def test_the_log_says_where_a_refused_request_was_for(guarded: Served) -> None:
     assert wait_until(logged, "the log lines") == wanted
 
 
+def test_who_needs_an_admins_key_is_told_how_to_make_one(guarded: Served) -> None:
+    for headers in ({}, bearer(UNKNOWN)):
+        for path, ending in (("/v1/admin/keys", "fundament keys create NAME --admin"), ("/v1/me", "create NAME")):
+            refused = guarded.http.get(path, headers=headers)
+            assert refused.status_code == 401
+            assert refused.json()["detail"].endswith(ending)
+
+
 def test_keys_that_do_not_work_are_counted_by_address(tmp_path: Path) -> None:
     key = make_key(tmp_path)
     with serving(tmp_path, auth=True, preload=False, ip_refusals_per_minute=3) as server:

@@ -13,7 +13,6 @@ from fundament.store.keys import Key
 
 _VALID_SECONDS = 0.8  # less than the second that is promised: what is read then may be written a moment before
 _MOST_KEPT = 10_000
-_MAKE_ONE = "Make one: fundament keys create NAME"
 
 
 @dataclass(slots=True)
@@ -37,18 +36,23 @@ class Keyring:
         self._seen: dict[str, _Seen] = {}
         self._reading: dict[str, asyncio.Task[_Seen | None]] = {}
 
-    async def open(self, authorization: str | None) -> Key:
+    async def open(self, authorization: str | None, *, admin: bool = False) -> Key:
         """The key that an `Authorization` header brings.
+
+        Args:
+            authorization: the header.
+            admin: whether an admin's key is wanted; what is refused says so.
 
         Raises:
             AuthError: there is none, it is not written as one, or it does not work.
             UnavailableError: the store does not answer.
         """
+        make_one = "Make one: fundament keys create NAME" + (" --admin" if admin else "")
         if authorization is None:
             raise AuthError(
                 "AUTH_MISSING_API_KEY",
                 "Authentication required. Provide your API key via the Authorization header: "
-                f"'Authorization: Bearer <api-key>'. {_MAKE_ONE}",
+                f"'Authorization: Bearer <api-key>'. {make_one}",
             )
         scheme, _, text = authorization.strip().partition(" ")
         found = keys.split(text.strip()) if scheme.lower() == "bearer" else None
@@ -65,7 +69,7 @@ class Keyring:
         if key is None or not key.proves(secret) or key.state(datetime.now(UTC)) != "active":
             raise AuthError(
                 "AUTH_INVALID_API_KEY",
-                f"Invalid API key: it is unknown, revoked or expired. {_MAKE_ONE}",
+                f"Invalid API key: it is unknown, revoked or expired. {make_one}",
             )
         return key
 
