@@ -166,12 +166,14 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.state.parts = state
     errors.install(app)
-    for module in (
+    modules = (
         *(embeddings, multi_vector, rerank, chat, classify, train, classifiers),
         *(models, batch, batches, files, bulk, me, admin, health),
-    ):
+    )
+    for module in modules:
         app.include_router(module.router)
     openapi.install(app, auth=bool(settings.auth))
     app.add_middleware(AccountMiddleware, accounts=accounts)
-    app.add_middleware(RequestMiddleware, state=app.state.parts)
+    routes = [route for module in modules for route in module.router.routes]
+    app.add_middleware(RequestMiddleware, state=app.state.parts, routes=routes)
     return app

@@ -218,6 +218,34 @@ def test_the_log_names_the_key_and_never_shows_it(guarded: Served) -> None:
     assert key not in guarded.log()
 
 
+def test_the_log_says_where_a_refused_request_was_for(guarded: Served) -> None:
+    asked = [
+        ("POST", "/v1/embeddings", "/v1/embeddings"),
+        ("GET", "/v1/embeddings", "/v1/embeddings"),  # its method is none of the route's
+        ("GET", "/v1/admin/keys/somebody", "/v1/admin/keys/{key_id}"),
+        ("GET", "/v1/nothing", "other"),
+    ]
+    wanted = {}
+    for method, path, route in asked:
+        response = guarded.http.request(method, path)
+        assert response.status_code == 401
+        wanted[response.headers["x-request-id"]] = route
+
+    def logged() -> dict[str, Any] | None:
+        lines = {each.get("request_id"): each["path"] for each in guarded.events() if each["event"] == "request"}
+        return {key: lines[key] for key in wanted} if wanted.keys() <= lines.keys() else None
+
+    assert wait_until(logged, "the log lines") == wanted
+
+
+def test_who_needs_an_admins_key_is_told_how_to_make_one(guarded: Served) -> None:
+    for headers in ({}, bearer(UNKNOWN)):
+        for path, ending in (("/v1/admin/keys", "fundament keys create NAME --admin"), ("/v1/me", "create NAME")):
+            refused = guarded.http.get(path, headers=headers)
+            assert refused.status_code == 401
+            assert refused.json()["detail"].endswith(ending)
+
+
 def test_keys_that_do_not_work_are_counted_by_address(tmp_path: Path) -> None:
     key = make_key(tmp_path)
     with serving(tmp_path, auth=True, preload=False, ip_refusals_per_minute=3) as server:

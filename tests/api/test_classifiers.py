@@ -144,6 +144,35 @@ def test_a_public_classifier_ends_for_others_with_its_owners_key(
     api.run(work())
 
 
+def test_an_admin_deletes_what_a_revoked_key_left_behind(
+    shared: tuple[Api, dict[str, str], dict[str, str]],
+) -> None:
+    api, _, others = shared
+
+    async def work() -> None:
+        state: State = api.app.state.parts
+        async with state.store.write() as connection:
+            _, shown = await keys.create(connection, "boss", tier="free", admin=True)
+            owner, left = await keys.create(connection, "gone soon", tier="free")
+        admin, path = bearer(shown), "/v1/admin/classifiers"
+        classifier_id = await trained(api, headers=bearer(left))
+        async with state.store.write() as connection:
+            await keys.revoke(connection, owner.id)
+        for headers, status in ((others, 403), ({}, 401)):
+            assert (await call(api, "GET", path, headers=headers)).status_code == status
+            assert (await call(api, "DELETE", f"{path}/{classifier_id}", headers=headers)).status_code == status
+        assert (await delete(api, classifier_id, headers=admin)).status_code == 404  # there it is its owner's alone
+        everybodys = (await call(api, "GET", path, headers=admin)).json()["data"]
+        assert {one["classifier_id"]: one["key_id"] for one in everybodys}[classifier_id] == owner.id
+        deleted = await call(api, "DELETE", f"{path}/{classifier_id}", headers=admin)
+        assert deleted.json() == {"classifier_id": classifier_id, "object": "classifier", "deleted": True}
+        everybodys = (await call(api, "GET", path, headers=admin)).json()["data"]
+        assert classifier_id not in {one["classifier_id"] for one in everybodys}
+        assert (await call(api, "DELETE", f"{path}/{classifier_id}", headers=admin)).status_code == 404
+
+    api.run(work())
+
+
 def test_each_key_has_its_own_room(shared: tuple[Api, dict[str, str], dict[str, str]]) -> None:
     api, mine, others = shared
 

@@ -211,6 +211,12 @@ ClassifierSummary = _object(
     }
 )
 ClassifierList = _list(ClassifierSummary)
+OwnedClassifierList = _object(
+    {
+        "object": {"const": "list"},
+        "data": _list(_object({**ClassifierSummary["properties"], "key_id": {"type": ["string", "null"]}})),
+    }
+)
 Deleted = _object({"classifier_id": _UUID, "object": {"const": "classifier"}, "deleted": {"const": True}})
 _MOMENT = {"type": ["string", "null"], "format": "date-time"}
 _KEY = {
@@ -270,7 +276,9 @@ def conforms(response: httpx.Response) -> None:
         assert response.headers["x-truncated-inputs"].isdecimal()
     elif path == "/v1/classifiers":
         _check(response.json(), ClassifierList)
-    elif path.startswith("/v1/classifiers/"):
+    elif path == "/v1/admin/classifiers":
+        _check(response.json(), OwnedClassifierList)
+    elif path.startswith(("/v1/classifiers/", "/v1/admin/classifiers/")):
         _check(response.json(), Deleted)
     elif path in _ACCOUNTS:
         _check(response.json(), _ACCOUNTS[path])

@@ -13,7 +13,6 @@ from fundament.store.keys import Key
 
 _VALID_SECONDS = 0.8  # less than the second that is promised: what is read then may be written a moment before
 _MOST_KEPT = 10_000
-_MAKE_ONE = "Make one: fundament keys create NAME"
 
 
 @dataclass(slots=True)
@@ -37,15 +36,19 @@ class Keyring:
         self._seen: dict[str, _Seen] = {}
         self._reading: dict[str, asyncio.Task[_Seen | None]] = {}
 
-    async def open(self, authorization: str | None) -> Key:
+    async def open(self, authorization: str | None, *, admin: bool = False) -> Key:
         """The key that an `Authorization` header brings.
+
+        Args:
+            authorization: the header.
+            admin: whether an admin's key is wanted; what is refused says so.
 
         Raises:
             AuthError: there is none, it is not written as one, or it does not work.
             UnavailableError: the store does not answer.
         """
         if authorization is None:
-            raise missing_key()
+            raise missing_key(admin=admin)
         scheme, _, text = authorization.strip().partition(" ")
         found = keys.split(text.strip()) if scheme.lower() == "bearer" else None
         if found is None:
@@ -61,7 +64,7 @@ class Keyring:
         if key is None or not key.proves(secret) or key.state(datetime.now(UTC)) != "active":
             raise AuthError(
                 "AUTH_INVALID_API_KEY",
-                f"Invalid API key: it is unknown, revoked or expired. {_MAKE_ONE}",
+                f"Invalid API key: it is unknown, revoked or expired. {_make_one(admin)}",
             )
         return key
 
@@ -89,10 +92,14 @@ class Keyring:
         return seen
 
 
-def missing_key() -> AuthError:
+def missing_key(*, admin: bool = False) -> AuthError:
     """What is said to somebody who brings no key."""
     return AuthError(
         "AUTH_MISSING_API_KEY",
         "Authentication required. Provide your API key via the Authorization header: "
-        f"'Authorization: Bearer <api-key>'. {_MAKE_ONE}",
+        f"'Authorization: Bearer <api-key>'. {_make_one(admin)}",
     )
+
+
+def _make_one(admin: bool) -> str:
+    return "Make one: fundament keys create NAME" + (" --admin" if admin else "")

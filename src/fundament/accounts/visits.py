@@ -166,7 +166,7 @@ class Accounts:
         if not (admin or self.settings.auth):
             return Caller(f"ip:{_network(address)}", self._anonymous)
         try:
-            key = await self.keyring.open(authorization)
+            key = await self.keyring.open(authorization, admin=admin)
         except AuthError:
             await self._count_refusal(address)
             raise

@@ -1,4 +1,4 @@
-"""`/v1/admin/…`: keys and everybody's usage, for keys that were made with `--admin`."""
+"""`/v1/admin/…`: keys, everybody's usage and classifiers, for keys that were made with `--admin`."""
 
 import csv
 import io
@@ -18,13 +18,14 @@ from pydantic import (
 )
 
 from fundament.api.body import echo, read_body
+from fundament.api.classifiers import delete, describe
 from fundament.api.ids import checked_id
 from fundament.api.me import describe_key, describe_usage
 from fundament.api.schemas import request_body, responses
 from fundament.api.state import state_of
 from fundament.api.wire import answer
 from fundament.errors import Fault, InputError, NotFoundError
-from fundament.store import keys, usage
+from fundament.store import classifiers, keys, usage
 from fundament.store.keys import LAST_YEAR, MOST_TOKENS, Key
 
 router = APIRouter(prefix="/v1/admin", tags=["Administration"])
@@ -145,6 +146,30 @@ async def credit_key(request: Request, key_id: str) -> Response:
         return answer(
             describe_key(_found(key_id, await keys.credit(connection, checked_id(key_id, _not_found), asked.tokens)))
         )
+
+
+@router.get(
+    "/classifiers", summary="List everybody's classifiers", responses=responses("OwnedClassifierList", errors=_ERRORS)
+)
+async def list_classifiers(request: Request) -> Response:
+    """Every classifier, the oldest first, with the key that made it: such stay when their key is revoked."""
+    state = state_of(request)
+    await state.accounts.ledger.write()  # what was asked a moment ago shows
+    async with state.store.read() as connection:
+        found = await classifiers.listed(connection, None)
+    data = [describe(summary) | {"key_id": summary.owner or None} for summary in found]
+    return answer({"object": "list", "data": data})
+
+
+@router.delete(
+    "/classifiers/{classifier_id:path}",
+    summary="Delete anybody's classifier",
+    responses=responses("Deleted", errors=(*_OF_KEY, 409)),
+)
+async def delete_classifier(request: Request, classifier_id: str) -> Response:
+    """Delete a classifier, whoever made it, and the examples that it learned from."""
+    deleted = await delete(state_of(request), classifier_id, None)
+    return answer({"classifier_id": deleted, "object": "classifier", "deleted": True})
 
 
 @router.get(

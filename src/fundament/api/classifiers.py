@@ -40,8 +40,8 @@ def busy(classifier_id: str) -> BusyError:
     return BusyError(f"Classifier '{classifier_id}' is currently being modified. Try again when that is done.")
 
 
-async def take(connection: AsyncConnection, classifier_id: str, caller: str, mark: str) -> Summary:
-    """Put a mark on a classifier, against everybody else who would change it.
+async def take(connection: AsyncConnection, classifier_id: str, caller: str | None, mark: str) -> Summary:
+    """Put a mark on a classifier of the caller's, or with None of anybody's, against all others who would change it.
 
     Raises:
         NotFoundError: the caller has no such classifier.
@@ -53,8 +53,8 @@ async def take(connection: AsyncConnection, classifier_id: str, caller: str, mar
     raise busy(classifier_id) if there else not_found(classifier_id)
 
 
-async def delete(state: State, classifier_id: str, caller: str) -> str:
-    """Delete a classifier; one that is asked at the same moment still answers.
+async def delete(state: State, classifier_id: str, caller: str | None) -> str:
+    """Delete a classifier of the caller's, or with None anybody's; one that is asked at that moment still answers.
 
     Raises:
         NotFoundError: the caller has no such classifier.

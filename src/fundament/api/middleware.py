@@ -3,8 +3,10 @@
 import asyncio
 import random
 import time
+from collections.abc import Sequence
 from typing import Any
 
+from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fundament.api import errors
@@ -14,10 +16,16 @@ from fundament.telemetry import say
 
 
 class RequestMiddleware:
-    """Names, counts, times and logs every request, and answers those that end in an error nobody expected."""
+    """Names, counts, times and logs every request, and answers those that end in an error nobody expected.
 
-    def __init__(self, app: ASGIApp, state: State) -> None:
-        self.app, self.state = app, state
+    Args:
+        app: what answers.
+        state: where requests are counted.
+        routes: what there is, to say which of them a request was for that was not let in.
+    """
+
+    def __init__(self, app: ASGIApp, state: State, routes: Sequence[BaseRoute]) -> None:
+        self.app, self.state, self.routes = app, state, routes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one ASGI connection."""
@@ -51,7 +59,7 @@ class RequestMiddleware:
         finally:
             self.state.n_running -= 1
             seconds = time.perf_counter() - started
-            route = getattr(scope.get("route"), "path", "other")
+            route = self._path_of(scope)
             self.state.metrics.requests.labels(route, str(status)).inc()
             self.state.metrics.request_seconds.labels(route).observe(seconds)
             say(
@@ -63,6 +71,18 @@ class RequestMiddleware:
                 ms=round(seconds * 1000, 1),
                 **{**_key_of(details), **details.get("log", {})},
             )
+
+    def _path_of(self, scope: Scope) -> str:
+        """The path of a request's route, as in `/v1/admin/keys/{key_id}`.
+
+        What callers make up is no route and must not become a label of the metrics: that is `other`.
+        """
+        route = scope.get("route")
+        if route is None:
+            matches = [(each, each.matches(scope)[0]) for each in self.routes]
+            best, match = max(matches, key=lambda found: found[1].value)  # another method's, where none has this one
+            route = None if match is Match.NONE else best
+        return getattr(route, "path", "other")
 
 
 def _key_of(details: dict[str, Any]) -> dict[str, str]:

@@ -186,6 +186,19 @@ class ClassifierSummary(BaseModel):
     metadata_: dict[str, Any]
 
 
+class OwnedClassifier(ClassifierSummary):
+    """A trained classifier and the key that made it; null where no key did."""
+
+    key_id: str | None
+
+
+class OwnedClassifierList(BaseModel):
+    """Everybody's classifiers, the oldest first."""
+
+    object: str
+    data: list[OwnedClassifier]
+
+
 class Deleted(BaseModel):
     """What is gone."""
 
@@ -514,6 +527,7 @@ _SHAPES: dict[str, Any] = {
         KeyInfo,
         NewKey,
         KeyList,
+        OwnedClassifierList,
         UsageList,
         Account,
     )

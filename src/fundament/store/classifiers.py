@@ -14,6 +14,7 @@ from sqlalchemy import (
     JSON,
     BigInteger,
     Column,
+    ColumnElement,
     ForeignKey,
     Integer,
     LargeBinary,
@@ -27,6 +28,7 @@ from sqlalchemy import (
     or_,
     select,
     text,
+    true,
 )
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -170,9 +172,14 @@ async def count(connection: AsyncConnection, owner: str) -> int:
     return (await connection.execute(statement)).scalar_one()
 
 
-async def listed(connection: AsyncConnection, owner: str) -> Sequence[Summary]:
-    """Someone's classifiers, the oldest first."""
-    statement = select(*_SUMMARY).where(classifiers.c.owner == owner)
+def _of(owner: str | None) -> ColumnElement[bool]:
+    """Which classifiers are someone's; None means everybody's."""
+    return true() if owner is None else classifiers.c.owner == owner
+
+
+async def listed(connection: AsyncConnection, owner: str | None) -> Sequence[Summary]:
+    """Someone's classifiers, or with None everybody's, the oldest first."""
+    statement = select(*_SUMMARY).where(_of(owner))
     rows = await connection.execute(statement.order_by(classifiers.c.created_at, classifiers.c.id))
     return [Summary(**row._mapping) for row in rows]
 
@@ -193,14 +200,14 @@ async def find(connection: AsyncConnection, classifier_id: str, caller: str) -> 
     return Trained(Summary(**{name: row._mapping[name] for name in Summary.__dataclass_fields__}), head)
 
 
-async def owns(connection: AsyncConnection, classifier_id: str, owner: str) -> bool:
-    """Whether there is such a classifier of `owner`."""
-    statement = select(classifiers.c.id).where(classifiers.c.id == classifier_id, classifiers.c.owner == owner)
+async def owns(connection: AsyncConnection, classifier_id: str, owner: str | None) -> bool:
+    """Whether there is such a classifier of `owner`, or with None of anybody."""
+    statement = select(classifiers.c.id).where(classifiers.c.id == classifier_id, _of(owner))
     return (await connection.execute(statement)).one_or_none() is not None
 
 
-async def hold(connection: AsyncConnection, classifier_id: str, owner: str, mark: str) -> Summary | None:
-    """Put a mark on a classifier of `owner`, or renew it; the classifier as it is from then on.
+async def hold(connection: AsyncConnection, classifier_id: str, owner: str | None, mark: str) -> Summary | None:
+    """Put a mark on a classifier of `owner` (None: of anybody), or renew it; the classifier as it is from then on.
 
     None where there is no such classifier, or somebody else's mark is on it.
     """
@@ -209,7 +216,7 @@ async def hold(connection: AsyncConnection, classifier_id: str, owner: str, mark
         classifiers.update()
         .where(
             classifiers.c.id == classifier_id,
-            classifiers.c.owner == owner,
+            _of(owner),
             or_(
                 classifiers.c.held_by.is_(None),
                 classifiers.c.held_by == mark,
