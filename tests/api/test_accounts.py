@@ -12,6 +12,7 @@ import pytest
 from fundament.config import TIERS
 from tests.accounts.keys import bearer, id_of, make_key, read_key
 from tests.contract.schemas import conforms
+from tests.inprocess import running
 from tests.served import MODEL, Served, serving, wait_until
 
 TINY = {"tiny": {"requests_per_minute": 3}, "few": {"tokens_per_minute": 50}, "alone": {"concurrency": 1}}
@@ -80,6 +81,24 @@ def test_every_answer_says_what_is_left(guarded: Served) -> None:
     assert refused.status_code == 422
     assert int(refused.headers["x-ratelimit-remaining-requests"]) == free.requests_per_minute - 3
     assert int(refused.headers["x-ratelimit-remaining-tokens"]) == free.tokens_per_minute - 12
+
+
+def test_answers_that_went_wrong_say_what_is_left_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    key = make_key(tmp_path)
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("planted")
+
+    monkeypatch.setattr("fundament.api.me.describe_usage", fail)
+    with running(tmp_path, auth=True, worker=False) as api:
+        for n, (path, status) in enumerate({"/v1/me": 500, "/v1/admin/keys": 403, "/v1/none": 404}.items(), 1):
+            answer = api.run(api.client.get(path, headers=bearer(key)))
+            assert answer.status_code == status
+            left = TIERS["free"].requests_per_minute - n
+            assert answer.headers.get_list("x-ratelimit-remaining-requests") == [str(left)]
+        nobody = [api.run(api.client.get("/v1/me")), api.run(api.client.get("/v1/models", headers=bearer(key)))]
+        assert [answer.status_code for answer in nobody] == [401, 200]
+        assert not [name for answer in nobody for name in answer.headers if name.startswith("x-ratelimit-")]
 
 
 def test_too_many_requests(guarded: Served) -> None:

@@ -12,7 +12,7 @@ from fundament.accounts.ledger import Ledger
 from fundament.accounts.purse import Purse
 from fundament.config import Settings, Tier
 from fundament.core import Bill
-from fundament.errors import AuthError, BalanceError, LimitError, NotAllowedError
+from fundament.errors import AuthError, BalanceError, LimitError
 from fundament.limits import Limits, Standing, new_lease
 from fundament.store.database import Database
 from fundament.store.keys import Key
@@ -38,6 +38,11 @@ class Caller:
     def key_id(self) -> str:
         """The key's id; empty without one."""
         return self.key.id if self.key else ""
+
+    @property
+    def admin(self) -> bool:
+        """Whether the key manages the others."""
+        return self.key is not None and self.key.admin
 
 
 @dataclass(slots=True)
@@ -150,28 +155,25 @@ class Accounts:
         self._anonymous = Tier(requests_per_minute=settings.ip_requests_per_minute)
         self._refusals = Tier(requests_per_minute=settings.ip_refusals_per_minute)
 
-    async def recognise(self, authorization: str | None, address: str, *, admin: bool) -> Caller:
+    async def recognise(self, authorization: str | None, address: str, *, keyed: bool) -> Caller:
         """Who asks.
 
         Args:
             authorization: the header.
             address: where the request comes from.
-            admin: whether only a key that manages the others will do.
+            keyed: whether it takes a key even where none are asked for.
 
         Raises:
             AuthError: a key is needed, and there is none that works.
-            NotAllowedError: the key is no admin's.
             LimitError: too many keys from that address did not work.
         """
-        if not (admin or self.settings.auth):
+        if not (keyed or self.settings.auth):
             return Caller(f"ip:{_network(address)}", self._anonymous)
         try:
             key = await self.keyring.open(authorization)
         except AuthError:
             await self._count_refusal(address)
             raise
-        if admin and not key.admin:
-            raise NotAllowedError("This needs an admin key: fundament keys create NAME --admin")
         self.ledger.touch(key.id)
         # A tier that the settings no longer know allows what the least does, in place of everything.
         return Caller(key.id, self.settings.tier(key.tier) or self.settings.tier("free") or NO_LIMITS, key)
