@@ -1,8 +1,9 @@
 """Keys, limits, balances and usage as a caller meets them, on a server that asks for keys."""
 
+import asyncio
 import json
 import signal
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -249,3 +250,37 @@ def test_without_keys_an_address_has_its_own_limit(tmp_path: Path) -> None:
         assert refused.json()["code"] == "RATE_IP_LIMIT_EXCEEDED"
         assert 0 < int(refused.headers["retry-after"]) <= 60
         assert server.http.get("/v1/admin/keys").status_code == 401  # keys are managed with an admin's only
+
+
+def test_without_keys_an_address_has_its_own_tokens(tmp_path: Path) -> None:
+    with serving(tmp_path, threads=1, ip_tokens_per_minute=50) as server:
+        server.http.event_hooks["response"].append(conforms)
+        assert server.embed([TEXT] * 7).headers["x-ratelimit-remaining-tokens"] == "8"
+        refused = server.embed([TEXT] * 2)
+        assert (refused.status_code, refused.json()["code"]) == (429, "RATE_TOKEN_LIMIT_EXCEEDED")
+        assert "key" not in refused.json()["detail"]
+        assert server.embed(TEXT).status_code == 200
+        assert server.http.get("/v1/me").json()["limits"]["tokens_per_minute"] == 50
+
+
+def test_without_keys_an_address_has_so_many_requests_at_once(tmp_path: Path) -> None:
+    with running(tmp_path, worker=False, ip_concurrency=1) as api:
+
+        async def work() -> None:
+            begun, held = asyncio.Event(), asyncio.Event()
+
+            async def body() -> AsyncIterator[bytes]:
+                yield b'{"input": "x", '
+                begun.set()
+                await held.wait()
+                yield b'"model": "%s"}' % MODEL.encode()
+
+            first = asyncio.ensure_future(api.client.post("/v1/embeddings", content=body()))
+            await begun.wait()
+            refused = await api.embed(TEXT)
+            assert (refused.status_code, refused.json()["code"]) == (429, "RATE_CONCURRENCY_LIMIT_EXCEEDED")
+            held.set()
+            assert (await first).status_code == 200
+            assert (await api.embed(TEXT)).status_code == 200
+
+        api.run(work())

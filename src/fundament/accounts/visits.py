@@ -83,7 +83,7 @@ class Visit:
         if caller.tier.tokens_per_minute:
             self.standing = await accounts.limits.spend(caller.id, caller.tier, n_tokens)
             if self.standing.refused:
-                raise _too_many_tokens(self.standing, caller.tier, n_tokens)
+                raise _too_many_tokens(self.standing, caller, n_tokens)
         if caller.key is not None and caller.key.balance is not None and n_tokens:
             await self._pay(caller.key, n_tokens)
         self._note(model, n_tokens)
@@ -152,7 +152,11 @@ class Accounts:
     def __init__(self, store: Database, limits: Limits, settings: Settings) -> None:
         self.limits, self.settings = limits, settings
         self.keyring, self.purse, self.ledger = Keyring(store), Purse(store), Ledger(store)
-        self._anonymous = Tier(requests_per_minute=settings.ip_requests_per_minute)
+        self._anonymous = Tier(
+            requests_per_minute=settings.ip_requests_per_minute,
+            tokens_per_minute=settings.ip_tokens_per_minute,
+            concurrency=settings.ip_concurrency,
+        )
         self._refusals = Tier(requests_per_minute=settings.ip_refusals_per_minute)
 
     async def recognise(self, authorization: str | None, address: str, *, keyed: bool) -> Caller:
@@ -236,9 +240,9 @@ def _ip_refused(standing: Standing) -> LimitError:
     )
 
 
-def _too_many_tokens(standing: Standing, tier: Tier, n_tokens: int) -> LimitError:
-    limit = tier.tokens_per_minute
-    way_out = "Reduce batch sizes, or ask for a key of a larger tier."
+def _too_many_tokens(standing: Standing, caller: Caller, n_tokens: int) -> LimitError:
+    limit = caller.tier.tokens_per_minute
+    way_out = "Reduce batch sizes, or ask for a key of a larger tier." if caller.key else "Reduce batch sizes."
     if n_tokens > limit:
         way_out = f"This request alone has {n_tokens:,}: no wait will do, send its inputs in several."
     return LimitError(
