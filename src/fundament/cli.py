@@ -22,10 +22,9 @@ from fundament.models import families
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
 
-T = TypeVar("T")
+    from fundament.client import Report, Server
 
-if TYPE_CHECKING:
-    from fundament.client import Server
+T = TypeVar("T")
 
 app = typer.Typer(
     help="The Jina Search Foundation API on your own hardware.",
@@ -356,7 +355,7 @@ def batch_wait(file: FilesOrJobs, url: Url = "http://127.0.0.1:8080", key: ApiKe
             with _job_progress(name) as seen:
                 ended = asyncio.run(server.wait(_job_of(name), seen))
             _tell(name, ended)
-            failed |= ended["status"] != "completed"
+            failed |= ended.status != "completed"
     if failed:
         raise typer.Exit(1)
 
@@ -367,8 +366,8 @@ def batch_fetch(file: FilesOrJobs, url: Url = "http://127.0.0.1:8080", key: ApiK
     with _asking(url, key) as server:
         for name in file:
             job = _job_of(name)
-            counts = asyncio.run(server.status(job))["request_counts"]
-            for kind, count in (("output", counts["completed"]), ("errors", counts["failed"])):
+            now = asyncio.run(server.status(job))
+            for kind, count in (("output", now.n_completed), ("errors", now.n_failed)):
                 if count or kind == "output":
                     target = Path(f"{name}.{kind}.jsonl")
                     typer.echo(f"{target}: {count:,} lines, {_size(asyncio.run(server.fetch(job, kind, target)))}")
@@ -397,12 +396,11 @@ def _job_of(name: str) -> str:
     return name
 
 
-def _tell(name: str, job: dict[str, Any]) -> None:
-    counts = job["request_counts"]
-    of = f" of {counts['total']:,}" if counts["total"] else ""
-    failed = f", {counts['failed']:,} failed" if counts["failed"] else ""
-    why = f": {job['error']}" if job["error"] else ""
-    typer.echo(f"{name}: {job['status']}, {counts['completed']:,}{of} lines{failed}{why}")
+def _tell(name: str, job: "Report") -> None:
+    of = f" of {job.n_lines:,}" if job.n_lines else ""
+    failed = f", {job.n_failed:,} failed" if job.n_failed else ""
+    why = f": {job.error}" if job.error else ""
+    typer.echo(f"{name}: {job.status}, {job.n_completed:,}{of} lines{failed}{why}")
 
 
 @contextmanager
@@ -418,7 +416,7 @@ def _asking(url: str, key: str | None) -> Iterator["Server"]:
 
 
 @contextmanager
-def _job_progress(name: str) -> Iterator[Callable[[dict[str, Any]], None]]:
+def _job_progress(name: str) -> Iterator[Callable[["Report"], None]]:
     """A bar on a terminal: lines, tokens, rate, time left."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -435,14 +433,9 @@ def _job_progress(name: str) -> Iterator[Callable[[dict[str, Any]], None]]:
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task(name, total=None, tokens=0, rate="")
 
-        def seen(job: dict[str, Any]) -> None:
-            counts = job["request_counts"]
-            bar.update(
-                task,
-                completed=counts["completed"] + counts["failed"],
-                total=counts["total"] or None,
-                tokens=job["usage"]["total_tokens"],
-            )
+        def seen(job: "Report") -> None:
+            done = job.n_completed + job.n_failed
+            bar.update(task, completed=done, total=job.n_lines or None, tokens=job.n_tokens)
             if speed := bar.tasks[0].speed:
                 bar.update(task, rate=f"{speed:,.0f} lines/s")
 

@@ -2,9 +2,11 @@
 
 import asyncio
 import tempfile
+import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +15,59 @@ import aiohttp
 from fundament.api.lines import TEXT_COLUMNS, InputFileError, csv_lines, jsonl
 from fundament.errors import FundamentError
 
-ENDED = ("completed", "failed", "cancelled")
+ENDED = ("completed", "failed", "cancelled", "expired")
 _POLL_SECONDS = 0.5
+_PATIENCE_SECONDS = 60  # for a server that has answered before and restarts
+_LATER = (
+    HTTPStatus.TOO_MANY_REQUESTS,
+    HTTPStatus.BAD_GATEWAY,
+    HTTPStatus.SERVICE_UNAVAILABLE,
+    HTTPStatus.GATEWAY_TIMEOUT,
+)
 _TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=300)
 _PIECE_BYTES = 256 * 1024
 
 
 class ClientError(FundamentError):
     """What the server refused, or that it does not answer."""
+
+
+class LaterError(ClientError):
+    """What the server would not answer now."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """How far a job is, in whichever form the server describes it.
+
+    Attributes:
+        status: in that form's words; one of `ENDED` at the end.
+        n_lines: of the input; 0 until they are counted.
+        n_completed: lines that became vectors.
+        n_failed: lines that did not.
+        n_tokens: that were read.
+        error: why it failed.
+    """
+
+    status: str
+    n_lines: int
+    n_completed: int
+    n_failed: int
+    n_tokens: int
+    error: str | None
+
+    @classmethod
+    def of(cls, job: Mapping[str, Any]) -> "Report":
+        """Read a job made from a file (`request_counts`, `usage`) or from `input` and `input_url` (`stats`)."""
+        counts = job.get("request_counts") or job.get("stats") or {}
+        return cls(
+            status=job["status"],
+            n_lines=counts.get("total", 0),
+            n_completed=counts.get("completed", 0),
+            n_failed=counts.get("failed", 0),
+            n_tokens=(job.get("usage") or counts).get("total_tokens", 0),
+            error=job.get("error"),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,25 +106,36 @@ class Server:
                 await _answer(session.delete(f"/v1/files/{sent['id']}"))  # the job keeps the lines
         return str(made["id"])
 
-    async def status(self, job: str) -> dict[str, Any]:
+    async def status(self, job: str) -> Report:
         """How far a job is."""
         async with self._session() as session:
-            return await _answer(session.get(f"/v1/batch/{job}"))
+            return Report.of(await _answer(session.get(f"/v1/batch/{job}")))
 
-    async def wait(self, job: str, seen: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
-        """Wait for a job's end, and show `seen` how it goes."""
+    async def wait(self, job: str, seen: Callable[[Report], None]) -> Report:
+        """Wait for a job's end, and show `seen` how it goes. A server that has answered once may be away for a minute.
+
+        Raises:
+            ClientError: there is no such job, or the server does not come back.
+        """
+        answered_at = None
         async with self._session() as session:
             while True:
-                now = await _answer(session.get(f"/v1/batch/{job}"))
-                seen(now)
-                if now["status"] in ENDED:
-                    return now
+                try:
+                    now = Report.of(await _answer(session.get(f"/v1/batch/{job}")))
+                except (LaterError, aiohttp.ClientError, TimeoutError):
+                    if answered_at is None or time.monotonic() > answered_at + _PATIENCE_SECONDS:
+                        raise
+                else:
+                    answered_at = time.monotonic()
+                    seen(now)
+                    if now.status in ENDED:
+                        return now
                 await asyncio.sleep(_POLL_SECONDS)
 
-    async def cancel(self, job: str) -> dict[str, Any]:
+    async def cancel(self, job: str) -> Report:
         """Stop a job."""
         async with self._session() as session:
-            return await _answer(session.delete(f"/v1/batch/{job}"))
+            return Report.of(await _answer(session.delete(f"/v1/batch/{job}")))
 
     async def fetch(self, job: str, kind: str, target: Path) -> int:
         """Write a job's output or errors to a file; it is there whole or not at all.
@@ -105,7 +163,7 @@ class Server:
         async with aiohttp.ClientSession(self.url, headers=headers, timeout=_TIMEOUT) as session:
             try:
                 yield session
-            except (aiohttp.ClientConnectionError, TimeoutError) as error:
+            except (aiohttp.ClientError, TimeoutError) as error:
                 raise ClientError(f"{self.url} does not answer: {error}. Name another with --url.") from error
 
 
@@ -123,7 +181,7 @@ async def _refuse(response: aiohttp.ClientResponse) -> None:
         detail = str((await response.json())["detail"])
     except (aiohttp.ContentTypeError, ValueError, KeyError, TypeError):
         detail = f"{response.url} answered {response.status}"
-    raise ClientError(detail)
+    raise (LaterError if response.status in _LATER else ClientError)(detail)
 
 
 def as_lines(path: Path, target: Path) -> Path:

@@ -133,6 +133,12 @@ class Settings(BaseSettings):
     ip_requests_per_minute: int = Field(
         default=0, ge=0, description="Requests per minute of one address where no keys are asked for; 0 is no limit."
     )
+    ip_tokens_per_minute: int = Field(
+        default=0, ge=0, description="Tokens per minute of one address, likewise; 0 is no limit."
+    )
+    ip_concurrency: int = Field(
+        default=0, ge=0, description="Requests at once of one address, likewise; 0 is no limit."
+    )
     ip_refusals_per_minute: int = Field(
         default=600,
         ge=0,

@@ -1,9 +1,10 @@
 """Keys, limits, balances and usage as a caller meets them, on a server that asks for keys."""
 
+import asyncio
 import json
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 from fundament.config import TIERS
 from tests.accounts.keys import bearer, id_of, make_key, read_key
 from tests.contract.schemas import conforms
+from tests.inprocess import running
 from tests.served import MODEL, Served, serving, wait_until
 
 TINY = {"tiny": {"requests_per_minute": 3}, "few": {"tokens_per_minute": 50}, "alone": {"concurrency": 1}}
@@ -87,6 +89,24 @@ def test_every_answer_says_what_is_left(guarded: Served) -> None:
     assert refused.status_code == 422
     assert int(refused.headers["x-ratelimit-remaining-requests"]) == free.requests_per_minute - 3
     assert int(refused.headers["x-ratelimit-remaining-tokens"]) == free.tokens_per_minute - 12
+
+
+def test_answers_that_went_wrong_say_what_is_left_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    key = make_key(tmp_path)
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("planted")
+
+    monkeypatch.setattr("fundament.api.me.describe_usage", fail)
+    with running(tmp_path, auth=True, worker=False) as api:
+        for n, (path, status) in enumerate({"/v1/me": 500, "/v1/admin/keys": 403, "/v1/none": 404}.items(), 1):
+            answer = api.run(api.client.get(path, headers=bearer(key)))
+            assert answer.status_code == status
+            left = TIERS["free"].requests_per_minute - n
+            assert answer.headers.get_list("x-ratelimit-remaining-requests") == [str(left)]
+        nobody = [api.run(api.client.get("/v1/me")), api.run(api.client.get("/v1/models", headers=bearer(key)))]
+        assert [answer.status_code for answer in nobody] == [401, 200]
+        assert not [name for answer in nobody for name in answer.headers if name.startswith("x-ratelimit-")]
 
 
 def test_too_many_requests(guarded: Served) -> None:
@@ -267,3 +287,37 @@ def test_without_keys_an_address_has_its_own_limit(tmp_path: Path) -> None:
         assert refused.json()["code"] == "RATE_IP_LIMIT_EXCEEDED"
         assert 0 < int(refused.headers["retry-after"]) <= 60
         assert server.http.get("/v1/admin/keys").status_code == 401  # keys are managed with an admin's only
+
+
+def test_without_keys_an_address_has_its_own_tokens(tmp_path: Path) -> None:
+    with serving(tmp_path, threads=1, ip_tokens_per_minute=50) as server:
+        server.http.event_hooks["response"].append(conforms)
+        assert server.embed([TEXT] * 7).headers["x-ratelimit-remaining-tokens"] == "8"
+        refused = server.embed([TEXT] * 2)
+        assert (refused.status_code, refused.json()["code"]) == (429, "RATE_TOKEN_LIMIT_EXCEEDED")
+        assert "key" not in refused.json()["detail"]
+        assert server.embed(TEXT).status_code == 200
+        assert server.http.get("/v1/me").json()["limits"]["tokens_per_minute"] == 50
+
+
+def test_without_keys_an_address_has_so_many_requests_at_once(tmp_path: Path) -> None:
+    with running(tmp_path, worker=False, ip_concurrency=1) as api:
+
+        async def work() -> None:
+            begun, held = asyncio.Event(), asyncio.Event()
+
+            async def body() -> AsyncIterator[bytes]:
+                yield b'{"input": "x", '
+                begun.set()
+                await held.wait()
+                yield b'"model": "%s"}' % MODEL.encode()
+
+            first = asyncio.ensure_future(api.client.post("/v1/embeddings", content=body()))
+            await begun.wait()
+            refused = await api.embed(TEXT)
+            assert (refused.status_code, refused.json()["code"]) == (429, "RATE_CONCURRENCY_LIMIT_EXCEEDED")
+            held.set()
+            assert (await first).status_code == 200
+            assert (await api.embed(TEXT)).status_code == 200
+
+        api.run(work())

@@ -19,8 +19,8 @@ from fundament.api.auth import is_open
 from fundament.app import create_app
 from fundament.config import Settings
 from tests.accounts.keys import make_key
-from tests.checkpoints.clip import clip
-from tests.checkpoints.omni import omni
+from tests.checkpoints.clip import WIDTH, clip
+from tests.checkpoints.omni import HIDDEN, omni
 from tests.contract import schemas
 from tests.media.files import RED, painted, pdf, plain, video, wav
 from tests.served import MODEL, Served, serving
@@ -231,7 +231,7 @@ def test_media_of_the_document_are_read_or_refused(document: dict[str, Any], tmp
         body["properties"]["model"] = {"enum": list(models)}
         body["required"] = sorted({*body["required"], "model"})
     named = ",".join(f"{model}={folder}" for model, folder in models.items())
-    with serving(tmp_path, models=named) as server:
+    with serving(tmp_path, dims={"jina-clip-v2": WIDTH, OMNI: HIDDEN}, models=named) as server:
         checks = ("not_a_server_error", "status_code_conformance", "response_schema_conformance")
         schemathesis(document, server, tmp_path, f"--checks={','.join(checks)}", n_examples=20)
         read = {event["path"] for event in server.events() if event.get("status") == 200}

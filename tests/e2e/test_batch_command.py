@@ -10,7 +10,8 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from tests.served import Served
+from tests.served import MODEL, Served, serving, wait_until
+from tests.servers import free_port
 
 
 @pytest.fixture
@@ -21,15 +22,21 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+COMMAND = [sys.executable, "-m", "fundament", "batch"]
+
+
 def batch(server: Served, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "FUNDAMENT_URL": server.url}
     return subprocess.run(
-        [sys.executable, "-m", "fundament", "batch", *arguments],
-        env={**os.environ, "FUNDAMENT_URL": server.url},
-        cwd=folder,
-        capture_output=True,
-        check=False,
-        text=True,
+        [*COMMAND, *arguments], env=environment, cwd=folder, capture_output=True, check=False, text=True
     )
+
+
+def inline(server: Served, lines: list[object]) -> str:
+    """The id of a new job whose lines are in its request."""
+    answer = server.http.post("/v1/batch/embeddings", json={"model": MODEL, "input": lines})
+    assert answer.status_code == 200, answer.text
+    return str(answer.json()["batch_id"])
 
 
 def test_files_become_vectors(server: Served, folder: Path) -> None:
@@ -52,15 +59,54 @@ def test_files_become_vectors(server: Served, folder: Path) -> None:
     assert (cancelled.returncode, "has ended already" in cancelled.stderr) == (1, True)
 
 
+def test_jobs_that_were_made_over_http_are_told_too(server: Served, tmp_path: Path) -> None:
+    job = inline(server, ["one", {"input": 5}])
+    assert batch(server, tmp_path, "status", job).returncode == 0
+    waited = batch(server, tmp_path, "wait", job)
+    assert (waited.returncode, waited.stdout) == (0, f"{job}: completed, 1 of 2 lines, 1 failed\n")
+    assert batch(server, tmp_path, "fetch", job).returncode == 0
+    for kind in ("output", "errors"):
+        assert len((tmp_path / f"{job}.{kind}.jsonl").read_text().splitlines()) == 1
+    bulk = server.http.post("/v1/bulk-embeddings", files={"file": ("x.csv", b"text\na\n")}, data={"model": MODEL})
+    refused = batch(server, tmp_path, "status", bulk.json()["id"])
+    assert (refused.returncode, "not found or access denied" in refused.stderr) == (1, True)
+
+
+def test_waiting_ends_where_a_job_expires(tmp_path: Path) -> None:
+    with serving(tmp_path, threads=1, job_hours=0.0001) as server:
+        job = inline(server, ["one"])
+        waited = batch(server, tmp_path, "wait", job)
+        assert waited.returncode in (0, 1), waited.stderr  # it may have completed before
+        look = lambda: server.http.get(f"/v1/batch/{job}").json()["status"] == "expired"  # noqa: E731
+        wait_until(look, "the job's time to be over")
+        waited = batch(server, tmp_path, "wait", job)
+        assert (waited.returncode, waited.stdout.split(",")[0]) == (1, f"{job}: expired")
+
+
+def test_waiting_outlives_a_restart(tmp_path: Path) -> None:
+    port = free_port()
+    with serving(tmp_path, threads=1, port=port, worker=False) as server:
+        job = inline(server, ["one"])
+        waiting = subprocess.Popen(
+            [*COMMAND, "wait", job, "--url", server.url], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        asked = lambda: any(event.get("path") == "/v1/batch/{batch_id}" for event in server.events())  # noqa: E731
+        wait_until(asked, "the command to ask")
+    with serving(tmp_path, threads=1, port=port):
+        out, err = waiting.communicate()
+    assert (waiting.returncode, out) == (0, f"{job}: completed, 1 of 1 lines\n"), err
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (("submit", "none.txt"), "cannot be read"),
-        (("submit", "a.bin"), "give .jsonl, .csv, .parquet or .txt"),
+        (("submit", "a.bin"), "should end in .jsonl, .csv, .parquet or .txt"),
         (("submit", "a.txt", "--model", "no-such-model"), "not found"),
         (("status", "a.txt"), "has not been handed in"),
         (("status", "batch_none"), "not found or access denied"),
         (("status", "batch_none", "--url", "http://127.0.0.1:9"), "does not answer"),
+        (("wait", "batch_none", "--url", "http://127.0.0.1:9"), "does not answer"),
     ],
 )
 def test_what_goes_wrong_is_said_in_a_line(server: Served, folder: Path, arguments: list[str], said: str) -> None:

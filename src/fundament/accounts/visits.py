@@ -12,7 +12,7 @@ from fundament.accounts.ledger import Ledger
 from fundament.accounts.purse import Purse
 from fundament.config import Settings, Tier
 from fundament.core import Bill
-from fundament.errors import AuthError, BalanceError, LimitError, NotAllowedError
+from fundament.errors import AuthError, BalanceError, LimitError
 from fundament.limits import Limits, Standing, new_lease
 from fundament.store.database import Database
 from fundament.store.keys import Key
@@ -38,6 +38,11 @@ class Caller:
     def key_id(self) -> str:
         """The key's id; empty without one."""
         return self.key.id if self.key else ""
+
+    @property
+    def admin(self) -> bool:
+        """Whether the key manages the others."""
+        return self.key is not None and self.key.admin
 
 
 @dataclass(slots=True)
@@ -78,7 +83,7 @@ class Visit:
         if caller.tier.tokens_per_minute:
             self.standing = await accounts.limits.spend(caller.id, caller.tier, n_tokens)
             if self.standing.refused:
-                raise _too_many_tokens(self.standing, caller.tier, n_tokens)
+                raise _too_many_tokens(self.standing, caller, n_tokens)
         if caller.key is not None and caller.key.balance is not None and n_tokens:
             await self._pay(caller.key, n_tokens)
         self._note(model, n_tokens)
@@ -147,31 +152,32 @@ class Accounts:
     def __init__(self, store: Database, limits: Limits, settings: Settings) -> None:
         self.limits, self.settings = limits, settings
         self.keyring, self.purse, self.ledger = Keyring(store), Purse(store), Ledger(store)
-        self._anonymous = Tier(requests_per_minute=settings.ip_requests_per_minute)
+        self._anonymous = Tier(
+            requests_per_minute=settings.ip_requests_per_minute,
+            tokens_per_minute=settings.ip_tokens_per_minute,
+            concurrency=settings.ip_concurrency,
+        )
         self._refusals = Tier(requests_per_minute=settings.ip_refusals_per_minute)
 
-    async def recognise(self, authorization: str | None, address: str, *, admin: bool) -> Caller:
+    async def recognise(self, authorization: str | None, address: str, *, keyed: bool) -> Caller:
         """Who asks.
 
         Args:
             authorization: the header.
             address: where the request comes from.
-            admin: whether only a key that manages the others will do.
+            keyed: whether it takes a key even where none are asked for.
 
         Raises:
             AuthError: a key is needed, and there is none that works.
-            NotAllowedError: the key is no admin's.
             LimitError: too many keys from that address did not work.
         """
-        if not (admin or self.settings.auth):
+        if not (keyed or self.settings.auth):
             return Caller(f"ip:{_network(address)}", self._anonymous)
         try:
             key = await self.keyring.open(authorization, admin=admin)
         except AuthError:
             await self._count_refusal(address)
             raise
-        if admin and not key.admin:
-            raise NotAllowedError("This needs an admin key: fundament keys create NAME --admin")
         self.ledger.touch(key.id)
         return Caller(key.id, self.tier_of(key), key)
 
@@ -237,9 +243,9 @@ def _ip_refused(standing: Standing) -> LimitError:
     )
 
 
-def _too_many_tokens(standing: Standing, tier: Tier, n_tokens: int) -> LimitError:
-    limit = tier.tokens_per_minute
-    way_out = "Reduce batch sizes, or ask for a key of a larger tier."
+def _too_many_tokens(standing: Standing, caller: Caller, n_tokens: int) -> LimitError:
+    limit = caller.tier.tokens_per_minute
+    way_out = "Reduce batch sizes, or ask for a key of a larger tier." if caller.key else "Reduce batch sizes."
     if n_tokens > limit:
         way_out = f"This request alone has {n_tokens:,}: no wait will do, send its inputs in several."
     return LimitError(

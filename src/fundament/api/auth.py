@@ -12,9 +12,7 @@ from fundament.accounts.keyring import missing_key
 from fundament.accounts.visits import Accounts, Caller, Visit, current_visit
 from fundament.api import errors
 from fundament.api.presence import CLIENT_GONE
-from fundament.config import Tier
-from fundament.errors import FundamentError
-from fundament.limits import Standing
+from fundament.errors import FundamentError, NotAllowedError
 
 OPEN = {
     *("/", "/live", "/health", "/healthz", "/ready"),
@@ -27,7 +25,7 @@ _LINKED = re.compile("/v1/batch/[^/]+/(output|errors)")
 
 
 class AccountMiddleware:
-    """Lets in who may come in, bills to them what they run, and tells them what is left of their limits."""
+    """Lets in who may come in, and bills to them what they run."""
 
     def __init__(self, app: ASGIApp, accounts: Accounts) -> None:
         self.app, self.accounts = app, accounts
@@ -47,18 +45,20 @@ class AccountMiddleware:
                 if message["type"] == "http.response.start":
                     if message["status"] >= HTTPStatus.BAD_REQUEST and message["status"] != CLIENT_GONE:
                         visit.forgive()
-                    message["headers"].extend(rate_headers(visit.standing, visit.caller.tier))
                 elif not message.get("more_body"):
                     await visit.leave()  # first, so that a client may send the next one as soon as it has read this
             await send(message)
 
+        for_admins = self._for_admins(scope)
         try:
             caller = await self.accounts.recognise(
-                _authorization(scope), scope["client"][0] if scope.get("client") else "", admin=self._for_admins(scope)
+                _authorization(scope), scope["client"][0] if scope.get("client") else "", keyed=for_admins
             )
             visit = Visit(self.accounts, caller, lambda: getattr(scope.get("route"), "path", ""))
-            scope["state"]["caller"] = caller
+            scope["state"] |= {"caller": caller, "visit": visit}
             await self.accounts.enter(visit)
+            if for_admins and not caller.admin:  # now that the request is counted
+                raise NotAllowedError("This needs an admin key: fundament keys create NAME --admin")
         except FundamentError as error:
             await errors.render(error, scope["state"]["request_id"])(scope, receive, counted)
             return
@@ -109,10 +109,11 @@ def owner(request: Request) -> str:
     return caller_of(request).key_id
 
 
-def rate_headers(standing: Standing | None, tier: Tier) -> list[tuple[bytes, bytes]]:
+def rate_headers(visit: Visit | None) -> list[tuple[bytes, bytes]]:
     """What a caller may still do, for each limit that there is; `Reset` is in seconds, until all of it is free."""
-    if standing is None:
+    if visit is None or visit.standing is None:
         return []
+    standing, tier = visit.standing, visit.caller.tier
     rows = (
         ("Requests", tier.requests_per_minute, standing.n_requests, standing.requests_seconds),
         ("Tokens", tier.tokens_per_minute, standing.n_tokens, standing.tokens_seconds),

@@ -1,4 +1,4 @@
-"""Around every request: its id, its log line, its count and its time."""
+"""Around every request: its id, what is left of its caller's limits, its log line, its count and its time."""
 
 import asyncio
 import random
@@ -10,6 +10,7 @@ from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fundament.api import errors
+from fundament.api.auth import rate_headers
 from fundament.api.state import State
 from fundament.errors import UnavailableError
 from fundament.telemetry import say
@@ -43,6 +44,7 @@ class RequestMiddleware:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 message["headers"].append((b"x-request-id", request_id.encode()))
+                message["headers"].extend(rate_headers(details.get("visit")))
             await send(message)
 
         self.state.n_running += 1

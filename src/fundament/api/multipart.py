@@ -9,6 +9,7 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import ClientDisconnect
 
+from fundament.api.body import echo
 from fundament.depot import Depot
 from fundament.errors import BodyError, Fault, InputError, UnavailableError
 
@@ -16,7 +17,8 @@ if TYPE_CHECKING:
     from python_multipart.multipart import MultipartCallbacks
 
 _MOST_FIELD_BYTES = 64 * 1024
-_MOST_FIELDS = 64
+_MOST_PARTS = 64
+_MOST_OTHER_BYTES = _MOST_PARTS * _MOST_FIELD_BYTES  # of all that is not the file
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +41,7 @@ async def read_form(request: Request, depot: Depot, name: str, *, max_bytes: int
 
     Raises:
         BodyError: no multipart form (415), one that breaks off (400), or a file that is too large (413).
-        InputError: no part `file`, a form that is malformed, or a NUL in a text.
+        InputError: no part `file`, a form that is malformed, a part given twice, or too much beside the file.
         UnavailableError: the disk is full, or the bucket does not answer.
     """
     kind, options = parse_options_header(request.headers.get("content-type"))
@@ -47,20 +49,23 @@ async def read_form(request: Request, depot: Depot, name: str, *, max_bytes: int
     if kind != b"multipart/form-data" or not boundary:
         raise BodyError(415, "Send a form with a file: 'Content-Type: multipart/form-data; boundary=…'.")
     too_large = BodyError(413, f"The file is larger than {max_bytes / 1e6:g} MB. Divide it.")
-    if int(request.headers.get("content-length") or 0) > max_bytes + _MOST_FIELDS * _MOST_FIELD_BYTES:
+    if int(request.headers.get("content-length") or 0) > max_bytes + _MOST_OTHER_BYTES:
         raise too_large
     parts = _Parts()
-    parser = MultipartParser(boundary, parts.callbacks())
 
     async def pieces() -> AsyncIterator[bytes]:
         """The file; a form that is not whole, or has none, is an error before its end, so that nothing is kept."""
-        n_bytes = 0
+        parser = MultipartParser(boundary, parts.callbacks())
+        n_bytes = n_arrived = 0
         async for arrived in request.stream():
             parser.write(arrived)
             piece = parts.take()
             n_bytes += len(piece)
+            n_arrived += len(arrived)
             if n_bytes > max_bytes:
                 raise too_large
+            if n_arrived - n_bytes > _MOST_OTHER_BYTES:
+                raise InputError(Fault("body", "What the form holds beside its file is too long.", "too_long"))
             if piece:
                 yield piece
         parser.finalize()
@@ -90,6 +95,8 @@ class _Parts:
     ended: bool = False
     _header: bytearray = field(default_factory=bytearray)
     _value: bytearray = field(default_factory=bytearray)
+    _n_parts: int = 0
+    _disposition: bytes = b""
     _name: str = ""
     _in_file: bool = False
     _pending: list[bytes] = field(default_factory=list)
@@ -107,44 +114,55 @@ class _Parts:
             "on_header_field": lambda data, start, end: self._header.extend(data[start:end]),
             "on_header_value": lambda data, start, end: self._value.extend(data[start:end]),
             "on_header_end": self._end_header,
+            "on_headers_finished": self._name_part,
             "on_part_data": self._data,
             "on_end": self._end,
         }
 
     def _begin(self) -> None:
-        self._name, self._in_file = "", False
+        self._n_parts += 1
+        if self._n_parts > _MOST_PARTS:
+            raise InputError(Fault("body", f"The form has more than {_MOST_PARTS} parts.", "too_long"))
+        self._disposition = b""
 
     def _end_header(self) -> None:
         if bytes(self._header).lower() == b"content-disposition":
-            _, options = parse_options_header(bytes(self._value))
-            self._name = options.get(b"name", b"").decode(errors="replace")
-            if self._name == "file":
-                if self.file_name is not None:
-                    raise InputError(Fault("body -> file", "Give one file.", "value_error"))
-                self._in_file = True
-                name = options.get(b"filename", b"file")
-                _check_text("file", name)
-                self.file_name = name.decode(errors="replace")
-            else:
-                self.fields.setdefault(self._name, bytearray())
+            self._disposition = bytes(self._value)
         self._header.clear()
         self._value.clear()
+
+    def _name_part(self) -> None:
+        _, options = parse_options_header(self._disposition)
+        self._name = options.get(b"name", b"").decode(errors="replace")
+        if not self._name:
+            raise InputError(Fault("body", "A part of the form has no name.", "form_invalid"))
+        if self._name in self.fields or (self._name == "file" and self.file_name is not None):
+            raise self._wrong("It is there twice. Give one.")
+        self._in_file = self._name == "file"
+        if not self._in_file:
+            self.fields[self._name] = bytearray()
+            return
+        file_name = options.get(b"filename", b"file")
+        self._check(file_name)
+        self.file_name = file_name.decode(errors="replace")
 
     def _data(self, data: bytes, start: int, end: int) -> None:
         if self._in_file:
             self._pending.append(data[start:end])
             return
-        value = self.fields.setdefault(self._name, bytearray())
-        value.extend(data[start:end])
-        _check_text(self._name, value)
-        if len(value) > _MOST_FIELD_BYTES or len(self.fields) > _MOST_FIELDS:
-            raise InputError(Fault(f"body -> {self._name[:100]}", "The form's fields are too long.", "too_long"))
+        value, piece = self.fields[self._name], data[start:end]
+        self._check(piece)
+        value.extend(piece)
+        if len(value) > _MOST_FIELD_BYTES:
+            raise self._wrong(f"It is longer than {_MOST_FIELD_BYTES:,} bytes.", "too_long")
+
+    def _check(self, text: bytes) -> None:
+        """Refuse what PostgreSQL takes in no text."""
+        if b"\0" in text:
+            raise self._wrong("It holds a NUL character.")
+
+    def _wrong(self, message: str, kind: str = "value_error") -> InputError:
+        return InputError(Fault(f"body -> {echo(self._name)}", message, kind))
 
     def _end(self) -> None:
         self.ended = True
-
-
-def _check_text(field: str, text: bytes | bytearray) -> None:
-    """Refuse what PostgreSQL takes in no text."""
-    if b"\0" in text:
-        raise InputError(Fault(f"body -> {field[:100]}", "It holds a NUL character.", "value_error"))
