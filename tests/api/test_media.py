@@ -12,7 +12,7 @@ import pytest
 from fundament import media
 from fundament.api.embeddings import EmbeddingsRequest, task_of
 from fundament.api.inputs import Reference
-from fundament.api.media import opened
+from fundament.api.media import check_media, opened
 from fundament.app import named_models
 from fundament.backbone.device import Placement
 from fundament.catalog import CATALOG, EMBEDDED
@@ -254,6 +254,14 @@ def test_who_does_not_take_media_says_who_does(api: Api, eye: Eye, model: str, g
     where, why = fault(ask(api, model, given))
     assert where == "input -> 0"
     assert words in why
+
+
+def test_models_that_rank_or_chat_are_not_named_to_who_wants_vectors(api: Api) -> None:
+    served = {name: CATALOG[name] for name in (EMBEDDED.id, CLIP, "jina-vlm", "jina-reranker-m0")}
+    state = replace(api.app.state.parts, served=lambda: served)
+    sent = Reference("image", "AAAA", "body -> input -> 0")
+    with pytest.raises(InputError, match=f"that take image input: {CLIP}\\.$"):
+        check_media(state, EMBEDDED, [sent])
 
 
 def test_a_data_uri_is_a_text_to_a_model_that_reads_texts_only(api: Api) -> None:

@@ -6,9 +6,23 @@ from typing import Any
 
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
-from transformers import BertConfig, BertForSequenceClassification
+from tokenizers.processors import TemplateProcessing
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    DistilBertConfig,
+    DistilBertForSequenceClassification,
+    EuroBertConfig,
+    EuroBertForSequenceClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForSequenceClassification,
+    Qwen3Config,
+    Qwen3ForSequenceClassification,
+)
 
-from tests.checkpoints import byte_bpe, random_tensors, resave, save, word_piece
+from tests.checkpoints import byte_bpe, llama, random_tensors, resave, save, word_piece
 from tests.checkpoints.jina_bert import jina_bert
 from tests.checkpoints.xlm_roberta import HIDDEN, Names, xlm_roberta
 
@@ -36,6 +50,46 @@ def bert_ranker(directory: Path, *, n_labels: int = 1, n_positions: int = 130, *
     )
     shapes = {name: tuple(t.shape) for name, t in BertForSequenceClassification(published).state_dict().items()}
     return save(directory, published.to_dict() | config, random_tensors(shapes), tokenizer)
+
+
+CLASSES: dict[str, tuple[type[PreTrainedConfig], type[PreTrainedModel]]] = {
+    "bert": (BertConfig, BertForSequenceClassification),
+    "distilbert": (DistilBertConfig, DistilBertForSequenceClassification),
+    "eurobert": (EuroBertConfig, EuroBertForSequenceClassification),
+    "qwen2": (Qwen2Config, Qwen2ForSequenceClassification),
+    "qwen3": (Qwen3Config, Qwen3ForSequenceClassification),
+}
+
+
+def classifier(directory: Path, kind: str, tokenizer: Tokenizer, **config: Any) -> Path:
+    """One of transformers' sequence classifiers with one label."""
+    its_config, its_class = CLASSES[kind]
+    architectures = [its_class.__name__]
+    published = its_config(
+        vocab_size=tokenizer.get_vocab_size(), num_labels=1, architectures=architectures, dtype="float32", **config
+    )
+    shapes = {name: tuple(t.shape) for name, t in its_class(published).state_dict().items()}
+    return save(directory, published.to_dict(), random_tensors(shapes), tokenizer)
+
+
+def distilbert_ranker(directory: Path) -> Path:
+    """A cross-encoder on DistilBERT, whose tokens have no types."""
+    sizes = {"dim": HIDDEN, "n_heads": 6, "n_layers": 2, "hidden_dim": 40}
+    return classifier(directory, "distilbert", word_piece(), max_position_embeddings=130, **sizes)
+
+
+def llama_ranker(directory: Path, kind: str, *, pair: str | None = f"$A $B {llama.END}", **config: Any) -> Path:
+    """A cross-encoder on EuroBERT or Qwen, whose padding token is the one that ends a pair."""
+    tokenizer = llama.tokenizer(ends=False)
+    end = tokenizer.token_to_id(llama.END)
+    if pair:
+        special = [(llama.END, end)]
+        tokenizer.post_processor = TemplateProcessing(single="$A", pair=pair, special_tokens=special)
+    sizes = {"hidden_size": HIDDEN, "num_attention_heads": 6, "num_key_value_heads": 2, "num_hidden_layers": 2}
+    usual = {"intermediate_size": 40, "head_dim": 8, "max_position_embeddings": 512, "pad_token_id": end}
+    if kind == "eurobert":
+        usual |= dict.fromkeys(("bos_token_id", "eos_token_id", "mask_token_id"), end)
+    return classifier(directory, kind, tokenizer, **sizes | usual | config)
 
 
 def jina_bert_ranker(directory: Path, **options: Any) -> Path:

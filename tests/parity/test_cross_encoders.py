@@ -11,28 +11,43 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
+from sentence_transformers import CrossEncoder as SentenceTransformersCrossEncoder
 from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor, nn
-from transformers import (
-    BertForSequenceClassification,
-    XLMRobertaConfig,
-    XLMRobertaForSequenceClassification,
-)
+from transformers import PreTrainedTokenizerFast, XLMRobertaConfig, XLMRobertaForSequenceClassification
 
 from fundament.core import Model, Rerank
+from fundament.engine.local import load_model
 from fundament.engine.weights import from_argument
-from fundament.errors import CheckpointError, TooLongError
+from fundament.errors import CheckpointError, InputError, TooLongError
 from fundament.models import family_of
-from tests.checkpoints import load, rank, resave, texts
-from tests.checkpoints.cross_encoder import bert_ranker, jina_bert_ranker, xlm_roberta_ranker
+from tests.checkpoints import llama, load, rank, resave, texts
+from tests.checkpoints.cross_encoder import (
+    CLASSES,
+    bert_ranker,
+    distilbert_ranker,
+    jina_bert_ranker,
+    llama_ranker,
+    xlm_roberta_ranker,
+)
 from tests.checkpoints.xlm_roberta import POSITIONS, flash_tensors, renamed
+from tests.conftest import FLOAT32
 from tests.parity.test_jina_bert import slow_forward
 
 CONTEXT, OVERLAP = POSITIONS - 2, 9
 QUERY = "what the search finds"
 DOCUMENTS = ["", "a", "the the what", "naïve 東京 search", QUERY, *texts([1, 2, 3, 5, 9, 12])]
-FAMILIES = {"bert": "bert", "jina": "jina_bert", "stock": "xlm_roberta", "flash": "xlm_roberta"}
+FAMILIES = {
+    "bert": "bert",
+    "distilbert": "distilbert",
+    "eurobert": "eurobert",
+    "flash": "xlm_roberta",
+    "jina": "jina_bert",
+    "qwen2": "qwen",
+    "qwen3": "qwen",
+    "stock": "xlm_roberta",
+}
 
 Logit = Callable[[list[int], list[int]], float]
 """From the ids of a pair and their types to its logit."""
@@ -46,6 +61,10 @@ def directories(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "jina": jina_bert_ranker(root / "jina"),
         "stock": xlm_roberta_ranker(root / "stock"),
         "flash": xlm_roberta_ranker(root / "flash", names="flash"),
+        "distilbert": distilbert_ranker(root / "distilbert"),
+        "eurobert": llama_ranker(root / "eurobert", "eurobert"),
+        "qwen2": llama_ranker(root / "qwen2", "qwen2"),
+        "qwen3": llama_ranker(root / "qwen3", "qwen3", pair=f"$A {llama.END} $B {llama.END}", pad_token_id=None),
     }
 
 
@@ -72,18 +91,20 @@ def reference(name: str, directory: Path) -> Logit:
 
         return plain
     model = classifier(name, directory, tensors)
+    typed = {"bert", "stock", "flash"}
 
     @torch.inference_mode()
     def logit(ids: list[int], types: list[int]) -> float:
-        return float(model(input_ids=torch.tensor([ids]), token_type_ids=torch.tensor([types])).logits)
+        more = {"token_type_ids": torch.tensor([types])} if name in typed else {}
+        return float(model(input_ids=torch.tensor([ids]), **more).logits)
 
     return logit
 
 
 def classifier(name: str, directory: Path, tensors: dict[str, Tensor]) -> nn.Module:
     """transformers' class with the same weights, every one of them used."""
-    if name == "bert":
-        return BertForSequenceClassification.from_pretrained(directory).eval()
+    if name in CLASSES:
+        return CLASSES[name][1].from_pretrained(directory).eval()
     config = XLMRobertaConfig.from_pretrained(directory, num_labels=1)
     model = XLMRobertaForSequenceClassification(config)
     bare = flash_tensors(config.vocab_size, table=True)
@@ -157,7 +178,8 @@ def test_equal_documents_have_equal_scores(models: dict[str, Model]) -> None:
 def test_a_longer_document_is_cut(name: str, directories: dict[str, Path], models: dict[str, Model]) -> None:
     long = "a b c d e f " * 40
     ids, types = pair(directories[name], QUERY, long)
-    cut = [*ids[: CONTEXT - 1], ids[-1]], types[:CONTEXT]
+    n_after = len(models[name].frame.after)
+    cut = [*ids[: CONTEXT - n_after], *ids[len(ids) - n_after :]], types[:CONTEXT]
     found = rank(models[name], QUERY, ["a", long])
     np.testing.assert_allclose(found.scores[1], probabilities([reference(name, directories[name])(*cut)])[0], atol=1e-5)
     assert found.n_truncated == 1
@@ -261,6 +283,60 @@ def test_a_tokenizer_that_frames_pairs_otherwise_is_refused(template: str, words
 def test_a_directory_of_ones_own_ranks(name: str, directories: dict[str, Path], tmp_path: Path) -> None:
     spec = from_argument(f"mine={directories[name]}", tmp_path).spec
     assert (spec.kind, spec.family, spec.score, spec.dim) == ("reranker", FAMILIES[name], "probability", 0)
+
+
+@pytest.mark.parametrize("pooling", ["bos", "mean", "late"])
+def test_eurobert_pools_as_its_config_says(pooling: str, tmp_path: Path) -> None:
+    directory = llama_ranker(tmp_path, "eurobert", pair=f"{llama.END} $A $B", classifier_pooling=pooling)
+    logit = reference("eurobert", directory)
+    expected = probabilities([logit(*pair(directory, QUERY, document)) for document in DOCUMENTS])
+    found = rank(open_model("eurobert", directory), QUERY, DOCUMENTS)
+    np.testing.assert_allclose(found.scores, expected, atol=1e-5)
+    with pytest.raises(CheckpointError, match="classifier_pooling 'max'; known are bos, mean, late"):
+        open_model("eurobert", resave(directory, config={"classifier_pooling": "max"}))
+
+
+def test_a_causal_classifier_scores_the_last_token_that_is_no_padding(tmp_path: Path) -> None:
+    """As transformers' classes do, in a text that spells the token too; they need no token in front of a pair."""
+    plain = llama_ranker(tmp_path / "plain", "qwen2", pair=None)
+    model, logit = open_model("qwen2", plain), reference("qwen2", plain)
+    documents = ["the", f"the{llama.END}", f"the{llama.END}{llama.END}in", llama.END * 3]
+    expected = probabilities([logit(*pair(plain, "who", document)) for document in documents])
+    scores = rank(model, "who", documents).scores
+    np.testing.assert_allclose(scores, expected, atol=1e-5)
+    assert scores[0] == pytest.approx(scores[1], abs=1e-6)
+    only = probabilities([logit(*pair(plain, "", llama.END * 3))])
+    np.testing.assert_allclose(rank(model, "", [llama.END * 3]).scores, only, atol=1e-5)
+    other = open_model("qwen2", resave(plain, config={"pad_token_id": None}))
+    assert abs(rank(other, "who", documents).scores[1] - scores[1]) > 1e-3
+    with pytest.raises(InputError, match="documents -> 1: Neither it nor the query has a token"):
+        model.prepare(Rerank(query="", documents=["a", "", ""]))
+
+
+def test_pairs_are_read_as_sentence_transformers_reads_them(tmp_path: Path) -> None:
+    directory = llama_ranker(tmp_path, "qwen3")
+    PreTrainedTokenizerFast(
+        tokenizer_file=str(directory / "tokenizer.json"), pad_token=llama.END, model_max_length=512
+    ).save_pretrained(directory)
+    pairs = [(QUERY, document) for document in DOCUMENTS]
+    expected = SentenceTransformersCrossEncoder(str(directory), device="cpu").predict(pairs)
+    np.testing.assert_allclose(rank(open_model("qwen3", directory), QUERY, DOCUMENTS).scores, expected, atol=1e-5)
+
+
+def test_a_classifier_that_is_prompted_is_refused(tmp_path: Path) -> None:
+    directory = llama_ranker(tmp_path, "qwen3")
+    template = "".join(f"{{{{ messages | selectattr('role', 'eq', '{role}') }}}}" for role in ("query", "document"))
+    (directory / "chat_template.jinja").write_text("{{ messages }}")
+    open_model("qwen3", directory)
+    (directory / "chat_template.jinja").write_text(template)
+    with pytest.raises(CheckpointError, match="has a chat template for a query and a document"):
+        open_model("qwen3", directory)
+
+
+def test_the_catalogues_rerankers_are_no_classifiers(tmp_path: Path) -> None:
+    local = from_argument(f"qwen3-reranker-0.6b={llama_ranker(tmp_path, 'qwen3')}", tmp_path)
+    with pytest.raises(CheckpointError, match=r"not known to the model: score\.weight"):
+        load_model(local, FLOAT32)
 
 
 def test_a_config_without_a_model_type_is_told_by_its_architecture() -> None:

@@ -80,6 +80,17 @@ def test_equals_the_reference(model: Any, directory: Path, documents: list[str],
     assert found.embeddings is None
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_shuffled_documents_keep_their_scores_and_their_order(model: Any, seed: int) -> None:
+    documents = [*DOCUMENTS, *(f"the {word} city" for word in ("inner", "other", "same", "東京"))]
+    order = np.random.default_rng(seed).permutation(len(documents))
+    expected = rank(model, Rerank(query=QUERY, documents=documents)).scores
+    found = rank(model, Rerank(query=QUERY, documents=[documents[place] for place in order])).scores
+    close(found, expected[order])
+    best = [documents[place] for place in np.argsort(-expected, kind="stable")]
+    assert [documents[order[place]] for place in np.argsort(-found, kind="stable")] == best
+
+
 def test_an_output_matrix_of_its_own(tmp_path: Path) -> None:
     directory = qwen_reranker.write(tmp_path, UNTIED, head=True)
     found = rank(qwen_reranker.load(directory, "qwen"), Rerank(query=QUERY, documents=DOCUMENTS))

@@ -135,6 +135,17 @@ def test_a_query_that_is_a_picture_is_read_once_whatever_the_batches(
     assert costs == [n_query, *(n - n_query for n in inside[1:])]
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_shuffled_documents_keep_their_scores_and_their_order(model: VisionRanker, seed: int) -> None:
+    documents: list[Side] = [*TEXTS, *SIZES, "a", SIZES[0]]
+    order = np.random.default_rng(seed).permutation(len(documents)).tolist()
+    expected = scores(model, "the search", documents)
+    found = scores(model, "the search", [documents[place] for place in order])
+    assert_same(found, expected[order])
+    best = [documents[place] for place in expected.argsort(descending=True, stable=True)]
+    assert [documents[order[place]] for place in found.argsort(descending=True, stable=True)] == best
+
+
 def test_counts_leave_the_score_token_out(model: VisionRanker) -> None:
     call = Rerank(query="the", documents=["in", png(picture(56, 84)), "in"])
     items = model.prepare(call)

@@ -159,19 +159,19 @@ class Accounts:
         )
         self._refusals = Tier(requests_per_minute=settings.ip_refusals_per_minute)
 
-    async def recognise(self, authorization: str | None, address: str, *, keyed: bool) -> Caller:
+    async def recognise(self, authorization: str | None, address: str, *, admin: bool) -> Caller:
         """Who asks.
 
         Args:
             authorization: the header.
             address: where the request comes from.
-            keyed: whether it takes a key even where none are asked for.
+            admin: whether an admin's key is wanted, even where no keys are asked for.
 
         Raises:
             AuthError: a key is needed, and there is none that works.
             LimitError: too many keys from that address did not work.
         """
-        if not (keyed or self.settings.auth):
+        if not (admin or self.settings.auth):
             return Caller(f"ip:{_network(address)}", self._anonymous)
         try:
             key = await self.keyring.open(authorization, admin=admin)

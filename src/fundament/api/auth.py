@@ -52,7 +52,7 @@ class AccountMiddleware:
         for_admins = self._for_admins(scope)
         try:
             caller = await self.accounts.recognise(
-                _authorization(scope), scope["client"][0] if scope.get("client") else "", keyed=for_admins
+                _authorization(scope), scope["client"][0] if scope.get("client") else "", admin=for_admins
             )
             visit = Visit(self.accounts, caller, lambda: getattr(scope.get("route"), "path", ""))
             scope["state"] |= {"caller": caller, "visit": visit}

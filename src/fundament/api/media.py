@@ -30,7 +30,7 @@ def read_bare_input(spec: ModelSpec, value: Sent, origin: str) -> Sent:
 def check_media(
     state: State, spec: ModelSpec, sent: Sequence[Sent], field: str = "body -> input", *, pages: bool = True
 ) -> None:
-    """Refuse what the model does not read, naming the models served here that do, and a PDF in company.
+    """Refuse what the model does not read, naming those of its kind served here that do, and a PDF in company.
 
     Args:
         state: the application's parts.
@@ -42,13 +42,14 @@ def check_media(
     Raises:
         InputError: naming the first input that does not fit.
     """
+    alike = {name: other for name, other in state.served().items() if other.kind == spec.kind}
     for index, value in enumerate(sent):
         missing = sorted({part.kind for part in references([value])}.difference(spec.modalities))
         if isinstance(value, tuple) and (missing or not spec.groups):
-            able = [name for name, other in state.served().items() if other.groups]
+            able = [name for name, other in alike.items() if other.groups]
             what = "groups of parts"
         elif missing:
-            able = [name for name, other in state.served().items() if missing[0] in other.modalities]
+            able = [name for name, other in alike.items() if missing[0] in other.modalities]
             what = f"{missing[0]} input"
         elif isinstance(value, Reference) and value.kind == "pdf" and (len(sent) > 1 or not pages):
             way_out = "Send it alone, as the whole input." if pages else "Send its pages as images."

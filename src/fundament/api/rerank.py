@@ -68,7 +68,7 @@ class RerankRequest(Body):
     model: Annotated[str, StringConstraints(min_length=1, max_length=256)] | None = Field(
         None,
         description=f"The model's id, short or long. Left out: `{DEFAULT}` where it is served, else the only reranker, "
-        "else the only model.",
+        "else the only model that can rank.",
         examples=["all-minilm-l6-v2"],
     )
     query: Annotated[
@@ -219,16 +219,17 @@ def _default(state: State) -> ModelSpec:
     """The model that a request means which names none.
 
     Raises:
-        InputError: several could be meant.
+        InputError: several could be meant, or none.
     """
-    served = state.served()
-    if DEFAULT in served:
-        return served[DEFAULT]
-    candidates = [spec for spec in served.values() if spec.kind == "reranker"] or list(served.values())
+    able = {model: spec for model, spec in state.served().items() if spec.score is not None}
+    if DEFAULT in able:
+        return able[DEFAULT]
+    candidates = [spec for spec in able.values() if spec.kind == "reranker"] or list(able.values())
     if len(candidates) == 1:
         return candidates[0]
-    listed = ", ".join(sorted(model for model, spec in served.items() if spec.score))
-    message = f"Field required: several models are served that can rank: {listed}."
+    message = f"Field required: several models are served that can rank: {', '.join(sorted(able))}."
+    if not able:
+        message = "No model is served that can rank."
     raise InputError(Fault("body -> model", message, "missing"))
 
 

@@ -3,8 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fundament.backbone import cross_encoder
 from fundament.backbone.checkpoint import Checkpoint, Source
-from fundament.backbone.cross_encoder import HEADS, CrossEncoder, load_head, second_type
+from fundament.backbone.cross_encoder import CrossEncoder, HeadKind, bert_head
 from fundament.backbone.device import Placement
 from fundament.backbone.embedder import TextEmbedder
 from fundament.backbone.linear import read_activation
@@ -49,6 +50,22 @@ FLASH: dict[str, Source] = EMBEDDINGS | {
 }
 """The names of Jina's encoders that fuse queries, keys and values."""
 
+DISTILBERT: dict[str, Source] = {
+    "tokens": "embeddings.word_embeddings",
+    "positions": "embeddings.position_embeddings",
+    "embedding_norm": "embeddings.LayerNorm",
+    "layers.{i}.qkv": (
+        "transformer.layer.{i}.attention.q_lin",
+        "transformer.layer.{i}.attention.k_lin",
+        "transformer.layer.{i}.attention.v_lin",
+    ),
+    "layers.{i}.out": "transformer.layer.{i}.attention.out_lin",
+    "layers.{i}.attention_norm": "transformer.layer.{i}.sa_layer_norm",
+    "layers.{i}.up": "transformer.layer.{i}.ffn.lin1",
+    "layers.{i}.down": "transformer.layer.{i}.ffn.lin2",
+    "layers.{i}.mlp_norm": "transformer.layer.{i}.output_layer_norm",
+}
+
 UNUSED = r"(.*\.)?(position_ids|pooler\.dense\.(weight|bias))"
 """Names of a buffer that is no weight, and of the head of next-sentence prediction, which no embedding needs."""
 
@@ -72,6 +89,27 @@ def read_shape(config: Mapping[str, Any]) -> Shape:
         n_types=config["type_vocab_size"],
         embedding_norm=True,
         activation=read_activation(config.get("hidden_act", "gelu")),  # some configs leave out what is usual
+    )
+
+
+def read_distilbert_shape(config: Mapping[str, Any]) -> Shape:
+    """The shape that a `config.json` in DistilBERT's keys tells: BERT's without types of tokens.
+
+    Raises:
+        CheckpointError: a key is missing, or the activation is not served.
+    """
+    return Shape(
+        vocab=config["vocab_size"],
+        hidden=config["dim"],
+        intermediate=config["hidden_dim"],
+        n_layers=config["n_layers"],
+        n_heads=config["n_heads"],
+        n_kv_heads=config["n_heads"],
+        head_dim=config["dim"] // config["n_heads"],
+        norm_eps=1e-12,  # its code's own, in no config
+        n_positions=config["max_position_embeddings"],
+        embedding_norm=True,
+        activation=read_activation(config["activation"]),
     )
 
 
@@ -142,6 +180,7 @@ def load_cross_encoder(
     layout: Mapping[str, Source],
     *,
     prefixes: tuple[str, ...],
+    kind: HeadKind | None = None,
 ) -> CrossEncoder:
     """Read the weights and put the cross-encoder together.
 
@@ -152,20 +191,11 @@ def load_cross_encoder(
         shape: what to build.
         layout: where each module's tensors are.
         prefixes: what the encoder's tensor names may begin with.
+        kind: what the head is; None where the tensor names tell.
 
     Raises:
         CheckpointError: the checkpoint does not fit, is no sequence classifier, or tells several labels apart.
     """
     check_positions(checkpoint, spec, shape)
-    head = load_head(checkpoint, shape, placement, prefixes)
-    weights = checkpoint.read(
-        parameters(shape),
-        layout,
-        device=placement.device,
-        dtype=placement.dtype,
-        prefixes=prefixes,
-        ignored=rf"{UNUSED}|{HEADS}",
-    )
-    adapters = [second_type(weights["types.weight"])] if shape.n_types > 1 else []
-    tokenizer = TextTokenizer(checkpoint.directory, spec.context)
-    return CrossEncoder(tokenizer, Transformer(shape, weights, adapters), head, spec)
+    kind = kind or bert_head(checkpoint, prefixes)
+    return cross_encoder.load(checkpoint, spec, placement, shape, layout, kind, prefixes=prefixes, unused=UNUSED)

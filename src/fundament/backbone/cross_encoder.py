@@ -1,6 +1,7 @@
-"""Cross-encoders: a query and a document read as one text, whose first token says how well they go together."""
+"""Cross-encoders: a query and a document read as one text, whose states say how well they go together."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -11,43 +12,81 @@ from torch import Tensor
 
 from fundament.backbone.checkpoint import Checkpoint, Source
 from fundament.backbone.device import Placement
-from fundament.backbone.linear import LowRank
+from fundament.backbone.linear import Activation, LowRank, activate
 from fundament.backbone.packed import Packed, Span, pack
+from fundament.backbone.pooling import Pooling, pool
 from fundament.backbone.tokenizing import TextTokenizer
-from fundament.backbone.transformer import Adapter, Shape, Transformer
+from fundament.backbone.transformer import Adapter, Shape, Transformer, parameters
 from fundament.catalog import ModelSpec
 from fundament.core import Array, Item, Ranking, Rerank
-from fundament.errors import CheckpointError, TooLongError
-
-# Tensor names of the head: of BERT's sequence classifiers the layer that pools lies in the encoder, of RoBERTa's not.
-BERT_HEAD: dict[str, Source] = {"dense": "pooler.dense", "out": "classifier"}
-ROBERTA_HEAD: dict[str, Source] = {"dense": "classifier.dense", "out": "classifier.out_proj"}
-HEADS = r"classifier\.(dense\.|out_proj\.)?(weight|bias)"
-"""A pattern of the names that no encoder has."""
+from fundament.errors import CheckpointError, Fault, InputError, TooLongError
 
 _SECOND = 0  # place of the adapter that makes a token's type 1
 
 
-@dataclass(frozen=True, slots=True)
-class Head:
-    """`out(tanh(dense(first token)))`, in float32 whatever the encoder's format is.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeadKind:
+    """What transformers' sequence classifiers of one architecture have behind their last states.
 
     Attributes:
-        dense: `[hidden, hidden]` and `[hidden]`.
-        out: `[1, hidden]` and `[1]`.
+        out: tensor name of the layer that gives a logit per label.
+        out_bias: whether it has a bias.
+        dense: tensor name of the layer before it; None where there is none.
+        activation: of that layer.
+        pooling: which states become the pair's.
+        late: pool what the dense layer makes of every state, in place of the states.
     """
 
-    dense: tuple[Tensor, Tensor]
-    out: tuple[Tensor, Tensor]
+    out: str
+    out_bias: bool = True
+    dense: str | None = None
+    activation: Activation = "tanh"
+    pooling: Pooling = "first"
+    late: bool = False
 
-    def __call__(self, first: Tensor) -> Tensor:
-        """`[rows, hidden]` to logits, float32 `[rows, 1]`."""
-        return F.linear(F.linear(first.float(), *self.dense).tanh_(), *self.out)
+    @property
+    def tensors(self) -> dict[str, str]:
+        """Names of the head's parameters as they are here, each with its name in the checkpoint."""
+        found = {"out.weight": f"{self.out}.weight"}
+        if self.out_bias:
+            found["out.bias"] = f"{self.out}.bias"
+        if self.dense:
+            found |= {"dense.weight": f"{self.dense}.weight", "dense.bias": f"{self.dense}.bias"}
+        return found
+
+
+ROBERTA_HEAD = HeadKind(out="classifier.out_proj", dense="classifier.dense")
+DISTILBERT_HEAD = HeadKind(out="classifier", dense="pre_classifier", activation="relu")
+CAUSAL_HEAD = HeadKind(out="score", out_bias=False, pooling="last")
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """From a pair's states to its logit, in float32 whatever the encoder's format is.
+
+    Attributes:
+        kind: what it computes.
+        out: `[1, hidden]`, and `[1]` or no bias.
+        dense: `[hidden, hidden]` and `[hidden]`; None where the kind has no such layer.
+    """
+
+    kind: HeadKind
+    out: tuple[Tensor, Tensor | None]
+    dense: tuple[Tensor, Tensor] | None
+
+    def __call__(self, hidden: Tensor, packed: Packed) -> Tensor:
+        """States of all rows, `[tokens, hidden]`, to logits, float32 `[rows, 1]`."""
+        if self.kind.late:  # a mean of logits is the logit of a mean
+            return F.linear(pool(self._inner(hidden.float()), packed, self.kind.pooling), *self.out)
+        return F.linear(self._inner(pool(hidden, packed, self.kind.pooling)), *self.out)
+
+    def _inner(self, states: Tensor) -> Tensor:
+        return states if self.dense is None else activate(F.linear(states, *self.dense), self.kind.activation)
 
     @property
     def n_bytes(self) -> int:
         """Memory that it takes."""
-        return sum(tensor.nbytes for tensor in (*self.dense, *self.out))
+        return sum(tensor.nbytes for tensor in (*self.out, *(self.dense or ())) if tensor is not None)
 
 
 class CrossEncoder:
@@ -59,13 +98,25 @@ class CrossEncoder:
     Args:
         tokenizer: the checkpoint's own.
         transformer: the checkpoint's own; it has `second_type` as its adapter where its tokens have types.
-        head: from a pair's first token to its logit.
+        head: from a pair's states to its logit.
         spec: how long a pair may be, and how windows overlap.
+        padding: a token that is not read at a pair's end: transformers' causal classifiers score the last other one.
+
+    Raises:
+        CheckpointError: the tokenizer frames pairs in a way that is not served.
     """
 
-    def __init__(self, tokenizer: TextTokenizer, transformer: Transformer, head: Head, spec: ModelSpec) -> None:
+    def __init__(
+        self,
+        tokenizer: TextTokenizer,
+        transformer: Transformer,
+        head: Head,
+        spec: ModelSpec,
+        padding: int | None = None,
+    ) -> None:
         self.tokenizer, self.transformer, self.head, self.spec = tokenizer, transformer, head, spec
-        self.frame = tokenizer.pair_frame()
+        self.padding = padding
+        self.frame = tokenizer.pair_frame(led=head.kind.pooling == "first")
         self.typed = transformer.shape.n_types > 1
         self.n_bytes = transformer.n_bytes + head.n_bytes
 
@@ -73,6 +124,7 @@ class CrossEncoder:
         """One row per different document, or per window of one.
 
         Raises:
+            InputError: neither the query nor a document has a token.
             TooLongError: a query or a document longer than what is read, without `truncate`.
         """
         frame, context = self.frame, self.spec.context
@@ -90,6 +142,10 @@ class CrossEncoder:
             n_read = min(len(asked), starts[-1] + room)
             for start in starts:
                 row, second = frame.join(query, asked[start : start + room])
+                if not len(row):
+                    field = f"body -> documents -> {documents.index(different[place])}"
+                    raise InputError(Fault(field, "Neither it nor the query has a token for this model."))
+                row = self._unpadded(row)
                 features = {"ids": row, "second": np.array(second), "document": np.array(place)}
                 first = start == 0  # what windows share is counted once
                 items.append(
@@ -101,6 +157,13 @@ class CrossEncoder:
                     )
                 )
         return items
+
+    def _unpadded(self, row: Array) -> Array:
+        """The row without what is not read at its end; of nothing else the first token stays."""
+        if self.padding is None:
+            return row
+        read = np.flatnonzero(row != self.padding)
+        return row[: int(read[-1]) + 1 if len(read) else 1]
 
     def _query(self, call: Rerank, text: str, limit: int) -> Array:
         """The query's ids; half the context at most, so that documents keep the other half."""
@@ -124,8 +187,7 @@ class CrossEncoder:
         if self.typed:
             packed = self._typed(packed, [int(items[place].features["second"]) for place in order])
         with torch.inference_mode():
-            hidden = self.transformer(packed)
-            logits = self.head(hidden[packed.offsets[:-1]]).cpu().numpy()
+            logits = self.head(self.transformer(packed), packed).cpu().numpy()
         arrays: list[Array] = [logits[0]] * len(rows)
         for row, place in enumerate(order):
             arrays[place] = logits[row]
@@ -154,20 +216,62 @@ class CrossEncoder:
         )
 
 
-def load_head(checkpoint: Checkpoint, shape: Shape, placement: Placement, prefixes: Sequence[str]) -> Head:
+def load(
+    checkpoint: Checkpoint,
+    spec: ModelSpec,
+    placement: Placement,
+    shape: Shape,
+    layout: Mapping[str, Source],
+    kind: HeadKind,
+    *,
+    prefixes: Sequence[str],
+    unused: str,
+    padding: int | None = None,
+) -> CrossEncoder:
+    """Read the weights and put the cross-encoder together.
+
+    Args:
+        checkpoint: where the files are.
+        spec: what the catalogue says of the model.
+        placement: where the weights go.
+        shape: of the encoder.
+        layout: where each of its modules' tensors are.
+        kind: what the head is.
+        prefixes: what the encoder's tensor names may begin with.
+        unused: a pattern of tensor names that are known and not needed.
+        padding: see `CrossEncoder`.
+
+    Raises:
+        CheckpointError: the checkpoint does not fit, is no sequence classifier, or tells several labels apart.
+    """
+    head = load_head(checkpoint, shape, placement, kind)
+    weights = checkpoint.read(
+        parameters(shape),
+        layout,
+        device=placement.device,
+        dtype=placement.dtype,
+        prefixes=prefixes,
+        ignored="|".join([unused, *map(re.escape, kind.tensors.values())]),
+    )
+    adapters = [second_type(weights["types.weight"])] if shape.n_types > 1 else []
+    tokenizer = TextTokenizer(checkpoint.directory, spec.context)
+    return CrossEncoder(tokenizer, Transformer(shape, weights, adapters), head, spec, padding)
+
+
+def load_head(checkpoint: Checkpoint, shape: Shape, placement: Placement, kind: HeadKind) -> Head:
     """Read the head of a sequence classifier.
 
     Args:
         checkpoint: where the files are.
         shape: of the encoder.
         placement: where the weights go.
-        prefixes: what the encoder's tensor names may begin with.
+        kind: what it is.
 
     Raises:
         CheckpointError: no head, or one that tells several labels apart.
     """
-    layout = head_layout(checkpoint, prefixes)
-    n_labels = checkpoint.shape(f"{layout['out']}.weight")[0] if f"{layout['out']}.weight" in checkpoint.names else 1
+    name = kind.tensors["out.weight"]
+    n_labels = checkpoint.shape(name)[0] if name in checkpoint.names else 1
     if n_labels != 1:
         raise CheckpointError(
             f"{checkpoint.directory} tells {n_labels} labels apart; what ranks has one, whose probability is the score"
@@ -178,22 +282,31 @@ def load_head(checkpoint: Checkpoint, shape: Shape, placement: Placement, prefix
         "out.weight": (1, shape.hidden),
         "out.bias": (1,),
     }
+    wanted = {parameter: sizes[parameter] for parameter in kind.tensors}
     # The encoder's tensors are ignored here, and the head's where the encoder is read.
-    found = checkpoint.read(sizes, layout, device=placement.device, dtype=torch.float32, ignored=".*")
-    return Head(*((found[f"{name}.weight"], found[f"{name}.bias"]) for name in layout))
+    found = checkpoint.read(wanted, kind.tensors, device=placement.device, dtype=torch.float32, ignored=".*")
+    return Head(
+        kind,
+        (found["out.weight"], found["out.bias"] if kind.out_bias else None),
+        (found["dense.weight"], found["dense.bias"]) if kind.dense else None,
+    )
 
 
-def head_layout(checkpoint: Checkpoint, prefixes: Sequence[str]) -> dict[str, Source]:
-    """Where the head's two layers are; the encoder's names have the longest of the prefixes that fits."""
-    if "classifier.out_proj.weight" in checkpoint.names:
+def bert_head(checkpoint: Checkpoint, prefixes: Sequence[str]) -> HeadKind:
+    """The head of one of BERT's descendants: of BERT's own the layer that pools lies in the encoder, of RoBERTa's not.
+
+    The encoder's names have the longest of the prefixes that fits.
+    """
+    if f"{ROBERTA_HEAD.out}.weight" in checkpoint.names:
         return ROBERTA_HEAD
     found = [prefix for prefix in prefixes if f"{prefix}pooler.dense.weight" in checkpoint.names]
-    return BERT_HEAD | {"dense": f"{max(found, key=len, default=prefixes[-1])}pooler.dense"}
+    return HeadKind(out="classifier", dense=f"{max(found, key=len, default=prefixes[-1])}pooler.dense")
 
 
 def is_classifier(checkpoint: Checkpoint) -> bool:
     """Whether a checkpoint has the head of a sequence classifier."""
-    return any(name in checkpoint.names for name in ("classifier.weight", "classifier.out_proj.weight"))
+    heads = ("classifier", ROBERTA_HEAD.out, CAUSAL_HEAD.out)
+    return any(f"{name}.weight" in checkpoint.names for name in heads)
 
 
 def second_type(types: Tensor) -> Adapter:

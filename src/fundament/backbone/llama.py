@@ -3,8 +3,10 @@
 from dataclasses import replace
 from typing import Any
 
+from fundament.backbone import cross_encoder
 from fundament.backbone.adapters import read_adapters
 from fundament.backbone.checkpoint import Checkpoint, Source
+from fundament.backbone.cross_encoder import CrossEncoder, HeadKind
 from fundament.backbone.device import Placement
 from fundament.backbone.embedder import TextEmbedder
 from fundament.backbone.linear import read_activation
@@ -150,4 +152,39 @@ def load_embedder(
         pooling,
         spec,
         places,
+    )
+
+
+def load_cross_encoder(
+    checkpoint: Checkpoint,
+    spec: ModelSpec,
+    placement: Placement,
+    shape: Shape,
+    kind: HeadKind,
+    *,
+    padding: int | None = None,
+) -> CrossEncoder:
+    """A cross-encoder from names bare or behind `model.`, which reads pairs as the tokenizer writes them.
+
+    Args:
+        checkpoint: where the files are.
+        spec: what the catalogue says of the model.
+        placement: where the weights go.
+        shape: what to build.
+        kind: what the head is.
+        padding: a token that is not read at a pair's end.
+
+    Raises:
+        CheckpointError: the checkpoint does not fit, or was trained on a prompt around its pairs.
+    """
+    path = checkpoint.directory / "chat_template.jinja"
+    told = checkpoint.json("tokenizer_config.json", default={}).get("chat_template")
+    template = path.read_text() if path.is_file() else str(told)
+    if "query" in template and "document" in template:
+        raise CheckpointError(
+            f"{checkpoint.directory} has a chat template for a query and a document, and a classifier is served that "
+            "reads the two as its tokenizer joins them: its scores would be wrong"
+        )
+    return cross_encoder.load(
+        checkpoint, spec, placement, shape, LAYOUT, kind, prefixes=PREFIXES, unused=IGNORED, padding=padding
     )

@@ -154,10 +154,11 @@ class PictureWriter:
             states.append(seen[id(pixels)][torch.from_numpy(kept[np.argsort(places[kept])]).to(device)])
             targets.append(np.sort(places[kept]))
             number += 1
+        seed = None if call.seed is None else str(call.seed)  # of a number the sign would be lost
         return Writing(
             features["ids"],
             self.decoder.cache(item.n_tokens),
-            Sampler(call.temperature, call.top_p, Random(call.seed)),  # noqa: S311 - it draws words, not secrets
+            Sampler(call.temperature, call.top_p, Random(seed)),  # noqa: S311 - it draws words, not secrets
             Utterance(self.tokenizer.plain_text_of, call.stop),
             n_prompt=item.n_counted,
             most=item.n_tokens - item.n_counted,

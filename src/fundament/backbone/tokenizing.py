@@ -171,17 +171,20 @@ class TextTokenizer:
             [around[: self.n_before], ids, around[len(around) - self.n_after :]], dtype=np.int64, casting="unsafe"
         )
 
-    def pair_frame(self) -> PairFrame:
+    def pair_frame(self, *, led: bool = True) -> PairFrame:
         """What the post-processor puts around two texts.
 
+        Args:
+            led: whether a token in front of them is needed.
+
         Raises:
-            CheckpointError: it puts nothing in front of them, or tokens of type 0 behind those of type 1.
+            CheckpointError: it puts nothing there, or tokens of type 0 behind those of type 1.
         """
         encoding = self._tokenizer.encode("a", "a")
         ids, types = np.array(encoding.ids, dtype=np.int64), np.array(encoding.type_ids)
         first, second = ([i for i, text in enumerate(encoding.sequence_ids) if text == side] for side in (0, 1))
         cuts = [first[0], first[-1] + 1, second[0], second[-1] + 1]
-        if first[0] == 0:
+        if led and first[0] == 0:
             raise CheckpointError("tokenizer.json puts no special token before a pair of texts, so nothing is scored")
         if (np.diff(types) < 0).any():
             raise CheckpointError("tokenizer.json gives the tokens of a pair types in an order that is not served")

@@ -1,13 +1,26 @@
-"""EuroBERT (Boizard et al., 2025), a bidirectional encoder of Llama's make: jina-embeddings-v5-text-nano."""
+"""EuroBERT (Boizard et al., 2025), a bidirectional encoder of Llama's make: jina-embeddings-v5-text-nano.
 
+With a classifier of one label it is a cross-encoder.
+"""
+
+from dataclasses import replace
 from typing import Any
 
 from fundament.backbone.checkpoint import Checkpoint
+from fundament.backbone.cross_encoder import CrossEncoder, HeadKind
 from fundament.backbone.device import Placement
 from fundament.backbone.embedder import TextEmbedder
-from fundament.backbone.llama import last_token, load_embedder, read_shape
+from fundament.backbone.llama import last_token, load_cross_encoder, load_embedder, read_shape
 from fundament.backbone.sentence import read_pooling
 from fundament.catalog import ModelSpec
+from fundament.errors import CheckpointError
+
+_HEAD = HeadKind(out="classifier", dense="dense", activation="gelu")
+HEADS = {  # `classifier_pooling` → what the classifier pools
+    "bos": _HEAD,
+    "mean": replace(_HEAD, pooling="mean"),
+    "late": replace(_HEAD, pooling="mean", late=True),
+}
 
 
 def recognises(config: dict[str, Any]) -> bool:
@@ -17,8 +30,17 @@ def recognises(config: dict[str, Any]) -> bool:
     return config.get("model_type") == "eurobert"
 
 
-def load(checkpoint: Checkpoint, spec: ModelSpec, placement: Placement) -> TextEmbedder:
-    """An embedder from a EuroBERT checkpoint in transformers' names. The v5 model pools the last token."""
+def load(checkpoint: Checkpoint, spec: ModelSpec, placement: Placement) -> TextEmbedder | CrossEncoder:
+    """An embedder, whose v5 model pools the last token, or a cross-encoder, from a checkpoint in transformers' names.
+
+    Raises:
+        CheckpointError: the checkpoint does not fit, or pools in a way that is not served.
+    """
     config = checkpoint.config
+    if spec.kind == "reranker":
+        told = config.get("classifier_pooling", "late")  # what transformers' class does where it is left out
+        if told not in HEADS:
+            raise CheckpointError(f"config.json says classifier_pooling '{told}'; known are {', '.join(HEADS)}")
+        return load_cross_encoder(checkpoint, spec, placement, read_shape(config), HEADS[told])
     pooling = last_token(checkpoint) if config["model_type"] == "jina_embeddings_v5" else read_pooling(checkpoint, None)
     return load_embedder(checkpoint, spec, placement, read_shape(config), pooling)

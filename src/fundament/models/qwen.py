@@ -1,15 +1,17 @@
 """Qwen2 and Qwen3: Qwen3-Embedding, jina-code-embeddings, jina-embeddings-v5-text-small, and Qwen3-Reranker.
 
-An embedder and a reranker of this family have the same names and config; the catalogue's entry says which it is.
+An embedder and a reranker of this family have the same names and config; the catalogue's entry says which it is. A
+sequence classifier of one label, which the catalogue has none of, is a cross-encoder.
 """
 
 from typing import Any
 
 from fundament.backbone.checkpoint import Checkpoint
+from fundament.backbone.cross_encoder import CAUSAL_HEAD, CrossEncoder
 from fundament.backbone.device import Placement
 from fundament.backbone.embedder import TextEmbedder
 from fundament.backbone.generative import GenerativeReranker, load_generative
-from fundament.backbone.llama import last_token, load_embedder, read_qwen_shape
+from fundament.backbone.llama import last_token, load_cross_encoder, load_embedder, read_qwen_shape
 from fundament.catalog import ModelSpec
 
 
@@ -20,9 +22,15 @@ def recognises(config: dict[str, Any]) -> bool:
     return config.get("model_type") in ("qwen2", "qwen3") and "JinaForRanking" not in config.get("architectures", ())
 
 
-def load(checkpoint: Checkpoint, spec: ModelSpec, placement: Placement) -> TextEmbedder | GenerativeReranker:
+def load(
+    checkpoint: Checkpoint, spec: ModelSpec, placement: Placement
+) -> TextEmbedder | GenerativeReranker | CrossEncoder:
     """An embedder, or where the spec says so a reranker, from a Qwen checkpoint in transformers' names."""
-    shape = read_qwen_shape(checkpoint.config)
+    config, shape = checkpoint.config, read_qwen_shape(checkpoint.config)
+    classifies = any(name.endswith("ForSequenceClassification") for name in config.get("architectures") or ())
+    if spec.kind == "reranker" and classifies and not spec.repo:
+        padding = config.get("pad_token_id")
+        return load_cross_encoder(checkpoint, spec, placement, shape, CAUSAL_HEAD, padding=padding)
     if spec.kind == "reranker":
         return load_generative(checkpoint, spec, placement, shape)
     return load_embedder(checkpoint, spec, placement, shape, last_token(checkpoint))

@@ -13,10 +13,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fundament.backbone.bert import ATTENTION, EMBEDDINGS, MLP, UNUSED, check_positions, read_shape
+from fundament.backbone.bert import (
+    ATTENTION,
+    DISTILBERT,
+    EMBEDDINGS,
+    MLP,
+    UNUSED,
+    check_positions,
+    read_distilbert_shape,
+    read_shape,
+)
 from fundament.backbone.checkpoint import Checkpoint, Source, Weights
 from fundament.backbone.device import Placement
-from fundament.backbone.linear import Activation, activate, read_activation
+from fundament.backbone.linear import Activation, activate
 from fundament.backbone.rows import states_of_rows
 from fundament.backbone.sparse import named, naming, sparse, sparse_rows
 from fundament.backbone.tokenizing import TextTokenizer
@@ -24,22 +33,6 @@ from fundament.backbone.transformer import Shape, Transformer, parameters
 from fundament.catalog import ModelSpec
 from fundament.core import Array, Embed, Item, SparseVectors
 from fundament.errors import CheckpointError, Fault, InputError, TooLongError
-
-DISTILBERT: dict[str, Source] = {
-    "tokens": "embeddings.word_embeddings",
-    "positions": "embeddings.position_embeddings",
-    "embedding_norm": "embeddings.LayerNorm",
-    "layers.{i}.qkv": (
-        "transformer.layer.{i}.attention.q_lin",
-        "transformer.layer.{i}.attention.k_lin",
-        "transformer.layer.{i}.attention.v_lin",
-    ),
-    "layers.{i}.out": "transformer.layer.{i}.attention.out_lin",
-    "layers.{i}.attention_norm": "transformer.layer.{i}.sa_layer_norm",
-    "layers.{i}.up": "transformer.layer.{i}.ffn.lin1",
-    "layers.{i}.down": "transformer.layer.{i}.ffn.lin2",
-    "layers.{i}.mlp_norm": "transformer.layer.{i}.output_layer_norm",
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -291,19 +284,7 @@ def read_kind(config: Mapping[str, Any]) -> Shape:
         # RoBERTa counts positions from the one after the padding token's id.
         offset = config["pad_token_id"] + 1 if config["model_type"] == "roberta" else 0
         return replace(read_shape(config), position_offset=offset)
-    return Shape(
-        vocab=config["vocab_size"],
-        hidden=config["dim"],
-        intermediate=config["hidden_dim"],
-        n_layers=config["n_layers"],
-        n_heads=config["n_heads"],
-        n_kv_heads=config["n_heads"],
-        head_dim=config["dim"] // config["n_heads"],
-        norm_eps=1e-12,  # its code's own, in no config
-        n_positions=config["max_position_embeddings"],
-        embedding_norm=True,
-        activation=read_activation(config["activation"]),
-    )
+    return read_distilbert_shape(config)
 
 
 def head_layout(checkpoint: Checkpoint, names: Names) -> dict[str, str]:
