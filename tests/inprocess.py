@@ -1,7 +1,7 @@
 """The application in the test's own process, on an event loop of its own: for faults that a test must plant."""
 
 import asyncio
-from collections.abc import Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,6 +11,7 @@ from fastapi import FastAPI
 
 from fundament.app import create_app
 from fundament.config import Settings
+from fundament.worker import Worker
 from tests.served import MODEL, PATIENCE_SECONDS
 
 T = TypeVar("T")
@@ -56,3 +57,19 @@ def running(folder: Path, **settings: Any) -> Iterator[Api]:
         finally:
             runner.run(client.aclose())
             runner.run(lifespan.__aexit__(None, None, None))
+
+
+def work_until(api: Api, happened: Callable[[], Awaitable[Any]]) -> Any:
+    """Run a worker until something has happened; what `happened` then gives."""
+
+    async def until() -> Any:
+        working = asyncio.ensure_future(Worker(api.app.state.parts).run())
+        try:
+            while not (value := await happened()):
+                await asyncio.sleep(0.01)
+            return value
+        finally:
+            working.cancel()
+            await asyncio.gather(working, return_exceptions=True)
+
+    return api.run(until())

@@ -1,11 +1,11 @@
 """Reading a request's body: size, form, then fields, each refused in words."""
 
 from itertools import islice
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import orjson
 from fastapi import Request
-from pydantic import BaseModel, ValidationError
+from pydantic import AfterValidator, BaseModel, Field, ValidationError
 from starlette.requests import ClientDisconnect
 
 from fundament.api.state import state_of
@@ -14,6 +14,16 @@ from fundament.errors import BodyError, Fault, InputError
 M = TypeVar("M", bound=BaseModel)
 
 _ECHO_CHARACTERS = 100
+
+
+def _without_nul(text: str) -> str:
+    if "\0" in text:
+        raise ValueError("It should have no NUL characters.")
+    return text
+
+
+Kept = Annotated[str, AfterValidator(_without_nul), Field(json_schema_extra={"pattern": r"^[^\x00]*$"})]
+"""A text that is kept as it is: no database keeps a NUL character."""
 
 
 async def read_body(request: Request, model: type[M]) -> M:
