@@ -1,7 +1,7 @@
 """The application in the test's own process, on an event loop of its own: for faults that a test must plant."""
 
 import asyncio
-from collections.abc import Coroutine, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
@@ -13,6 +13,7 @@ from fastapi import FastAPI
 
 from fundament.app import create_app
 from fundament.config import Settings
+from fundament.worker import Worker
 from tests.served import MODEL, PATIENCE_SECONDS
 from tests.tiny import resize
 
@@ -66,3 +67,19 @@ def running(folder: Path, *, dims: Mapping[str, int] = MappingProxyType({}), **s
         finally:
             runner.run(client.aclose())
             runner.run(lifespan.__aexit__(None, None, None))
+
+
+def work_until(api: Api, happened: Callable[[], Awaitable[Any]]) -> Any:
+    """Run a worker until something has happened; what `happened` then gives."""
+
+    async def until() -> Any:
+        working = asyncio.ensure_future(Worker(api.app.state.parts).run())
+        try:
+            while not (value := await happened()):
+                await asyncio.sleep(0.01)
+            return value
+        finally:
+            working.cancel()
+            await asyncio.gather(working, return_exceptions=True)
+
+    return api.run(until())

@@ -214,7 +214,10 @@ class Settings(BaseSettings):
         default=100, ge=1, description="Batch jobs of one key that may wait or run; past it the answer is 429."
     )
     max_stored_mb_per_key: float = Field(
-        default=10_000, gt=0, description="Most of one key's uploads and inputs of batch jobs together, in MB."
+        default=10_000,
+        gt=0,
+        description="Most of one key's uploads and its batch jobs' inputs and results together, in MB; past it nothing "
+        "more is taken in.",
     )
     job_hours: float = Field(
         default=24, gt=0, description="How long a batch job and its files stay, from when it was handed in."

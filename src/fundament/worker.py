@@ -10,7 +10,7 @@ import logging
 import os
 import secrets
 from collections.abc import Callable, Coroutine
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -19,7 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from fundament import buckets
 from fundament.accounts.toll import Toll
 from fundament.accounts.visits import NO_LIMITS
-from fundament.api.jobs import describe, message_secret
+from fundament.api.jobs import check_stored, describe, message_secret
 from fundament.api.lines import (
     Embedded,
     affordable,
@@ -120,20 +120,25 @@ class Worker:
 
     async def _read(self, job: Job) -> None:
         """Bring a job's lines to their place, find its chunks, let it run."""
+        name, runs = INPUT, False
         try:
             name = await self._place(job)
             async with self.depot.lend(of_job(job.id, name)) as path:
                 size = (await asyncio.to_thread(path.stat)).st_size
                 spans = await asyncio.to_thread(divide, path, max_lines=self.state.settings.max_job_lines)
                 model = job.model or self.state.find(await asyncio.to_thread(model_of, path)).id
+            # What was fetched or converted lies here beside what was handed in, and only now its size is known.
+            n_more = 0 if name == INPUT else size
             async with self.store.write() as connection:
-                await jobs.divide(
+                if n_more:
+                    await check_stored(self.state, connection, job.key_id, n_more)
+                runs = await jobs.divide(
                     connection,
                     job.id,
                     self.name,
                     model=model,
                     input_name=name,
-                    n_bytes=size,
+                    n_bytes=job.n_bytes + n_more,
                     spans=spans,
                     now=_now(),
                 )
@@ -146,6 +151,9 @@ class Worker:
         except Exception as error:
             say("unexpected error", level=logging.ERROR, error=error, job=job.id)
             await self._end(job, "An unexpected error occurred while the input was read.")
+        finally:
+            if name != INPUT and not runs:
+                await self.depot.remove(of_job(job.id, name))
 
     async def _place(self, job: Job) -> str:
         """The name of the file with a job's lines; one of this try's own where they are fetched or converted.
@@ -230,9 +238,13 @@ class Worker:
         if isinstance(error, UnavailableError):
             say("job waits", level=logging.WARNING, job=job.id, reason=error.detail)
         until = _now() + timedelta(seconds=error.retry_after_seconds or 1)
-        with suppress(UnavailableError):
+        try:
             async with self.store.write() as connection:
                 await jobs.put_off(connection, chunk, self.name, n_admitted=n_admitted, until=until)
+        except UnavailableError:
+            return
+        except Exception as unexpected:
+            say("unexpected error", level=logging.ERROR, error=unexpected, job=job.id)
 
     async def _write(self, job_id: str, name: str, found: list[Embedded]) -> Written:
         n_failed = sum(isinstance(each.answer, FundamentError) for each in found)
@@ -261,6 +273,9 @@ class Worker:
                 ended = await jobs.end(connection, job.id, "failed", now=_now(), error=reason)
         except UnavailableError:
             return  # the lease lapses, and the next one who tries meets the same
+        except Exception as error:  # likewise
+            say("unexpected error", level=logging.ERROR, error=error, job=job.id)
+            return
         if ended is not None:
             say("job failed", level=logging.WARNING, job=job.id, reason=reason)
 

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import os
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,8 @@ from sqlalchemy import update
 
 from fundament.config import Tier
 from fundament.store.jobs import jobs
-from fundament.worker import Worker
 from tests.accounts.keys import bearer, id_of, make_key, read_key
-from tests.inprocess import Api, running
+from tests.inprocess import Api, running, work_until
 from tests.served import MODEL
 from tests.website import website
 
@@ -41,6 +40,15 @@ def api(folder: Path) -> Iterator[Api]:
         yield api
 
 
+def new_key(api: Api, folder: Path, **fields: Any) -> str:
+    """A new key. The application runs on meanwhile: while it stands still it may be in the midst of a transaction."""
+    return api.run(asyncio.to_thread(lambda: make_key(folder, **fields)))
+
+
+def balance_of(api: Api, key: str, folder: Path) -> int | None:
+    return api.run(asyncio.to_thread(read_key, key, folder)).balance
+
+
 def ask(api: Api, key: str, method: str, path: str, **options: Any) -> httpx.Response:
     headers = bearer(key) if key else {}
     return api.run(api.client.request(method, path, headers=headers, **options))
@@ -57,22 +65,6 @@ def status(api: Api, key: str, job: str) -> dict[str, Any]:
     return found
 
 
-def work_until(api: Api, happened: Callable[[], Awaitable[Any]]) -> Any:
-    """Run a worker until something has happened; what `happened` then gives."""
-
-    async def until() -> Any:
-        working = asyncio.ensure_future(Worker(api.app.state.parts).run())
-        try:
-            while not (value := await happened()):
-                await asyncio.sleep(0.01)
-            return value
-        finally:
-            working.cancel()
-            await asyncio.gather(working, return_exceptions=True)
-
-    return api.run(until())
-
-
 def work(api: Api, key: str, job: str) -> dict[str, Any]:
     """Run a worker until a job has ended."""
 
@@ -85,7 +77,7 @@ def work(api: Api, key: str, job: str) -> dict[str, Any]:
 
 
 def test_a_job_is_its_keys_alone(api: Api, folder: Path) -> None:
-    mine, other = make_key(folder), make_key(folder)
+    mine, other = new_key(api, folder), new_key(api, folder)
     job = submit(api, mine, ["one"])
     found = work(api, mine, job)
     assert found["status"] == "completed"
@@ -100,7 +92,7 @@ def test_a_job_is_its_keys_alone(api: Api, folder: Path) -> None:
 
 
 def test_a_file_is_its_keys_alone(api: Api, folder: Path) -> None:
-    mine, other = make_key(folder), make_key(folder)
+    mine, other = new_key(api, folder), new_key(api, folder)
     sent = ask(api, mine, "POST", "/v1/files", files={"file": ("x.jsonl", b'"one"')})
     file = sent.json()["id"]
     for method, path in (("GET", ""), ("GET", "/content"), ("DELETE", "")):
@@ -111,7 +103,7 @@ def test_a_file_is_its_keys_alone(api: Api, folder: Path) -> None:
 
 
 def test_jobs_that_wait_are_counted_by_key(api: Api, folder: Path) -> None:
-    mine, other = make_key(folder), make_key(folder)
+    mine, other = new_key(api, folder), new_key(api, folder)
     first = submit(api, mine, ["one"])
     for _ in range(3):
         submit(api, mine, ["two"])
@@ -125,7 +117,7 @@ def test_jobs_that_wait_are_counted_by_key(api: Api, folder: Path) -> None:
 
 
 def test_bytes_that_lie_here_are_counted_by_key(api: Api, folder: Path) -> None:
-    key = make_key(folder)
+    key = new_key(api, folder)
     sent = ask(api, key, "POST", "/v1/files", files={"file": ("x.jsonl", bytes(6000))})
     assert sent.status_code == 200
     more = {"model": MODEL, "input": ["x" * 6000]}
@@ -143,32 +135,32 @@ def test_bytes_that_lie_here_are_counted_by_key(api: Api, folder: Path) -> None:
 
 
 def test_lines_are_paid_as_they_are_embedded(api: Api, folder: Path) -> None:
-    key = make_key(folder, balance=1000)
+    key = new_key(api, folder, balance=1000)
     found = work(api, key, submit(api, key, ["one", "two words", {"input": 5}]))
     spent = found["stats"]["total_tokens"]
     assert spent == 3 + 4
-    assert read_key(key, folder).balance == 1000 - spent
+    assert balance_of(api, key, folder) == 1000 - spent
     [line] = ask(api, key, "GET", "/v1/me").json()["usage"]
     assert (line["endpoint"], line["requests"], line["tokens"]) == ("/v1/batch/embeddings", 2, spent)
 
 
 def test_a_job_stops_where_its_balance_ends_and_keeps_its_output(api: Api, folder: Path) -> None:
-    key = make_key(folder, balance=1500)  # a line costs 3
+    key = new_key(api, folder, balance=1500)  # a line costs 3
     found = work(api, key, submit(api, key, ["x"] * 600))
     assert found["status"] == "failed"
     assert "Insufficient account balance" in found["error"]
     assert found["stats"]["completed"] == 500
-    assert read_key(key, folder).balance == 0
+    assert balance_of(api, key, folder) == 0
     output = ask(api, "", "GET", found["output_url"])
     assert [json.loads(line)["custom_id"] for line in output.text.splitlines()] == [str(n) for n in range(500)]
 
 
 def test_jobs_of_one_balance_spend_it_once(api: Api, folder: Path) -> None:
-    key = make_key(folder, balance=1500)
+    key = new_key(api, folder, balance=1500)
     both = [submit(api, key, ["x"] * 400) for _ in range(2)]
     found = [work(api, key, job) for job in both]
     counts = [each["stats"]["completed"] for each in found]
-    assert (sum(counts), read_key(key, folder).balance) == (500, 0)
+    assert (sum(counts), balance_of(api, key, folder)) == (500, 0)
     assert "failed" in [each["status"] for each in found]
     for each, count in zip(found, counts, strict=True):
         rows = ask(api, key, "GET", f"/v1/batch/{each['batch_id']}/output").text.splitlines()
@@ -176,14 +168,14 @@ def test_jobs_of_one_balance_spend_it_once(api: Api, folder: Path) -> None:
 
 
 def test_a_job_of_a_key_with_nothing_left_is_not_embedded(api: Api, folder: Path) -> None:
-    key = make_key(folder, balance=0)
+    key = new_key(api, folder, balance=0)
     found = work(api, key, submit(api, key, ["x"]))
     assert (found["status"], found["stats"]["completed"]) == ("failed", 0)
     assert "keys credit" in found["error"]
 
 
 def test_a_job_that_waits_for_its_minute_keeps_nobody_waiting(api: Api, folder: Path) -> None:
-    slow, other = make_key(folder, tier="slow"), make_key(folder)
+    slow, other = new_key(api, folder, tier="slow"), new_key(api, folder)
     waiting = submit(api, slow, ["x"] * 1500)  # more chunks than a worker holds, each of more than a minute's tokens
     found = work(api, other, submit(api, other, ["y"] * 600))
     assert (found["status"], found["stats"]["completed"]) == ("completed", 600)
@@ -193,7 +185,7 @@ def test_a_job_that_waits_for_its_minute_keeps_nobody_waiting(api: Api, folder: 
 
 
 def test_a_tier_that_is_gone_allows_a_job_what_the_least_does(api: Api, folder: Path) -> None:
-    key = make_key(folder, tier="gone")
+    key = new_key(api, folder, tier="gone")
     limits = api.app.state.parts.accounts.limits
     assert not api.run(limits.spend(id_of(key), Tier(tokens_per_minute=1_000_000), 999_999)).refused
     job = submit(api, key, ["x"])
@@ -209,7 +201,7 @@ def test_a_tier_that_is_gone_allows_a_job_what_the_least_does(api: Api, folder: 
 
 
 def test_inputs_that_are_slow_to_fetch_keep_nobody_waiting(api: Api, folder: Path) -> None:
-    slow, other, third = make_key(folder), make_key(folder), make_key(folder)
+    slow, other, third = new_key(api, folder), new_key(api, folder), new_key(api, folder)
     with website() as site:
         fast = site.say("/fast", b'"x"\n')
         stuck = site.serve("/slow", lambda _: site.ended.wait() and None)
@@ -227,7 +219,7 @@ def test_inputs_that_are_slow_to_fetch_keep_nobody_waiting(api: Api, folder: Pat
 
 
 def test_a_job_ends_with_its_key(api: Api, folder: Path) -> None:
-    key = make_key(folder)
+    key = new_key(api, folder)
     job = submit(api, key, ["one"])
 
     async def move() -> None:
@@ -248,7 +240,7 @@ def test_a_job_ends_with_its_key(api: Api, folder: Path) -> None:
 
 
 def test_a_job_expires_with_its_files_and_links(api: Api, folder: Path) -> None:
-    key = make_key(folder)
+    key = new_key(api, folder)
     job = submit(api, key, ["one"])
     found = work(api, key, job)
     assert (folder / "jobs" / job).exists()
@@ -271,7 +263,7 @@ def test_a_job_expires_with_its_files_and_links(api: Api, folder: Path) -> None:
 
 
 def test_output_that_is_not_there_yet(api: Api, folder: Path) -> None:
-    key = make_key(folder)
+    key = new_key(api, folder)
     job = submit(api, key, ["one"])
     answer = ask(api, key, "GET", f"/v1/batch/{job}/output")
     assert (answer.status_code, answer.json()["code"]) == (409, "CONFLICT_RESOURCE_BUSY")
@@ -281,14 +273,14 @@ def test_output_that_is_not_there_yet(api: Api, folder: Path) -> None:
 
 
 def test_output_is_json_lines(api: Api, folder: Path) -> None:
-    key = make_key(folder)
+    key = new_key(api, folder)
     found = work(api, key, submit(api, key, [{"custom_id": "a", "input": "one"}]))
     [row] = [json.loads(line) for line in ask(api, "", "GET", found["output_url"]).text.splitlines()]
     assert list(row) == ["id", "custom_id", "response", "error"]
 
 
 def test_what_a_killed_process_left_is_removed(api: Api, folder: Path) -> None:
-    key = make_key(folder)
+    key = new_key(api, folder)
     kept = submit(api, key, ["one"])
     stray = folder / "jobs" / "batch_stray"
     stray.mkdir()

@@ -145,6 +145,9 @@ def test_vectors_are_those_of_the_endpoint_in_every_form(http: httpx.Client) -> 
         ({"input": ["x"], "webhook_url": "file:///etc"}, 422, "use http or https"),
         ({"input_file_id": "file-none"}, 404, "not found or access denied"),
         ({"input": ["x"], "endpoint": "/v1/rerank"}, 422, "should be '/v1/embeddings'"),
+        ({"input_file_id": "file-\0"}, 422, "input_file_id: It should have no NUL characters"),
+        ({"input_url": "http://x.example/\0"}, 422, "input_url: It should have no NUL characters"),
+        ({"input": ["x"], "webhook_url": "http://x.example/\0"}, 422, "webhook_url: It should have no NUL characters"),
     ],
 )
 def test_what_cannot_be_is_refused_at_once(
@@ -334,6 +337,14 @@ def test_the_official_openai_client(server: Served, tmp_path: Path) -> None:
         assert client.files.delete(file.id).deleted
         with pytest.raises(openai.UnprocessableEntityError):
             client.batches.create(input_file_id=bad.id, endpoint="/v1/completions", completion_window="24h")
+
+
+@pytest.mark.parametrize("metadata", [{"a": "\0"}, {"\0": "a"}])
+def test_metadata_that_cannot_be_kept(http: httpx.Client, metadata: dict[str, str]) -> None:
+    body = {"input_file_id": upload(http, b'"x"'), "endpoint": "/v1/embeddings", "metadata": metadata}
+    answer = http.post("/v1/batches", json=body)
+    assert answer.status_code == 422
+    assert "no NUL characters" in answer.json()["detail"]
 
 
 @pytest.mark.parametrize(("name", "body"), [("in.csv", b"id,text\na,one\nb,two\n"), ("in.jsonl", b'"one"\n"two"\n')])

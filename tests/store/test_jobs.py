@@ -191,6 +191,14 @@ def test_a_job_can_fail_with_a_chunk_and_keeps_it(table: Table) -> None:
     assert (table.get().state, table.get().error, table.get().n_completed) == ("failed", "no more", 2)
 
 
+def test_a_reason_may_quote_anything(table: Table) -> None:
+    table.add(webhook_url="https://hook.example")
+    ended = table.do(jobs.end, "batch_1", "failed", now=NOW, error="no model 'a\0b' or '\ud800'")
+    assert ended.error == "no model 'ab' or '?'"
+    table.do(jobs.called, "batch_1", "failed", "\0")
+    assert table.get().webhook_error == ""
+
+
 def test_a_job_that_is_cancelled_takes_no_more_and_keeps_what_it_has(table: Table) -> None:
     table.running(n_chunks=3, webhook_url="https://hook.example")
     first, second = table.take("one"), table.take("one")

@@ -12,7 +12,7 @@ from pydantic import Field, JsonValue
 
 from fundament.api.auth import is_link, owner
 from fundament.api.batches import list_batches
-from fundament.api.body import echo, read_body
+from fundament.api.body import Kept, echo, read_body
 from fundament.api.embeddings import EmbeddingsRequest, check
 from fundament.api.files import link
 from fundament.api.ids import FORM
@@ -41,11 +41,11 @@ class BatchRequest(EmbeddingsRequest):
         description='Lines: `{"custom_id": "1", "body": {"input": "…"}}`, `{"input": "…"}`, or the text itself.',
         examples=[[{"custom_id": "1", "body": {"input": "Hello world"}}]],
     )
-    input_url: str | None = Field(None, max_length=8192, description="Where a JSONL file of such lines is.")
-    input_file_id: str | None = Field(None, max_length=256, description="An uploaded JSONL file: `POST /v1/files`.")
-    webhook_url: str | None = Field(None, max_length=8192, description="Told when the job ends.")
+    input_url: Kept | None = Field(None, max_length=8192, description="Where a JSONL file of such lines is.")
+    input_file_id: Kept | None = Field(None, max_length=256, description="An uploaded JSONL file: `POST /v1/files`.")
+    webhook_url: Kept | None = Field(None, max_length=8192, description="Told when the job ends.")
     endpoint: Literal["/v1/embeddings"] | None = Field(None, description="The only one.")
-    completion_window: str | None = Field(None, description="`24h`.")
+    completion_window: Kept | None = Field(None, max_length=16, description="`24h`.")
 
 
 @router.post(

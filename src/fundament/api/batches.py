@@ -6,7 +6,7 @@ from fastapi import APIRouter, Request, Response
 from pydantic import Field
 
 from fundament.api.auth import owner
-from fundament.api.body import Body, read_body
+from fundament.api.body import Body, Kept, read_body
 from fundament.api.files import link, page
 from fundament.api.jobs import base_url, cancel, describe, find, submit
 from fundament.api.schemas import request_body, responses
@@ -22,10 +22,10 @@ _MOST_METADATA = 16
 class BatchesRequest(Body):
     """Fields of OpenAI's batches."""
 
-    input_file_id: Annotated[str, Field(min_length=1, max_length=256)]
+    input_file_id: Annotated[Kept, Field(min_length=1, max_length=256)]
     endpoint: Literal["/v1/embeddings"]
-    completion_window: str = Field("24h", max_length=16)
-    metadata: dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]] | None = Field(
+    completion_window: Kept = Field("24h", max_length=16)
+    metadata: dict[Annotated[Kept, Field(max_length=64)], Annotated[Kept, Field(max_length=512)]] | None = Field(
         None, max_length=_MOST_METADATA
     )
 

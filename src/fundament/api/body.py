@@ -3,11 +3,11 @@
 from collections.abc import Mapping
 from functools import cache
 from itertools import islice
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import orjson
 from fastapi import Request
-from pydantic import AliasChoices, BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from starlette.requests import ClientDisconnect
 
 from fundament.api.state import state_of
@@ -42,6 +42,16 @@ def fields_by_synonym(model: type[BaseModel]) -> Mapping[str, str]:
         if isinstance(field.validation_alias, AliasChoices)
         for synonym in field.validation_alias.choices
     }
+
+
+def _without_nul(text: str) -> str:
+    if "\0" in text:
+        raise ValueError("It should have no NUL characters.")
+    return text
+
+
+Kept = Annotated[str, AfterValidator(_without_nul), Field(json_schema_extra={"pattern": r"^[^\x00]*$"})]
+"""A text that is kept as it is: no database keeps a NUL character."""
 
 
 async def read_body(request: Request, model: type[M]) -> M:

@@ -64,8 +64,7 @@ async def upload(request: Request) -> Response:
             expires_at=None,
         )
         async with state.store.write() as connection:
-            _, n_stored = await jobs.active(connection, key_id)
-            check_stored(state, n_stored + await files.stored_bytes(connection, key_id) + file.n_bytes)
+            await check_stored(state, connection, key_id, file.n_bytes)
             await files.create(connection, file)
     except BaseException:
         await state.depot.remove(of_upload(file_id))

@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 from urllib.parse import quote
 
 from fastapi import Request
+from sqlalchemy.ext.asyncio import AsyncConnection
 from starlette.responses import StreamingResponse
 
 from fundament.api.body import echo
@@ -82,9 +83,7 @@ async def submit(
     try:
         n_bytes = await place(of_job(job_id, INPUT)) if place is not None else 0
         async with state.store.write() as connection:
-            n_active, n_stored = await jobs.active(connection, key_id)
-            n_stored += await files.stored_bytes(connection, key_id)
-            _check_room(state, n_active, n_stored + n_bytes)
+            _check_number(state, await check_stored(state, connection, key_id, n_bytes))
             job = await jobs.create(
                 connection,
                 job_id,
@@ -115,28 +114,39 @@ def _check_url(field: str, url: str) -> None:
         raise InputError(Fault(f"body -> {field}", error.detail, "url", echo(url))) from error
 
 
-def _check_room(state: State, n_active: int, n_bytes: int) -> None:
+def _check_number(state: State, n_active: int) -> None:
     if n_active >= (most := state.settings.max_jobs_per_key):
         raise LimitError(
             "RATE_CONCURRENCY_LIMIT_EXCEEDED",
             f"{n_active} batch jobs wait or run, of {most} that may. Wait for one to end, or cancel one.",
             retry_after_seconds=60,
         )
-    check_stored(state, n_bytes)
 
 
-def check_stored(state: State, n_bytes: int) -> None:
-    """Refuse more bytes than a key may keep here.
+async def check_stored(state: State, connection: AsyncConnection, key_id: str, n_more: int) -> int:
+    """Refuse more bytes than a key may keep here; others that ask this of the key wait for the transaction's end.
+
+    Args:
+        state: the application's parts.
+        connection: of the transaction that notes them.
+        key_id: whose they are.
+        n_more: bytes that come to what is noted already.
+
+    Returns:
+        How many of the key's jobs wait or run.
 
     Raises:
         BodyError: 413, with the way out.
     """
+    n_active, n_bytes = await jobs.active(connection, key_id)
+    n_bytes += await files.stored_bytes(connection, key_id) + n_more
     if n_bytes > (most := state.settings.max_stored_mb_per_key * 1e6):
         raise BodyError(
             413,
-            f"Your files and inputs would take {n_bytes / 1e6:.1f} MB of {most / 1e6:g} MB. Delete files, or wait "
+            f"Your files and jobs would take {n_bytes / 1e6:.1f} MB of {most / 1e6:g} MB. Delete files, or wait "
             "until older jobs expire.",
         )
+    return n_active
 
 
 async def find(state: State, job_id: str, key_id: str, *dialects: Dialect) -> Job:

@@ -27,13 +27,12 @@ from sqlalchemy import (
     func,
     or_,
     select,
-    text,
     true,
 )
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from fundament.store.keys import keys, works
-from fundament.store.schema import Instant, metadata
+from fundament.store.schema import Instant, metadata, take_turns
 
 HOLD_SECONDS = 60
 Access = Literal["public", "private"]
@@ -140,8 +139,7 @@ async def create(
     most: int,
 ) -> str | None:
     """Keep a new classifier and give its id; None, and nothing kept, where the owner has `most` of them."""
-    if connection.dialect.name == "postgresql":  # in SQLite a transaction that writes is alone
-        await connection.execute(text("SELECT pg_advisory_xact_lock(hashtextextended(:owner, 0))"), {"owner": owner})
+    await take_turns(connection, f"classifiers of {owner}")
     if await count(connection, owner) >= most:
         return None
     classifier_id, now = str(uuid4()), datetime.now(UTC)

@@ -30,7 +30,7 @@ from sqlalchemy import Row as SqlRow
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from fundament.store import keys
-from fundament.store.schema import Instant, Whole, metadata
+from fundament.store.schema import Instant, Whole, Words, metadata, take_turns
 
 State = Literal["queued", "running", "completed", "failed", "cancelled", "expired"]
 ACTIVE: Sequence[State] = ("queued", "running")
@@ -48,6 +48,7 @@ jobs = Table(
     Column("asked", JSON, nullable=False),
     Column("url", Text),
     Column("n_bytes", BigInteger, nullable=False),
+    Column("n_written_bytes", BigInteger, nullable=False),
     Column("n_lines", Integer),
     Column("n_completed", Integer, nullable=False),
     Column("n_failed", Integer, nullable=False),
@@ -56,7 +57,7 @@ jobs = Table(
     Column("started_at", Instant),
     Column("ended_at", Instant),
     Column("expires_at", Instant, nullable=False),
-    Column("error", Text),
+    Column("error", Words),
     Column("worker", String(40)),
     Column("lease_until", Instant),
     Column("not_before", Instant),
@@ -65,7 +66,7 @@ jobs = Table(
     Column("webhook_state", String(12)),
     Column("webhook_attempts", Integer, nullable=False),
     Column("webhook_at", Instant),
-    Column("webhook_error", Text),
+    Column("webhook_error", Words),
     Index(None, "key_id", "created_at"),
 )
 
@@ -104,6 +105,7 @@ class Job:
         asked: what the caller said, for the lines and for the answer.
         url: where the input is to be read from; None where it is here.
         n_bytes: of the input.
+        n_written_bytes: of its output and its errors.
         n_lines: None until the input has been read.
         n_completed: lines that became vectors.
         n_failed: lines that did not.
@@ -122,6 +124,7 @@ class Job:
     asked: Mapping[str, Any]
     url: str | None
     n_bytes: int
+    n_written_bytes: int
     n_lines: int | None
     n_completed: int
     n_failed: int
@@ -218,6 +221,7 @@ async def create(
             asked=dict(asked),
             url=url,
             n_bytes=n_bytes,
+            n_written_bytes=0,
             n_completed=0,
             n_failed=0,
             n_tokens=0,
@@ -255,10 +259,15 @@ async def recent(
 
 
 async def active(connection: AsyncConnection, key_id: str) -> tuple[int, int]:
-    """How many of a key's jobs wait or run, and the bytes of the inputs of all that have not expired."""
+    """How many of a key's jobs wait or run, and the bytes of all that have not expired, inputs and results.
+
+    Who asks the same of that key waits until this transaction ends: what is allowed by it is counted by the next.
+    """
+    await take_turns(connection, f"jobs of {key_id}")
     mine = select(jobs).where(jobs.c.key_id == key_id).subquery()
     count = select(func.count()).where(mine.c.state.in_(ACTIVE))
-    n_bytes = select(func.coalesce(func.sum(mine.c.n_bytes), 0)).where(mine.c.state != "expired")
+    total = func.sum(mine.c.n_bytes + mine.c.n_written_bytes)
+    n_bytes = select(func.coalesce(total, 0)).where(mine.c.state != "expired")
     return (await connection.execute(count)).scalar_one(), int((await connection.execute(n_bytes)).scalar_one())
 
 
@@ -499,6 +508,7 @@ async def finish(
             n_completed=jobs.c.n_completed + written.n_completed,
             n_failed=jobs.c.n_failed + written.n_failed,
             n_tokens=jobs.c.n_tokens + written.n_tokens,
+            n_written_bytes=jobs.c.n_written_bytes + written.n_output_bytes + written.n_error_bytes,
         )
         .returning(jobs.c.id)
     )

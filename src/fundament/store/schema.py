@@ -5,7 +5,7 @@ from importlib import import_module
 from pkgutil import iter_modules
 from typing import Any
 
-from sqlalchemy import BigInteger, DateTime, Integer, MetaData
+from sqlalchemy import BigInteger, DateTime, Integer, MetaData, Text, text
 from sqlalchemy.engine.interfaces import Dialect
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql.schema import Table
@@ -42,6 +42,24 @@ class Instant(TypeDecorator[datetime]):
         """A moment as Python keeps it."""
         del dialect
         return value and (value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC))
+
+
+class Words(TypeDecorator[str]):
+    """A sentence for people, which may quote anything; characters that a database does not keep are left out."""
+
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
+        """A sentence as the database keeps it."""
+        del dialect
+        return value and value.replace("\0", "").encode(errors="replace").decode()
+
+
+async def take_turns(connection: AsyncConnection, name: str) -> None:
+    """Make transactions of one name follow each other, so that what one counts is still so when it writes."""
+    if connection.dialect.name == "postgresql":  # in SQLite a transaction that writes is alone
+        await connection.execute(text("SELECT pg_advisory_xact_lock(hashtextextended(:name, 0))"), {"name": name})
 
 
 def insert_or(connection: AsyncConnection, table: Table) -> Any:

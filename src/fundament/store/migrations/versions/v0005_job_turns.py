@@ -1,4 +1,4 @@
-"""What keeps jobs from standing in each other's way: when a job is due, what a chunk has been given."""
+"""What jobs take and wait for: the bytes of their results, when they are due, what a chunk has been given."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -12,10 +12,16 @@ depends_on = None
 def upgrade() -> None:
     """To this version."""
     op.add_column("jobs", sa.Column("not_before", sa.DateTime(timezone=True), nullable=True))
+    op.add_column("jobs", sa.Column("n_written_bytes", sa.BigInteger(), nullable=False, server_default="0"))
+    op.execute(
+        "UPDATE jobs SET n_written_bytes = (SELECT coalesce(sum(n_output_bytes + n_error_bytes), 0) FROM job_chunks "
+        "WHERE job_chunks.job_id = jobs.id)"
+    )
     op.add_column("job_chunks", sa.Column("n_admitted", sa.BigInteger(), nullable=False, server_default="0"))
 
 
 def downgrade() -> None:
     """Back to the version before."""
     op.drop_column("job_chunks", "n_admitted")
+    op.drop_column("jobs", "n_written_bytes")
     op.drop_column("jobs", "not_before")

@@ -1,0 +1,99 @@
+"""Jobs that end badly, and caps that hold however many ask at once, on both databases."""
+
+import asyncio
+import json
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.inprocess import Api, running, work_until
+from tests.served import MODEL
+from tests.website import website
+
+
+@pytest.fixture
+def api(tmp_path: Path, store_url: str) -> Iterator[Api]:
+    settings = {"max_jobs_per_key": 5, "max_stored_mb_per_key": 0.1, "allowed_networks": ["127.0.0.1/32"]}
+    with running(tmp_path / "data", store_url=store_url, worker=False, preload=False, **settings) as api:
+        yield api
+
+
+def at_once(api: Api, n: int, path: str, **body: Any) -> Counter[int]:
+    """How often each status came to requests that are sent together."""
+
+    async def ask() -> list[httpx.Response]:
+        return await asyncio.gather(*(api.client.post(path, **body) for _ in range(n)))
+
+    return Counter(answer.status_code for answer in api.run(ask()))
+
+
+def upload(api: Api, body: bytes) -> str:
+    sent = api.run(api.client.post("/v1/files", files={"file": ("x.jsonl", body)}))
+    assert sent.status_code == 200, sent.text
+    return str(sent.json()["id"])
+
+
+def work(api: Api, job: str) -> dict[str, Any]:
+    """Run a worker until a batch of OpenAI's has ended."""
+
+    async def ended() -> dict[str, Any] | None:
+        found: dict[str, Any] = (await api.client.get(f"/v1/batches/{job}")).json()
+        return None if found["status"] in ("validating", "in_progress") else found
+
+    found: dict[str, Any] = work_until(api, ended)
+    return found
+
+
+def submit(api: Api, body: bytes) -> httpx.Response:
+    asked = {"input_file_id": upload(api, body), "endpoint": "/v1/embeddings"}
+    return api.run(api.client.post("/v1/batches", json=asked))
+
+
+def test_a_job_whose_first_line_names_no_model_that_can_be_said(api: Api) -> None:
+    line = json.dumps({"custom_id": "1", "body": {"model": "a\0b", "input": "x"}})
+    found = work(api, submit(api, line.encode()).json()["id"])
+    assert found["status"] == "failed"
+    assert "Model 'ab' not found" in found["errors"]["data"][0]["message"]
+
+
+def test_no_more_jobs_are_taken_than_a_key_may_have(api: Api) -> None:
+    body = {"model": MODEL, "input": ["x"]}
+    assert at_once(api, 40, "/v1/batch/embeddings", json=body) == {200: 5, 429: 35}
+
+
+def test_no_more_bytes_are_taken_than_a_key_may_keep(api: Api) -> None:
+    assert at_once(api, 40, "/v1/files", files={"file": ("x.jsonl", bytes(30_000))}) == {200: 3, 413: 37}
+
+
+def test_what_is_fetched_counts(api: Api, tmp_path: Path) -> None:
+    with website() as site:
+        fits, large = site.say("/fits", b'"x"\n' * 10_000), site.say("/large", b'"x"\n' * 16_000)
+        jobs = []
+        for url in (fits, large):
+            asked = api.run(api.client.post("/v1/batch/embeddings", json={"model": MODEL, "input_url": url}))
+            jobs.append(asked.json()["batch_id"])
+
+        async def failed() -> list[dict[str, Any]] | None:
+            found = [(await api.client.get(f"/v1/batch/{job}")).json() for job in jobs]
+            return found if any(each["status"] == "failed" for each in found) else None
+
+        one, other = sorted(work_until(api, failed), key=lambda each: str(each["status"]))
+    assert one["status"] == "failed"
+    assert "MB of 0.1 MB" in one["error"]
+    assert other["status"] in ("processing", "completed")
+    assert not list((tmp_path / "data" / "jobs" / one["batch_id"]).iterdir())
+
+
+def test_results_count(api: Api) -> None:
+    asked = api.run(api.client.post("/v1/batch/embeddings", json={"model": MODEL, "input": ["x"] * 40}))
+
+    async def completed() -> bool:
+        found = (await api.client.get(f"/v1/batch/{asked.json()['batch_id']}")).json()
+        return bool(found["status"] == "completed")
+
+    work_until(api, completed)
+    assert at_once(api, 1, "/v1/files", files={"file": ("x.jsonl", b"x")}) == {413: 1}
