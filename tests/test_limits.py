@@ -13,6 +13,7 @@ from redis import Redis
 from fundament.config import Tier
 from fundament.errors import FundamentError, UnavailableError
 from fundament.limits import WINDOW_SECONDS, Limits, MemoryLimits, RedisLimits, SlidingWindow, new_lease
+from tests.clock import Clock, set_clock
 
 TIER = Tier(requests_per_minute=100, tokens_per_minute=1_000, concurrency=3)
 MARGIN_SECONDS = 0.05  # by which a wait may be longer than it need be
@@ -20,28 +21,11 @@ MARGIN_SECONDS = 0.05  # by which a wait may be longer than it need be
 steps = st.lists(st.tuples(st.sampled_from([0, 0.5, 7.5, 29, 60, 61, 130]), st.integers(1, 60)), max_size=40)
 
 
-class Clock:
-    """A clock that stands until it is set, in place of the module `time`."""
-
-    def __init__(self) -> None:
-        self.now = 1_200_030.0  # in the middle of a minute
-
-    def time(self) -> float:
-        return self.now
-
-
 @pytest.fixture
 def clock() -> Iterator[Clock]:
     """What limits in memory go by."""
     with pytest.MonkeyPatch.context() as patch:
         yield set_clock(patch)
-
-
-def set_clock(patch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
-    for module in ("limits.storage.memory", "fundament.limits"):
-        patch.setattr(f"{module}.time", clock)
-    return clock
 
 
 @pytest.fixture
