@@ -244,11 +244,6 @@ class Item:
     truncated: bool = False
     n_media: Mapping[MediaKind, int] = field(default_factory=dict)
 
-    @property
-    def n_bytes(self) -> int:
-        """Memory that its features take."""
-        return sum(array.nbytes for array in self.features.values())
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Embeddings:

@@ -290,8 +290,19 @@ def test_rows_that_wait_have_a_bounded_memory(runner: asyncio.Runner, model: Dou
         assert sorted(n for batch in model.batches for n in batch) == [0, 1, 2, 4]
         assert (batcher._n_waiting_bytes, batcher._n_waiting_tokens) == (0, 0)
         model.gate.clear()
-        first = submit(batcher, pictures(5))
+        shared = np.zeros(992, np.uint8)
+        pairs = [Item(features={"n": np.array(n), "pixels": shared}, n_tokens=900) for n in range(10, 15)]
+        running = submit(batcher, pictures(10))
         await until(lambda: len(model.batches) == 5)
+        waiting, more = submit(batcher, pictures(15)), submit(batcher, pairs[:4])  # a picture of theirs counts once
+        with pytest.raises(UnavailableError, match="full"):
+            submit(batcher, pictures(16))
+        model.gate.set()
+        await asyncio.gather(running.done, waiting.done, more.done)
+        n_batches = len(model.batches)
+        model.gate.clear()
+        first = submit(batcher, pictures(5))
+        await until(lambda: len(model.batches) > n_batches)
         large = submit(batcher, pictures(6, 7, 8, 9))  # into an empty queue
         model.gate.set()
         await asyncio.gather(first.done, large.done)

@@ -86,6 +86,7 @@ class Row:
     priority: Priority
     arrived: float
     due: float
+    n_bytes: int
 
     @property
     def n_tokens(self) -> int:
@@ -162,7 +163,8 @@ class Batcher:
         """
         now = time.monotonic()
         different = [place for place in dict.fromkeys(ticket.rows) if place not in ticket.arrays]
-        n_bytes = sum(items[place].n_bytes for place in different)
+        sizes = _sizes([items[place] for place in different])
+        n_bytes = sum(sizes)
         with self._condition:
             if self.death is not None or self._closing:
                 raise UnavailableError(f"Model '{self.name}' has stopped: {self.death or 'the server is closing'}.")
@@ -181,8 +183,8 @@ class Batcher:
             places = dues(self._clock[priority], costs, self._n_calls[ticket.caller] if ticket.caller else 1)
             lane = self._lanes[priority]
             lane += [
-                Row(ticket, place, items[place], priority, now, due)
-                for place, due in zip(different, places, strict=True)
+                Row(ticket, place, items[place], priority, now, due, size)
+                for place, due, size in zip(different, places, sizes, strict=True)
             ]
             lane.sort(key=attrgetter("due"))
             n_tokens = sum(costs)
@@ -278,7 +280,7 @@ class Batcher:
     def _uncount(self, rows: Sequence[Row]) -> None:
         """Count rows no longer among those that wait."""
         self._n_waiting_tokens -= sum(row.n_tokens for row in rows)
-        self._n_waiting_bytes -= sum(row.item.n_bytes for row in rows)
+        self._n_waiting_bytes -= sum(row.n_bytes for row in rows)
 
     def _leave(self, ticket: Ticket) -> None:
         """Count a call no longer among its caller's."""
@@ -376,6 +378,17 @@ class Batcher:
                 loop.call_soon_threadsafe(_resolve, tickets)
             except RuntimeError:  # the loop is closed: its callers are gone
                 continue
+
+
+def _sizes(items: Sequence[Item]) -> list[int]:
+    """Memory that the features of each row take; what several share, as a picture, counts with the first."""
+    seen: set[int] = set()
+    sizes = []
+    for item in items:
+        own = {id(array): array.nbytes for array in item.features.values() if id(array) not in seen}
+        seen |= own.keys()
+        sizes.append(sum(own.values()))
+    return sizes
 
 
 def _out_of_memory(error: Exception) -> bool:
