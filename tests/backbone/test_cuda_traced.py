@@ -32,9 +32,15 @@ from fundament.models import families
 from tests import checkpoints
 from tests.checkpoints import eurobert, jina_v3, llama, omni, qwen, qwen_reranker, qwen_vl, splade, texts
 from tests.checkpoints.bge_m3 import bge_m3
-from tests.checkpoints.clip import clip, picture, png
+from tests.checkpoints.clip import WIDTH, clip, picture, png
 from tests.checkpoints.colbert import DIM, colbert_v1, colbert_v2
-from tests.checkpoints.cross_encoder import bert_ranker, jina_bert_ranker, xlm_roberta_ranker
+from tests.checkpoints.cross_encoder import (
+    bert_ranker,
+    distilbert_ranker,
+    jina_bert_ranker,
+    llama_ranker,
+    xlm_roberta_ranker,
+)
 from tests.checkpoints.jina_bert import jina_bert
 from tests.checkpoints.jina_vlm import jina_vlm
 from tests.checkpoints.t5 import t5
@@ -149,7 +155,7 @@ V3, V4, V5 = (list(CATALOG[f"jina-embeddings-{name}"].tasks) for name in ("v3", 
 OMNI = each(V5[0], V5[-1], inputs=ALL_MEDIA)  # of two adapters
 
 PAIR = {"context": 128, "kind": "reranker", "dim": 0}
-CLIP = {"modalities": ("text", "image", "pdf")}
+CLIP = {"dim": WIDTH, "modalities": ("text", "image", "pdf")}
 TOKENS = {"context": 128, "dim": DIM, "outputs": ("multi",)}
 SPARSE = of("splade", context=splade.POSITIONS - 2, outputs=("sparse",))
 
@@ -164,6 +170,9 @@ KINDS = {
     ),
     "jina_bert, tokens": Kind(colbert_v1, of("jina_bert", **TOKENS), SIDES),
     "jina_bert, pairs": Kind(jina_bert_ranker, of("jina_bert", **PAIR), PAIRS),
+    "distilbert, pairs": Kind(distilbert_ranker, of("distilbert", **PAIR), PAIRS),
+    "eurobert, pairs": Kind(lambda directory: llama_ranker(directory, "eurobert"), of("eurobert", **PAIR), PAIRS),
+    "qwen, pairs": Kind(lambda directory: llama_ranker(directory, "qwen3"), of("qwen", **PAIR), PAIRS),
     "xlm_roberta": Kind(xlm_roberta, of("xlm_roberta", context=128), each(None)),
     "xlm_roberta, three outputs": Kind(
         bge_m3,
