@@ -44,7 +44,8 @@ async def create(request: Request) -> Response:
     """Queue a file's lines."""
     state, key_id = state_of(request), owner(request)
     upload = of_upload(files.new_id())
-    form = await read_form(request, state.depot, upload, max_bytes=int(state.settings.max_job_mb * 1e6))
+    max_bytes = int(state.settings.max_job_mb * 1e6)
+    form = await read_form(request, state.depot, upload, fields=["model", "email"], max_bytes=max_bytes)
     try:
         if not (model := form.fields.get("model")):
             raise InputError(Fault("body -> model", "Field required", "missing"))

@@ -50,7 +50,8 @@ _PURPOSE = "batch"
 async def upload(request: Request) -> Response:
     """Keep a file until it is deleted."""
     state, key_id, file_id = state_of(request), owner(request), files.new_id()
-    form = await read_form(request, state.depot, of_upload(file_id), max_bytes=int(state.settings.max_job_mb * 1e6))
+    max_bytes = int(state.settings.max_job_mb * 1e6)
+    form = await read_form(request, state.depot, of_upload(file_id), fields=["purpose"], max_bytes=max_bytes)
     try:
         if (purpose := form.fields.get("purpose", _PURPOSE)) != _PURPOSE:
             raise InputError(Fault("body -> purpose", f"Input should be '{_PURPOSE}'.", "enum", echo(purpose)))

@@ -1,6 +1,6 @@
 """Reading a multipart form whose file goes to the depot while it arrives."""
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -9,7 +9,6 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import ClientDisconnect
 
-from fundament.api.body import echo
 from fundament.depot import Depot
 from fundament.errors import BodyError, Fault, InputError, UnavailableError
 
@@ -26,7 +25,7 @@ class Form:
     """What a form said.
 
     Attributes:
-        fields: its texts.
+        fields: its texts, of those that were asked for.
         file_name: what the caller calls the file.
         n_bytes: of the file.
     """
@@ -36,8 +35,15 @@ class Form:
     n_bytes: int
 
 
-async def read_form(request: Request, depot: Depot, name: str, *, max_bytes: int) -> Form:
+async def read_form(request: Request, depot: Depot, name: str, *, fields: Collection[str] = (), max_bytes: int) -> Form:
     """Read a form and write its part `file` to the depot; there is no file of that name where this fails.
+
+    Args:
+        request: whose body is the form.
+        depot: where the file goes.
+        name: of the file there.
+        fields: the parts besides that are read; what else a form holds is passed over.
+        max_bytes: of the file.
 
     Raises:
         BodyError: no multipart form (415), one that breaks off (400), or a file that is too large (413).
@@ -51,7 +57,7 @@ async def read_form(request: Request, depot: Depot, name: str, *, max_bytes: int
     too_large = BodyError(413, f"The file is larger than {max_bytes / 1e6:g} MB. Divide it.")
     if int(request.headers.get("content-length") or 0) > max_bytes + _MOST_OTHER_BYTES:
         raise too_large
-    parts = _Parts()
+    parts = _Parts(fields)
 
     async def pieces() -> AsyncIterator[bytes]:
         """The file; a form that is not whole, or has none, is an error before its end, so that nothing is kept."""
@@ -82,14 +88,22 @@ async def read_form(request: Request, depot: Depot, name: str, *, max_bytes: int
         raise InputError(Fault("body", f"The form is malformed: {error}.", "form_invalid")) from None
     except OSError as error:
         raise UnavailableError(f"The file cannot be kept: {error.strerror}.", retry_after_seconds=60) from error
-    fields = {field: value.decode(errors="replace") for field, value in parts.fields.items()}
-    return Form(fields, parts.file_name or "", n_bytes)
+    texts = {field: value.decode(errors="replace") for field, value in parts.fields.items()}
+    return Form(texts, parts.file_name or "", n_bytes)
 
 
 @dataclass(slots=True)
 class _Parts:
-    """The parts of a form as its parser meets them."""
+    """The parts of a form as its parser meets them.
 
+    Attributes:
+        asked: names of the fields that are kept.
+        fields: the bytes of those that there are.
+        file_name: what the caller calls the file; None before it is met.
+        ended: whether the form is whole.
+    """
+
+    asked: Collection[str]
     fields: dict[str, bytearray] = field(default_factory=dict)
     file_name: str | None = None
     ended: bool = False
@@ -98,7 +112,6 @@ class _Parts:
     _n_parts: int = 0
     _disposition: bytes = b""
     _name: str = ""
-    _in_file: bool = False
     _pending: list[bytes] = field(default_factory=list)
 
     def take(self) -> bytes:
@@ -134,27 +147,24 @@ class _Parts:
     def _name_part(self) -> None:
         _, options = parse_options_header(self._disposition)
         self._name = options.get(b"name", b"").decode(errors="replace")
-        if not self._name:
-            raise InputError(Fault("body", "A part of the form has no name.", "form_invalid"))
         if self._name in self.fields or (self._name == "file" and self.file_name is not None):
             raise self._wrong("It is there twice. Give one.")
-        self._in_file = self._name == "file"
-        if not self._in_file:
+        if self._name == "file":
+            file_name = options.get(b"filename", b"file")
+            self._check(file_name)
+            self.file_name = file_name.decode(errors="replace")
+        elif self._name in self.asked:
             self.fields[self._name] = bytearray()
-            return
-        file_name = options.get(b"filename", b"file")
-        self._check(file_name)
-        self.file_name = file_name.decode(errors="replace")
 
     def _data(self, data: bytes, start: int, end: int) -> None:
-        if self._in_file:
-            self._pending.append(data[start:end])
-            return
-        value, piece = self.fields[self._name], data[start:end]
-        self._check(piece)
-        value.extend(piece)
-        if len(value) > _MOST_FIELD_BYTES:
-            raise self._wrong(f"It is longer than {_MOST_FIELD_BYTES:,} bytes.", "too_long")
+        piece = data[start:end]
+        if self._name == "file":
+            self._pending.append(piece)
+        elif (value := self.fields.get(self._name)) is not None:
+            self._check(piece)
+            value.extend(piece)
+            if len(value) > _MOST_FIELD_BYTES:
+                raise self._wrong(f"It is longer than {_MOST_FIELD_BYTES:,} bytes.", "too_long")
 
     def _check(self, text: bytes) -> None:
         """Refuse what PostgreSQL takes in no text."""
@@ -162,7 +172,7 @@ class _Parts:
             raise self._wrong("It holds a NUL character.")
 
     def _wrong(self, message: str, kind: str = "value_error") -> InputError:
-        return InputError(Fault(f"body -> {echo(self._name)}", message, kind))
+        return InputError(Fault(f"body -> {self._name}", message, kind))
 
     def _end(self) -> None:
         self.ended = True
