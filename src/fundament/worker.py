@@ -24,13 +24,16 @@ from fundament.api.lines import (
     Embedded,
     affordable,
     csv_lines,
+    deadly,
     divide,
     embed_lines,
     error_lines,
     jsonl,
     model_of,
+    one_by_one,
     output_lines,
     read,
+    too_long,
 )
 from fundament.api.state import State
 from fundament.api.wire import json_bytes
@@ -46,6 +49,7 @@ from fundament.webhooks import DELAYS, deliver
 _CHUNKS_AT_A_TIME = 4
 _INPUTS_AT_A_TIME = 4  # of each kind: those that lie here, and those that are fetched
 _WEBHOOKS_AT_A_TIME = 8
+_MOST_TRIES = 3  # of a chunk over which workers die; then its lines are tried one by one, and of a line then
 _IDLE_SECONDS = 1.0  # between looks at a store that has nothing to do
 _STRAY_SECONDS = 3600.0  # an upload may take as long before a row knows it
 _FORGET_AFTER = timedelta(days=30)
@@ -63,6 +67,7 @@ class Worker:
         self.name = secrets.token_hex(8)
         self._woken = asyncio.Event()
         self._chunks: dict[int, asyncio.Task[None]] = {}
+        self._suspect: asyncio.Task[None] | None = None  # runs a chunk over which a worker died; nothing runs beside it
         self._inputs: dict[str, asyncio.Task[None]] = {}
         self._fetches: dict[str, asyncio.Task[None]] = {}
         self._webhooks: set[asyncio.Task[None]] = set()
@@ -92,12 +97,19 @@ class Worker:
         for reading, fetched in ((self._inputs, False), (self._fetches, True)):
             while len(reading) < _INPUTS_AT_A_TIME and (job := await self._claim(fetched=fetched)):
                 self._start(reading, job.id, self._read(job))
-        while len(self._chunks) < _CHUNKS_AT_A_TIME and (taken := await self._take()):
+        while self._has_room() and (taken := await self._take()):
             job, chunk = taken
-            self._start(self._chunks, chunk.id, self._run(job, chunk))
+            task = self._start(self._chunks, chunk.id, self._run(job, chunk))
+            if chunk.n_tries > 1:
+                self._suspect = task
         await _at_most(_IDLE_SECONDS, self._woken.wait())
 
-    def _start(self, held: dict[Any, asyncio.Task[None]], key: object, work: Coroutine[Any, Any, None]) -> None:
+    def _has_room(self) -> bool:
+        return len(self._chunks) < _CHUNKS_AT_A_TIME and (self._suspect is None or self._suspect.done())
+
+    def _start(
+        self, held: dict[Any, asyncio.Task[None]], key: object, work: Coroutine[Any, Any, None]
+    ) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
         held[key] = task
 
@@ -107,6 +119,7 @@ class Worker:
             self.wake()
 
         task.add_done_callback(ended)
+        return task
 
     async def _claim(self, *, fetched: bool) -> Job | None:
         now, most = _now(), _INPUTS_AT_A_TIME // 2  # so that no key's slow servers keep the others' out
@@ -116,7 +129,13 @@ class Worker:
     async def _take(self) -> tuple[Job, Chunk] | None:
         now = _now()
         async with self.store.write() as connection:
-            return await jobs.take(connection, self.name, sorted(self.state.served()), now=now, until=now + self._lease)
+            models = sorted(self.state.served())
+            taken = await jobs.take(connection, self.name, models, now=now, until=now + self._lease)
+            if taken is not None and taken[1].n_tries > 1 and self._chunks:
+                # It runs alone, so that nothing else dies with it: its turn comes when what runs now has ended.
+                await connection.rollback()
+                return None
+            return taken
 
     async def _read(self, job: Job) -> None:
         """Bring a job's lines to their place, find its chunks, let it run."""
@@ -180,9 +199,20 @@ class Worker:
             if (key := await self._payer(job)) is not None:
                 toll.tier = self.state.accounts.tier_of(key)
             place, span = of_job(job.id, job.input_name or INPUT), chunk.span
-            raw = await self.depot.read_part(place, start=span.start, n_bytes=span.n_bytes)
-            lines = await asyncio.to_thread(read, raw, span.first_line, defaults)
-            await self._keep(job, chunk, await embed_lines(self.state, lines, caller=job.key_id, bill=toll))
+            if line := too_long(span):
+                lines = [line]
+            else:
+                raw = await self.depot.read_part(place, start=span.start, n_bytes=span.n_bytes)
+                lines = await asyncio.to_thread(read, raw, span.first_line, defaults)
+            if chunk.n_tries <= _MOST_TRIES:
+                found = await embed_lines(self.state, lines, caller=job.key_id, bill=toll)
+            elif len(lines) == 1:
+                found = [deadly(lines[0])]
+            else:
+                async with self.store.write() as connection:
+                    await jobs.split(connection, chunk, self.name, one_by_one(raw, span))
+                return
+            await self._keep(job, chunk, found)
         except (UnavailableError, LimitError) as error:
             await self._put_off(job, chunk, error, n_admitted=toll.n_admitted)
         except FundamentError as error:

@@ -127,6 +127,30 @@ def test_chunks_cover_every_line_once(path: Path) -> None:
         lines.divide(path, max_lines=999)
 
 
+def test_a_line_that_is_too_long_is_a_chunk_of_its_own_and_fails(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lines, "_MOST_LINE_BYTES", 100)
+    monkeypatch.setattr(lines, "_CHUNK_BYTES", 50)
+    path.write_bytes(b'"a"\n\n"' + b"b" * 250 + b'"\n' + b" " * 300 + b'\n"c"\n')
+    one, long, empty, last = lines.divide(path, max_lines=4)
+    raw = path.read_bytes()
+    assert [lines.too_long(span) is None for span in (one, long, empty, last)] == [True, False, False, True]
+    line = lines.too_long(long)
+    assert line is not None
+    assert isinstance(line.request, InputError)
+    assert (line.number, line.custom_id, "longer than" in line.request.detail) == (1, "1", True)
+    [found] = lines.read(raw[last.start : last.start + last.n_bytes], last.first_line, {"model": MODEL})
+    assert (found.number, found.request.input) == (3, ["c"])  # type: ignore[union-attr]
+
+
+def test_a_chunk_line_by_line(path: Path) -> None:
+    path.write_bytes(b'\n"a"\n\n"bb"\r\n"c"')
+    [span] = lines.divide(path, max_lines=4)
+    raw = path.read_bytes()
+    each = lines.one_by_one(raw[span.start : span.start + span.n_bytes], span)
+    assert [raw[one.start : one.start + one.n_bytes].strip() for one in each] == [b'"a"', b'"bb"', b'"c"']
+    assert [(one.first_line, one.n_lines) for one in each] == [(0, 1), (1, 1), (2, 1)]
+
+
 @pytest.mark.parametrize("text", ["", "\n\n \n"])
 def test_an_input_without_lines_is_refused(path: Path, text: str) -> None:
     path.write_text(text)

@@ -5,6 +5,7 @@ import random
 import resource
 import signal
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,10 @@ import pytest
 from sqlalchemy import text
 
 from fundament.store.database import connected, locate
+from tests.faults.deadly import DEATH
+from tests.inprocess import running
 from tests.relay import Relay, relay
-from tests.served import MODEL, Served, serving, wait_until, working
+from tests.served import MODEL, PATIENCE_SECONDS, Served, serving, wait_until, working
 from tests.servers import bucket_on, database_on
 
 WORDS = ["the", "cat", "sits", "on", "a", "mat", "while", "dogs", "run", "over", "hills", "and", "rivers"]
@@ -124,6 +127,29 @@ def test_a_large_job_outlives_twenty_kills_at_random_moments(tmp_path: Path) -> 
         assert ended(server.http, job)["status"] == "completed"
         assert _done(status(server.http, job)) == 20_000
         assert results(server.http, job) == expected
+
+
+def test_a_line_that_kills_its_process_fails_alone(tmp_path: Path) -> None:
+    texts = ["x"] * 262
+    texts[258] = "die"
+    body = {"model": MODEL, "input": texts}
+    with running(tmp_path, worker=False, preload=False) as api:
+        job = str(api.run(api.client.post("/v1/batch/embeddings", json=body)).json()["batch_id"])
+    command = [sys.executable, "-m", "tests.faults.deadly", str(tmp_path), job]
+    n_deaths = 0
+    while (code := subprocess.run(command, check=False, timeout=PATIENCE_SECONDS).returncode) == DEATH:
+        n_deaths += 1
+        assert n_deaths < 10
+    assert code == 0
+    assert n_deaths == 5  # three over the chunk, two over the line
+    with running(tmp_path, worker=False, preload=False) as api:
+        found = api.run(api.client.get(f"/v1/batch/{job}")).json()
+        output, errors = (api.run(api.client.get(f"/v1/batch/{job}/{kind}")).text for kind in ("output", "errors"))
+    assert (found["status"], found["stats"]["completed"], found["stats"]["failed"]) == ("completed", 261, 1)
+    [error] = [json.loads(line) for line in errors.splitlines()]
+    assert (error["custom_id"], "died" in error["error"]["message"]) == ("258", True)
+    good = [json.loads(line)["custom_id"] for line in output.splitlines()]
+    assert good == [str(number) for number in range(262) if number != 258]
 
 
 def test_a_full_disk_fails_the_job_and_keeps_what_was_written(tmp_path: Path) -> None:

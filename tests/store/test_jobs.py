@@ -107,7 +107,8 @@ def test_a_chunk_whose_worker_is_gone_goes_to_another_and_counts_once(table: Tab
     assert lost is not None
     assert table.take("two", at=SOON) is None
     again = table.take("two", at=LATER)
-    assert again == lost
+    assert again is not None
+    assert again.span == lost.span
     assert not table.finish(lost, "one")
     assert table.get().n_completed == 0
     assert table.finish(again, "two")
@@ -189,6 +190,35 @@ def test_a_job_can_fail_with_a_chunk_and_keeps_it(table: Table) -> None:
     chunk = table.take("one")
     assert table.do(jobs.finish, chunk, "one", DONE, now=SOON, failure="no more")
     assert (table.get().state, table.get().error, table.get().n_completed) == ("failed", "no more", 2)
+
+
+def test_tries_are_counted_where_a_worker_dies(table: Table) -> None:
+    table.running(n_chunks=1)
+    for letting_go in (
+        lambda chunk: table.do(jobs.release, "one"),
+        lambda chunk: table.do(jobs.put_off, chunk, "one", n_admitted=0, until=NOW),
+    ):
+        chunk = table.take("one")
+        assert chunk is not None
+        assert chunk.n_tries == 1
+        letting_go(chunk)
+    table.take("one")
+    again = table.take("two", LATER)
+    assert again is not None
+    assert again.n_tries == 2
+
+
+def test_a_chunk_is_split_by_who_holds_it_and_keeps_its_place(table: Table) -> None:
+    table.running(n_chunks=2)
+    chunk = table.take("one")
+    assert chunk is not None
+    spans = [Span(start=10 * number, n_bytes=9, first_line=number, n_lines=1) for number in range(3)]
+    table.do(jobs.split, chunk, "two", spans)
+    table.do(jobs.split, chunk, "one", spans)
+    table.do(jobs.split, chunk, "one", spans)
+    assert not table.finish(chunk, "one")
+    taken = [table.take("two") for _ in range(4)]
+    assert [(each.span.first_line, each.n_tries) for each in taken if each] == [(0, 2), (1, 2), (2, 2), (3, 1)]
 
 
 def test_a_reason_may_quote_anything(table: Table) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate, groupby
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, BinaryIO, NoReturn
 
 import orjson
 
@@ -73,20 +73,20 @@ def divide(path: Path, *, max_lines: int) -> list[Span]:
     """Find the chunks of an input.
 
     Raises:
-        InputFileError: no lines, too many, or one that is too long.
+        InputFileError: no lines, or too many.
     """
     spans: list[Span] = []
     start = n_bytes = first = n_lines = 0
     with path.open("rb") as file:
-        while raw := file.readline(_MOST_LINE_BYTES + 1):
-            if len(raw) > _MOST_LINE_BYTES:
-                number = first + n_lines + 1
-                raise InputFileError(f"Line {number} is longer than {_MOST_LINE_BYTES / 1e6:g} MB.")
-            if n_lines and (n_lines == _CHUNK_LINES or n_bytes + len(raw) > _CHUNK_BYTES):
+        for size, is_empty in _sizes(file):
+            if n_lines and (n_lines == _CHUNK_LINES or n_bytes + size > _CHUNK_BYTES):
                 spans.append(Span(start=start, n_bytes=n_bytes, first_line=first, n_lines=n_lines))
                 start, first, n_bytes, n_lines = start + n_bytes, first + n_lines, 0, 0
-            n_bytes += len(raw)
-            n_lines += bool(raw.strip())
+            if is_empty and not n_lines:
+                start += size
+                continue
+            n_bytes += size
+            n_lines += not is_empty
             if first + n_lines > max_lines:
                 raise InputFileError(f"The input has more than {max_lines:,} lines. Divide it into several jobs.")
     if n_lines:
@@ -94,6 +94,41 @@ def divide(path: Path, *, max_lines: int) -> list[Span]:
     if not spans:
         raise InputFileError("The input has no lines.")
     return spans
+
+
+def _sizes(file: BinaryIO) -> Iterator[tuple[int, bool]]:
+    """Of each line the size in bytes and whether nothing is in it; no line is in memory whole that is too long."""
+    while raw := file.readline(_MOST_LINE_BYTES + 1):
+        size, is_empty = len(raw), len(raw) <= _MOST_LINE_BYTES and not raw.strip()
+        while not raw.endswith(b"\n") and (raw := file.readline(_MOST_LINE_BYTES)):
+            size += len(raw)
+        yield size, is_empty
+
+
+def one_by_one(raw: bytes, span: Span) -> list[Span]:
+    """The lines of a chunk as chunks of their own; `raw` is its part of the input."""
+    spans: list[Span] = []
+    start = span.start
+    for line in raw.split(b"\n"):
+        if line.strip():
+            first = span.first_line + len(spans)
+            spans.append(Span(start=start, n_bytes=len(line), first_line=first, n_lines=1))
+        start += len(line) + 1
+    return spans
+
+
+def too_long(span: Span) -> Line | None:
+    """What stands for a chunk that is one line, longer than any that is read; None for every other chunk."""
+    if span.n_bytes <= _MOST_LINE_BYTES:
+        return None
+    why = f"It is longer than {_MOST_LINE_BYTES / 1e6:g} MB, so its custom_id is not known either."
+    return Line(span.first_line, str(span.first_line), InputError(Fault("line", why, "too_long")))
+
+
+def deadly(line: Line) -> Embedded:
+    """What becomes of a line over which workers died."""
+    reason = "The process that ran this line died, again and again."
+    return Embedded(line, line.request if isinstance(line.request, FundamentError) else FundamentError(reason))
 
 
 def model_of(path: Path) -> str:

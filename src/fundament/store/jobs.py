@@ -7,7 +7,7 @@ another one has taken. So a worker may die at any moment: what is not named neve
 
 import secrets
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from typing import Any, Literal
 
@@ -75,20 +75,20 @@ chunks = Table(
     metadata,
     Column("id", Whole, primary_key=True),
     Column("job_id", String(40), ForeignKey("jobs.id", ondelete="CASCADE"), nullable=False),
-    Column("number", Integer, nullable=False),
     Column("start", BigInteger, nullable=False),
     Column("n_bytes", BigInteger, nullable=False),
     Column("first_line", Integer, nullable=False),
     Column("n_lines", Integer, nullable=False),
     Column("worker", String(40)),
     Column("lease_until", Instant),
+    Column("n_tries", Integer, nullable=False),
     Column("n_admitted", BigInteger, nullable=False),
     Column("done_at", Instant),
     Column("output", String(80)),
     Column("n_output_bytes", BigInteger, nullable=False),
     Column("errors", String(80)),
     Column("n_error_bytes", BigInteger, nullable=False),
-    Index(None, "job_id", "number", unique=True),
+    Index(None, "job_id", "first_line", unique=True),
     Index(None, "worker", "done_at"),
 )
 
@@ -160,12 +160,14 @@ class Chunk:
     """A span of a job's input, held by a worker.
 
     Attributes:
+        n_tries: how often it was taken and not let go, this time included: once more than workers died over it.
         n_admitted: tokens that the key's minute has given for it when it was tried before.
     """
 
     id: int
     job_id: str
     span: Span
+    n_tries: int
     n_admitted: int
 
 
@@ -343,21 +345,7 @@ async def divide(
     )
     if taken.one_or_none() is None:
         return False
-    rows = [
-        {
-            "job_id": job_id,
-            "number": number,
-            "start": span.start,
-            "n_bytes": span.n_bytes,
-            "first_line": span.first_line,
-            "n_lines": span.n_lines,
-            "n_admitted": 0,
-            "n_output_bytes": 0,
-            "n_error_bytes": 0,
-        }
-        for number, span in enumerate(spans)
-    ]
-    await connection.execute(chunks.insert(), rows)
+    await _add_chunks(connection, job_id, spans)
     return True
 
 
@@ -388,22 +376,22 @@ async def take(
         first = (
             select(chunks.c.id)
             .where(chunks.c.job_id == job.id, free)
-            .order_by(chunks.c.number)
+            .order_by(chunks.c.first_line)
             .limit(1)
             .with_for_update(skip_locked=True)
         )
         if job.key_id in in_order:
-            left = select(func.min(chunks.c.number)).where(chunks.c.job_id == job.id, chunks.c.done_at.is_(None))
-            first = first.where(chunks.c.number == left.scalar_subquery())
+            left = select(func.min(chunks.c.first_line)).where(chunks.c.job_id == job.id, chunks.c.done_at.is_(None))
+            first = first.where(chunks.c.first_line == left.scalar_subquery())
         row = await connection.execute(
             chunks.update()
             .where(chunks.c.id == first.scalar_subquery())
-            .values(worker=worker, lease_until=until)
+            .values(worker=worker, lease_until=until, n_tries=chunks.c.n_tries + 1)
             .returning(*chunks.c)
         )
         if (taken := row.one_or_none()) is not None:
             span = Span(start=taken.start, n_bytes=taken.n_bytes, first_line=taken.first_line, n_lines=taken.n_lines)
-            return job, Chunk(id=taken.id, job_id=job.id, span=span, n_admitted=taken.n_admitted)
+            return job, Chunk(id=taken.id, job_id=job.id, span=span, n_tries=taken.n_tries, n_admitted=taken.n_admitted)
     return None
 
 
@@ -438,10 +426,13 @@ async def beat(
 
 async def release(connection: AsyncConnection, worker: str) -> None:
     """Let go of everything that a worker holds."""
-    for table, held in ((jobs, jobs.c.state == "queued"), (chunks, chunks.c.done_at.is_(None))):
-        await connection.execute(
-            table.update().where(table.c.worker == worker, held).values(worker=None, lease_until=None)
-        )
+    free = {"worker": None, "lease_until": None}
+    await connection.execute(jobs.update().where(jobs.c.worker == worker, jobs.c.state == "queued").values(free))
+    await connection.execute(
+        chunks.update()
+        .where(chunks.c.worker == worker, chunks.c.done_at.is_(None))
+        .values(**free, n_tries=chunks.c.n_tries - 1)
+    )
 
 
 async def put_off(connection: AsyncConnection, chunk: Chunk, worker: str, *, n_admitted: int, until: datetime) -> None:
@@ -457,11 +448,21 @@ async def put_off(connection: AsyncConnection, chunk: Chunk, worker: str, *, n_a
     row = await connection.execute(
         chunks.update()
         .where(_mine(chunk, worker))
-        .values(worker=None, lease_until=None, n_admitted=n_admitted)
+        .values(worker=None, lease_until=None, n_tries=chunks.c.n_tries - 1, n_admitted=n_admitted)
         .returning(chunks.c.id)
     )
     if row.one_or_none() is not None:
         await connection.execute(jobs.update().where(jobs.c.id == chunk.job_id).values(not_before=until))
+
+
+async def split(connection: AsyncConnection, chunk: Chunk, worker: str, spans: Sequence[Span]) -> None:
+    """Put smaller chunks in a chunk's place, each as one over which a worker has died already.
+
+    Nothing changes where the chunk is no longer this worker's.
+    """
+    gone = await connection.execute(chunks.delete().where(_mine(chunk, worker)).returning(chunks.c.id))
+    if gone.one_or_none() is not None:
+        await _add_chunks(connection, chunk.job_id, spans, n_tries=1)
 
 
 async def finish(
@@ -551,7 +552,7 @@ async def parts(connection: AsyncConnection, job_id: str, kind: Literal["output"
     name, size = (
         (chunks.c.output, chunks.c.n_output_bytes) if kind == "output" else (chunks.c.errors, chunks.c.n_error_bytes)
     )
-    statement = select(name, size).where(chunks.c.job_id == job_id, name.is_not(None)).order_by(chunks.c.number)
+    statement = select(name, size).where(chunks.c.job_id == job_id, name.is_not(None)).order_by(chunks.c.first_line)
     return [Part(*row) for row in await connection.execute(statement)]
 
 
@@ -608,6 +609,11 @@ async def call(connection: AsyncConnection, delays: Sequence[timedelta], *, now:
 async def called(connection: AsyncConnection, job_id: str, state: Called, error: str | None) -> None:
     """Note how a webhook's try ended."""
     await connection.execute(jobs.update().where(jobs.c.id == job_id).values(webhook_state=state, webhook_error=error))
+
+
+async def _add_chunks(connection: AsyncConnection, job_id: str, spans: Sequence[Span], *, n_tries: int = 0) -> None:
+    none_yet = {"n_tries": n_tries, "n_admitted": 0, "n_output_bytes": 0, "n_error_bytes": 0}
+    await connection.execute(chunks.insert(), [{"job_id": job_id, **asdict(span), **none_yet} for span in spans])
 
 
 def _mine(chunk: Chunk, worker: str) -> ColumnElement[bool]:

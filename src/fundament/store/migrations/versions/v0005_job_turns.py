@@ -1,4 +1,7 @@
-"""What jobs take and wait for: the bytes of their results, when they are due, what a chunk has been given."""
+"""What jobs take and wait for: the bytes of their results, when they are due, how often a chunk was tried.
+
+A chunk's place among its job's is its first line: what is divided further keeps its order.
+"""
 
 import sqlalchemy as sa
 from alembic import op
@@ -17,11 +20,20 @@ def upgrade() -> None:
         "UPDATE jobs SET n_written_bytes = (SELECT coalesce(sum(n_output_bytes + n_error_bytes), 0) FROM job_chunks "
         "WHERE job_chunks.job_id = jobs.id)"
     )
+    op.add_column("job_chunks", sa.Column("n_tries", sa.Integer(), nullable=False, server_default="0"))
     op.add_column("job_chunks", sa.Column("n_admitted", sa.BigInteger(), nullable=False, server_default="0"))
+    op.drop_index(op.f("ix_job_chunks_job_id_number"), "job_chunks")
+    op.drop_column("job_chunks", "number")
+    op.create_index(op.f("ix_job_chunks_job_id_first_line"), "job_chunks", ["job_id", "first_line"], unique=True)
 
 
 def downgrade() -> None:
     """Back to the version before."""
+    op.drop_index(op.f("ix_job_chunks_job_id_first_line"), "job_chunks")
+    op.add_column("job_chunks", sa.Column("number", sa.Integer(), nullable=False, server_default="0"))
+    op.execute("UPDATE job_chunks SET number = first_line")
+    op.create_index(op.f("ix_job_chunks_job_id_number"), "job_chunks", ["job_id", "number"], unique=True)
     op.drop_column("job_chunks", "n_admitted")
+    op.drop_column("job_chunks", "n_tries")
     op.drop_column("jobs", "n_written_bytes")
     op.drop_column("jobs", "not_before")
