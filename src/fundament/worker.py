@@ -11,6 +11,7 @@ import os
 import secrets
 from collections.abc import Callable, Coroutine
 from contextlib import aclosing
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -354,13 +355,21 @@ class Worker:
 
     async def _call(self, job: Job) -> None:
         assert job.webhook_url is not None
-        told = {"type": f"batch.{job.state}", "timestamp": _now().isoformat(), "data": await describe(self.state, job)}
+        assert job.outcome is not None
+        assert job.ended_at is not None
+        # What is told is what happened, however late it is heard: the job as it ended, expired or not by now.
+        then = replace(job, state=job.outcome, webhook_url=None)
+        told = {
+            "type": f"batch.{job.outcome}",
+            "timestamp": job.ended_at.isoformat(),
+            "data": await describe(self.state, then),
+        }
         reason = await deliver(
             self.state.fetcher,
             job.webhook_url,
             json_bytes(told),
             secret=await message_secret(self.state),
-            message_id=f"{job.id}.{job.state}",
+            message_id=f"{job.id}.{job.outcome}",
             now=_now(),
         )
         state: jobs.Called = "pending"

@@ -4,12 +4,15 @@ import asyncio
 import json
 from collections import Counter
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from sqlalchemy import update
 
+from fundament.store import jobs
 from tests.inprocess import Api, running, work_until
 from tests.served import MODEL
 from tests.website import website
@@ -72,13 +75,13 @@ def test_no_more_bytes_are_taken_than_a_key_may_keep(api: Api) -> None:
 def test_what_is_fetched_counts(api: Api, tmp_path: Path) -> None:
     with website() as site:
         fits, large = site.say("/fits", b'"x"\n' * 10_000), site.say("/large", b'"x"\n' * 16_000)
-        jobs = []
+        handed_in = []
         for url in (fits, large):
             asked = api.run(api.client.post("/v1/batch/embeddings", json={"model": MODEL, "input_url": url}))
-            jobs.append(asked.json()["batch_id"])
+            handed_in.append(asked.json()["batch_id"])
 
         async def failed() -> list[dict[str, Any]] | None:
-            found = [(await api.client.get(f"/v1/batch/{job}")).json() for job in jobs]
+            found = [(await api.client.get(f"/v1/batch/{job}")).json() for job in handed_in]
             return found if any(each["status"] == "failed" for each in found) else None
 
         one, other = sorted(work_until(api, failed), key=lambda each: str(each["status"]))
@@ -86,6 +89,37 @@ def test_what_is_fetched_counts(api: Api, tmp_path: Path) -> None:
     assert "MB of 0.1 MB" in one["error"]
     assert other["status"] in ("processing", "completed")
     assert not list((tmp_path / "data" / "jobs" / one["batch_id"]).iterdir())
+
+
+def test_a_webhook_tells_what_happened_even_after_the_job_has_expired(api: Api) -> None:
+    with website() as site:
+        url = site.say("/hook", status=500)
+        fields = {"model": MODEL, "input": ["x"], "webhook_url": url}
+        job = api.run(api.client.post("/v1/batch/embeddings", json=fields)).json()["batch_id"]
+
+        async def told() -> bool:
+            return len(site.asked) == 1
+
+        work_until(api, told)
+
+        async def age() -> None:
+            now = datetime.now(UTC)
+            async with api.app.state.parts.store.write() as connection:
+                assert await jobs.expire(connection, now=now + timedelta(days=2)) == [job]
+                due = update(jobs.jobs).where(jobs.jobs.c.id == job).values(webhook_at=now, webhook_state="pending")
+                await connection.execute(due)
+
+        api.run(age())
+        site.say("/hook")
+
+        async def told_again() -> bool:
+            return len(site.asked) == 2
+
+        work_until(api, told_again)
+    first, again = site.asked
+    assert first.body == again.body
+    assert json.loads(again.body)["type"] == "batch.completed"
+    assert [each.headers["webhook-id"] for each in site.asked] == [f"{job}.completed"] * 2
 
 
 def test_results_count(api: Api) -> None:

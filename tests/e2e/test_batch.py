@@ -358,6 +358,11 @@ def test_the_older_dialect(http: httpx.Client, name: str, body: bytes) -> None:
     job = ended(http, f"/v1/bulk-embeddings/{made['_id']}")
     assert job["status"] == "completed"
     assert job["used_token_count"] > 0
+    assert {"completed_at", "user_email"} <= job.keys()
+    assert "error" not in job
+    anonymous = http.post("/v1/bulk-embeddings", files={"file": (name, body)}, data={"model": MODEL}).json()
+    assert "user_email" not in anonymous
+    assert None not in anonymous.values()
     link = http.post(f"/v1/bulk-embeddings/{made['_id']}/download-result").json()["download_url"]
     assert len(rows(http.get(link))) == 2
     assert http.get(f"/v1/batch/{made['_id']}").status_code == 404  # a job answers in its own dialect

@@ -350,7 +350,7 @@ def _openai(job: Job) -> dict[str, Any]:
 def _bulk(job: Job) -> dict[str, Any]:
     ended = job.state == "completed"
     error = job.error or (None if ended or job.state in jobs.ACTIVE else f"The job is {job.state}.")
-    return {
+    told = {
         "_id": job.id,
         "id": job.id,
         "status": _BULK_STATES.get(job.state, "failed"),
@@ -363,6 +363,7 @@ def _bulk(job: Job) -> dict[str, Any]:
         "completed_at": job.ended_at and _iso(job.ended_at),
         "error": error,
     }
+    return {name: value for name, value in told.items() if value is not None}
 
 
 def result_id(job: Job, kind: Kind) -> str:

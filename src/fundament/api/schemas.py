@@ -423,13 +423,13 @@ class BulkEmbeddingJobResponse(BaseModel):
     job_id: str = Field(alias="_id")
     status: str
     user_id: str
-    user_email: str | None
+    user_email: str | SkipJsonSchema[None] = Field(None, json_schema_extra=_without_default)
     file_name: str
     model_name: str
     used_token_count: int
     created_at: str
-    completed_at: str | None
-    error: str | None
+    completed_at: str | SkipJsonSchema[None] = Field(None, json_schema_extra=_without_default)
+    error: str | SkipJsonSchema[None] = Field(None, json_schema_extra=_without_default)
 
 
 class DownloadResultResponse(BaseModel):

@@ -44,6 +44,7 @@ jobs = Table(
     Column("key_id", String(12), nullable=False),
     Column("dialect", String(8), nullable=False),
     Column("state", String(12), nullable=False, index=True),
+    Column("outcome", String(12)),
     Column("model", String(256)),
     Column("asked", JSON, nullable=False),
     Column("url", Text),
@@ -101,6 +102,7 @@ class Job:
         id: names it.
         key_id: whose it is; empty for callers without a key.
         dialect: the form in which it was asked for and is answered.
+        outcome: the state in which it ended, which stays when it expires; None where it has not ended, or only expired.
         model: the id of the model that runs it; None until the input has been read, where only that names one.
         asked: what the caller said, for the lines and for the answer.
         url: where the input is to be read from; None where it is here.
@@ -120,6 +122,7 @@ class Job:
     key_id: str
     dialect: Dialect
     state: State
+    outcome: State | None
     model: str | None
     asked: Mapping[str, Any]
     url: str | None
@@ -533,7 +536,7 @@ async def end(
     row = await connection.execute(
         jobs.update()
         .where(jobs.c.id == job_id, jobs.c.state.in_(ACTIVE))
-        .values(state=state, error=error, ended_at=now, lease_until=None)
+        .values(state=state, outcome=state, error=error, ended_at=now, lease_until=None)
         .returning(*jobs.c)
     )
     found = row.one_or_none()

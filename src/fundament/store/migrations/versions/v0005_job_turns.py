@@ -1,4 +1,4 @@
-"""What jobs take and wait for: the bytes of their results, when they are due, how often a chunk was tried.
+"""How jobs ended, the bytes of their results, when they are due; how often a chunk was tried.
 
 A chunk's place among its job's is its first line: what is divided further keeps its order.
 """
@@ -14,6 +14,8 @@ depends_on = None
 
 def upgrade() -> None:
     """To this version."""
+    op.add_column("jobs", sa.Column("outcome", sa.String(12), nullable=True))
+    op.execute("UPDATE jobs SET outcome = state WHERE state IN ('completed', 'failed', 'cancelled')")
     op.add_column("jobs", sa.Column("not_before", sa.DateTime(timezone=True), nullable=True))
     op.add_column("jobs", sa.Column("n_written_bytes", sa.BigInteger(), nullable=False, server_default="0"))
     op.execute(
@@ -37,3 +39,4 @@ def downgrade() -> None:
     op.drop_column("job_chunks", "n_tries")
     op.drop_column("jobs", "n_written_bytes")
     op.drop_column("jobs", "not_before")
+    op.drop_column("jobs", "outcome")
