@@ -4,7 +4,7 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
-from fundament.store import keys, migrate
+from fundament.store import keys, migrate, usage
 from fundament.store.database import Database, locate
 from fundament.store.keys import Key
 
@@ -37,6 +37,19 @@ def read_key(key: str, folder: Path, store_url: str = "") -> Key:
     found = asyncio.run(read())
     assert found is not None
     return found
+
+
+def read_usage(key: str, folder: Path, store_url: str = "") -> int:
+    """How many requests of a key the store knows."""
+
+    async def read() -> int:
+        store = Database(locate(store_url, folder))
+        async with store.read() as connection:
+            found = await usage.find(connection, key_id=id_of(key))
+        await store.close()
+        return sum(each.requests for each in found)
+
+    return asyncio.run(read())
 
 
 def id_of(key: str) -> str:

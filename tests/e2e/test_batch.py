@@ -327,6 +327,14 @@ def test_the_official_openai_client(server: Served, tmp_path: Path) -> None:
         result = client.files.retrieve(done.output_file_id)
         assert (result.purpose, result.bytes) == ("batch_output", len(client.files.content(result.id).content))
         assert batch.id in [each.id for each in client.batches.list()]
+        made = [done.output_file_id, done.error_file_id]
+        assert {*made} <= {each.id for each in client.files.list(purpose="batch_output", limit=1)}
+        assert {*made, file.id} <= {each.id for each in client.files.list(limit=1, order="asc")}
+        assert client.files.delete(done.output_file_id).deleted
+        for lost in (client.files.retrieve, client.files.content, client.files.delete):
+            with pytest.raises(openai.NotFoundError):
+                lost(done.output_file_id)
+        assert client.files.retrieve(done.error_file_id).bytes > 0
         assert file.id in [each.id for each in client.files.list(purpose="batch", limit=1)]
         with pytest.raises(openai.ConflictError):
             client.batches.cancel(batch.id)
@@ -337,6 +345,31 @@ def test_the_official_openai_client(server: Served, tmp_path: Path) -> None:
         assert client.files.delete(file.id).deleted
         with pytest.raises(openai.UnprocessableEntityError):
             client.batches.create(input_file_id=bad.id, endpoint="/v1/completions", completion_window="24h")
+
+
+def test_batches_of_openai_are_listed_to_everybody(http: httpx.Client) -> None:
+    body = {"input_file_id": upload(http, b'"x"'), "endpoint": "/v1/embeddings"}
+    first, second = (http.post("/v1/batches", json=body).json()["id"] for _ in range(2))
+    assert {first, second} <= {each.get("id") for each in http.get("/v1/batches?limit=100").json()}
+    page = http.get(f"/v1/batches?limit=1&order=desc&after={second}").json()
+    assert ([each["id"] for each in page["data"]], page["object"]) == ([first], "list")
+    page = http.get(f"/v1/batches?order=asc&after={first}").json()
+    assert [each["id"] for each in page["data"]] == [second]
+    assert http.get("/v1/batches?after=batch_none").status_code == 404
+
+
+def test_an_upload_that_expires(http: httpx.Client) -> None:
+    def send(**fields: str) -> httpx.Response:
+        data = {f"expires_after[{name}]": value for name, value in fields.items()}
+        return http.post("/v1/files", files={"file": ("x.jsonl", b'"x"')}, data=data)
+
+    made = send(anchor="created_at", seconds="3600").json()
+    assert made["expires_at"] == made["created_at"] + 3600
+    assert http.get(f"/v1/files/{made['id']}").json() == made
+    for refused in ({"seconds": "3600"}, {"anchor": "created_at"}, {"anchor": "created_at", "seconds": "60"}):
+        answer = send(**refused)
+        assert answer.status_code == 422
+        assert "expires_after" in answer.json()["detail"]
 
 
 @pytest.mark.parametrize("metadata", [{"a": "\0"}, {"\0": "a"}])

@@ -19,7 +19,7 @@ from fundament.catalog import CATALOG
 from fundament.core import Embed, Item, Rerank
 from tests.checkpoints import load
 from tests.checkpoints.clip import picture, png
-from tests.checkpoints.qwen_vl import SPECIAL, qwen_vl
+from tests.checkpoints.qwen_vl import HIDDEN, SPECIAL, qwen_vl
 
 PACKAGE, RANKS = "dashscope", "resources/qwen.tiktoken"
 WORDS = (
@@ -92,7 +92,7 @@ def ranker(tmp_path_factory: pytest.TempPathFactory, tokenizer: TextTokenizer) -
 def embedder(tmp_path_factory: pytest.TempPathFactory, tokenizer: TextTokenizer) -> VisionEmbedder:
     spec = CATALOG["jina-embeddings-v4"]
     facts = {name: getattr(spec, name) for name in ("tasks", "default_task", "context", "modalities", "outputs")}
-    model = load(qwen_vl(tmp_path_factory.mktemp("v4"), "v4"), "qwen_vl", **facts)
+    model = load(qwen_vl(tmp_path_factory.mktemp("v4"), "v4"), "qwen_vl", dim=HIDDEN, **facts)
     assert isinstance(model, VisionEmbedder)
     model.prompt.tokenizer = model.text.tokenizer = tokenizer
     return model

@@ -280,11 +280,32 @@ def test_jobs_are_listed_by_key_and_page(table: Table) -> None:
     table.add("batch_other", key_id="other")
     listed = table.do(jobs.recent, "mine", ["batch"], limit=2)
     assert [job.id for job in listed] == ["batch_2", "batch_1"]
-    after = table.do(jobs.recent, "mine", ["batch"], limit=2, after="batch_1")
+    place = listed[1].created_at, listed[1].id
+    after = table.do(jobs.recent, "mine", ["batch"], limit=2, beyond=place)
     assert [job.id for job in after] == ["batch_0"]
+    newer = table.do(jobs.recent, "mine", ["batch"], limit=2, beyond=place, oldest_first=True)
+    assert [job.id for job in newer] == ["batch_2"]
     assert table.do(jobs.recent, "mine", ["openai"], limit=2) == []
     assert table.do(jobs.get, "batch_other", "mine") is None
     assert table.do(jobs.active, "mine") == (3, 300)
+
+
+def test_results_are_listed_and_forgotten(table: Table) -> None:
+    table.running(n_chunks=2, key_id="mine")
+    for _ in range(2):
+        chunk = table.take("one")
+        assert chunk is not None
+        assert table.do(jobs.written, "mine", ["batch"]) == []
+        table.finish(chunk, "one")
+    assert [job.id for job in table.do(jobs.written, "mine", ["batch"])] == ["batch_1"]
+    assert table.do(jobs.sizes, ["batch_1"], "errors") == {"batch_1": 10}
+    assert table.do(jobs.active, "mine") == (0, 60 + 30)
+    assert table.do(jobs.drop_parts, "batch_1", "output") == ["out", "out"]
+    assert table.do(jobs.drop_parts, "batch_1", "output") == []
+    assert table.do(jobs.sizes, ["batch_1"], "output") == {}
+    assert table.do(jobs.active, "mine") == (0, 60 + 10)
+    table.do(jobs.expire, now=NOW + timedelta(hours=24))
+    assert table.do(jobs.written, "mine", ["batch"]) == []
 
 
 def test_many_workers_take_every_chunk_once(store: Database, table: Table, runner: asyncio.Runner) -> None:

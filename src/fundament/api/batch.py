@@ -159,13 +159,17 @@ async def recent(
     request: Request,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
     after: Annotated[str | None, Query(pattern=FORM)] = None,
+    order: Annotated[Literal["asc", "desc"] | None, Query()] = None,
 ) -> Response:
-    """The caller's jobs, the newest first; OpenAI's clients get theirs in their own shape."""
+    """The caller's jobs, the newest first, each in the form in which it was made.
+
+    A page of OpenAI's batches alone is what OpenAI's clients get, and who asks for `after` or `order`.
+    """
     state, key_id = state_of(request), owner(request)
-    if after is not None or "x-stainless-lang" in request.headers:
-        return await list_batches(state, key_id, limit, after)
+    if after is not None or order is not None or "x-stainless-lang" in request.headers:
+        return await list_batches(state, key_id, limit, after, oldest_first=order == "asc")
     async with state.store.read() as connection:
-        found = await jobs.recent(connection, key_id, _DIALECTS, limit=limit)
+        found = await jobs.recent(connection, key_id, (*_DIALECTS, "openai"), limit=limit)
     return answer([await describe(state, job) for job in found])
 
 

@@ -73,8 +73,20 @@ async def stop(request: Request, batch_id: str) -> Response:
     return answer(await describe(state, await cancel(state, job)))
 
 
-async def list_batches(state: State, key_id: str, limit: int, after: str | None) -> Response:
-    """A page of a key's batches, the newest first."""
+async def list_batches(
+    state: State, key_id: str, limit: int, after: str | None, *, oldest_first: bool = False
+) -> Response:
+    """A page of a key's batches.
+
+    Raises:
+        NotFoundError: `after` is none of them.
+    """
+    beyond = None
+    if after is not None:
+        last = await find(state, after, key_id, "openai")
+        beyond = last.created_at, last.id
     async with state.store.read() as connection:
-        found = await jobs.recent(connection, key_id, ["openai"], limit=limit + 1, after=after)
+        found = await jobs.recent(
+            connection, key_id, ["openai"], limit=limit + 1, beyond=beyond, oldest_first=oldest_first
+        )
     return answer(page([await describe(state, job) for job in found], limit))

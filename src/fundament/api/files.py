@@ -1,28 +1,32 @@
 """`/v1/files`: uploads for batch jobs, and the files that jobs made, as OpenAI's clients handle them."""
 
-from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime
-from typing import Annotated, Any
+from collections.abc import Awaitable, Callable, Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request, Response
 
 from fundament.api.auth import owner
 from fundament.api.body import echo
 from fundament.api.ids import FORM, checked_id
-from fundament.api.jobs import check_stored, download, find, job_of_result, send
+from fundament.api.jobs import KINDS, check_stored, download, find, job_of_result, result_id, send
 from fundament.api.multipart import read_form
 from fundament.api.schemas import responses, streamed
 from fundament.api.state import State, state_of
 from fundament.api.wire import answer
-from fundament.depot import of_upload
+from fundament.depot import of_job, of_upload
 from fundament.errors import BusyError, Fault, InputError, NotFoundError
 from fundament.store import files, jobs
 from fundament.store.files import File
-from fundament.store.jobs import Job
+from fundament.store.jobs import Dialect, Job
 
 router = APIRouter(tags=["Files"])
 
-_PURPOSE = "batch"
+_PURPOSE, _MADE = "batch", "batch_output"
+_FIELDS = ("purpose", "expires_after[anchor]", "expires_after[seconds]")
+_DIALECTS: tuple[Dialect, ...] = ("openai", "files")
+_ANY_BYTES = "application/octet-stream"
+_LEAST_SECONDS, _MOST_SECONDS = 3600, 2_592_000  # that `expires_after` may say, as OpenAI has it
 
 
 @router.post(
@@ -37,9 +41,20 @@ _PURPOSE = "batch"
                     "schema": {
                         "type": "object",
                         "required": ["file"],
+                        "dependentRequired": {
+                            "expires_after[anchor]": ["expires_after[seconds]"],
+                            "expires_after[seconds]": ["expires_after[anchor]"],
+                        },
                         "properties": {
                             "file": {"type": "string", "format": "binary", "description": "JSONL."},
                             "purpose": {"type": "string", "default": _PURPOSE},
+                            "expires_after[anchor]": {"type": "string", "const": "created_at"},
+                            "expires_after[seconds]": {
+                                "type": "integer",
+                                "minimum": _LEAST_SECONDS,
+                                "maximum": _MOST_SECONDS,
+                                "description": "Without it the file stays until it is deleted.",
+                            },
                         },
                     }
                 }
@@ -48,21 +63,22 @@ _PURPOSE = "batch"
     },
 )
 async def upload(request: Request) -> Response:
-    """Keep a file until it is deleted."""
+    """Keep a file until it is deleted, or as long as `expires_after` says."""
     state, key_id, file_id = state_of(request), owner(request), files.new_id()
     max_bytes = int(state.settings.max_job_mb * 1e6)
-    form = await read_form(request, state.depot, of_upload(file_id), fields=["purpose"], max_bytes=max_bytes)
+    form = await read_form(request, state.depot, of_upload(file_id), fields=_FIELDS, max_bytes=max_bytes)
     try:
         if (purpose := form.fields.get("purpose", _PURPOSE)) != _PURPOSE:
             raise InputError(Fault("body -> purpose", f"Input should be '{_PURPOSE}'.", "enum", echo(purpose)))
+        now = datetime.now(UTC)
         file = File(
             id=file_id,
             key_id=key_id,
-            name=form.file_name[-255:],
+            name=form.file_name.replace("\0", "")[-255:],
             purpose=_PURPOSE,
             n_bytes=form.n_bytes,
-            created_at=datetime.now(UTC),
-            expires_at=None,
+            created_at=now,
+            expires_at=_expiry(form.fields, now),
         )
         async with state.store.write() as connection:
             await check_stored(state, connection, key_id, file.n_bytes)
@@ -81,11 +97,29 @@ async def recent(
     limit: Annotated[int, Query(ge=1, le=10_000)] = 100,
     after: Annotated[str | None, Query(pattern=FORM)] = None,
     purpose: Annotated[str | None, Query(pattern=FORM)] = None,
+    order: Literal["asc", "desc"] = "desc",
 ) -> Response:
-    """The caller's uploads, the newest first."""
-    async with state_of(request).store.read() as connection:
-        found = await files.recent(connection, owner(request), limit=limit + 1, purpose=purpose, after=after)
-    return answer(page([_describe(file) for file in found], limit))
+    """The caller's uploads (`batch`) and the files that jobs made (`batch_output`), the newest first."""
+    state, key_id, oldest_first = state_of(request), owner(request), order == "asc"
+    beyond = None if after is None else await _place(state, after, key_id)
+    found: list[tuple[tuple[datetime, str], dict[str, Any]]] = []
+    async with state.store.read() as connection:
+        if purpose in (None, _PURPOSE):
+            for file in await files.recent(
+                connection, key_id, limit=limit + 1, beyond=beyond, oldest_first=oldest_first
+            ):
+                found.append(((file.created_at, file.id), _describe(file)))
+        if purpose in (None, _MADE):
+            # As many as the key's jobs of a day: few enough to put in order here.
+            made = await jobs.written(connection, key_id, _DIALECTS)
+            for kind in KINDS:
+                sizes = await jobs.sizes(connection, [job.id for job in made], kind)
+                for job in made:
+                    place = (job.ended_at or job.created_at, result_id(job, kind))
+                    if job.id in sizes and (beyond is None or (place > beyond if oldest_first else place < beyond)):
+                        found.append((place, _describe_result(job, place[1], sizes[job.id])))
+    found.sort(key=lambda each: each[0], reverse=not oldest_first)
+    return answer(page([described for _, described in found], limit))
 
 
 @router.get(
@@ -97,9 +131,11 @@ async def get(request: Request, file_id: str) -> Response:
     """What is known of a file."""
     state, key_id = state_of(request), owner(request)
     if made := job_of_result(file_id):
-        job, kind = await find(state, made[0], key_id, "openai", "files"), made[1]
+        job, kind = await find(state, made[0], key_id, *_DIALECTS), made[1]
         async with state.store.read() as connection:
             parts = await jobs.parts(connection, job.id, kind)
+        if not parts:
+            raise _not_found(file_id)
         return answer(_describe_result(job, file_id, sum(part.n_bytes for part in parts)))
     return answer(_describe(await find_file(state, file_id, key_id)))
 
@@ -108,19 +144,20 @@ async def get(request: Request, file_id: str) -> Response:
     "/v1/files/{file_id}/content",
     summary="Download a file",
     response_class=Response,
-    responses=streamed("application/octet-stream", errors=(401, 403, 404, 409, 429, 500, 503)),
+    responses=streamed(_ANY_BYTES, errors=(401, 403, 404, 409, 429, 500, 503)),
 )
 async def content(request: Request, file_id: str) -> Response:
     """The file's bytes."""
     state, key_id = state_of(request), owner(request)
     if made := job_of_result(file_id):
-        return await download(state, await find(state, made[0], key_id, "openai", "files"), made[1])
+        job = await find(state, made[0], key_id, *_DIALECTS)
+        return await download(state, job, made[1], media_type=_ANY_BYTES)
     file = await find_file(state, file_id, key_id)
     return await send(
         state.depot,
         [of_upload(file.id)],
         n_bytes=file.n_bytes,
-        media_type="application/octet-stream",
+        media_type=_ANY_BYTES,
         file_name=file.name,
     )
 
@@ -131,10 +168,19 @@ async def content(request: Request, file_id: str) -> Response:
     responses=responses("FileDeleted", errors=(401, 403, 404, 409, 429, 500, 503)),
 )
 async def delete(request: Request, file_id: str) -> Response:
-    """Remove an upload; jobs that were made from it go on."""
+    """Remove an upload, and jobs that were made from it go on; or a file that a job made, once it has ended."""
     state, key_id = state_of(request), owner(request)
-    if job_of_result(file_id):
-        raise BusyError("A job's files stay until the job expires.")
+    if made := job_of_result(file_id):
+        job = await find(state, made[0], key_id, *_DIALECTS)
+        if job.state in jobs.ACTIVE:
+            raise BusyError(f"Batch job '{job.id}' still writes this file; cancel the job first.")
+        async with state.store.write() as connection:
+            names = await jobs.drop_parts(connection, job.id, made[1])
+        if not names:
+            raise _not_found(file_id)
+        for name in names:
+            await state.depot.remove(of_job(job.id, name))
+        return answer({"id": file_id, "object": "file", "deleted": True})
     async with state.store.write() as connection:
         gone = await files.delete(connection, checked_id(file_id, _not_found), key_id)
     if not gone:
@@ -150,7 +196,7 @@ async def find_file(state: State, file_id: str, key_id: str) -> File:
         NotFoundError: there is none, or it is somebody else's.
     """
     async with state.store.read() as connection:
-        file = await files.get(connection, checked_id(file_id, _not_found), key_id)
+        file = await files.get(connection, checked_id(file_id, _not_found), key_id, now=datetime.now(UTC))
     if file is None:
         raise _not_found(file_id)
     return file
@@ -183,6 +229,34 @@ def page(rows: list[dict[str, Any]], limit: int) -> dict[str, Any]:
     }
 
 
+async def _place(state: State, file_id: str, key_id: str) -> tuple[datetime, str]:
+    """Where a file of a caller stands among the others."""
+    if made := job_of_result(file_id):
+        job = await find(state, made[0], key_id, *_DIALECTS)
+        return job.ended_at or job.created_at, file_id
+    return (await find_file(state, file_id, key_id)).created_at, file_id
+
+
+def _expiry(fields: Mapping[str, str], now: datetime) -> datetime | None:
+    """When a form's file goes; None where it stays.
+
+    Raises:
+        InputError: an `expires_after` that is none.
+    """
+    anchor, seconds = fields.get("expires_after[anchor]"), fields.get("expires_after[seconds]")
+    if anchor is None and seconds is None:
+        return None
+    if anchor != "created_at":
+        raise InputError(
+            Fault("body -> expires_after -> anchor", "Input should be 'created_at'.", "enum", echo(anchor))
+        )
+    given = int(seconds) if seconds and seconds.isascii() and seconds.isdigit() and len(seconds) < 10 else 0
+    if not _LEAST_SECONDS <= given <= _MOST_SECONDS:
+        message = f"Input should be a whole number from {_LEAST_SECONDS} to {_MOST_SECONDS}."
+        raise InputError(Fault("body -> expires_after -> seconds", message, "value_error", echo(seconds)))
+    return now + timedelta(seconds=given)
+
+
 def _not_found(file_id: str) -> NotFoundError:
     return NotFoundError(f"File '{echo(file_id)}' not found or access denied")
 
@@ -193,6 +267,7 @@ def _describe(file: File) -> dict[str, Any]:
         "object": "file",
         "bytes": file.n_bytes,
         "created_at": int(file.created_at.timestamp()),
+        **({"expires_at": int(file.expires_at.timestamp())} if file.expires_at else {}),
         "filename": file.name,
         "purpose": file.purpose,
         "status": "processed",
@@ -207,6 +282,6 @@ def _describe_result(job: Job, file_id: str, n_bytes: int) -> dict[str, Any]:
         "created_at": int((job.ended_at or job.created_at).timestamp()),
         "expires_at": int(job.expires_at.timestamp()),
         "filename": f"{file_id}.jsonl",
-        "purpose": "batch_output",
+        "purpose": _MADE,
         "status": "processed",
     }

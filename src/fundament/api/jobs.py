@@ -180,12 +180,12 @@ async def cancel(state: State, job: Job) -> Job:
     return ended
 
 
-async def download(state: State, job: Job, kind: Kind) -> StreamingResponse:
+async def download(state: State, job: Job, kind: Kind, *, media_type: str = _JSON_LINES) -> StreamingResponse:
     """A job's output or its errors, chunk after chunk.
 
     Raises:
         BusyError: the job still waits or runs.
-        NotFoundError: its files have expired.
+        NotFoundError: its files have expired, or were deleted.
         UnavailableError: the depot does not answer.
     """
     if job.state in jobs.ACTIVE:
@@ -194,11 +194,13 @@ async def download(state: State, job: Job, kind: Kind) -> StreamingResponse:
         raise NotFoundError(f"Batch job '{job.id}' expired at {_iso(job.expires_at)}; its files are gone.")
     async with state.store.read() as connection:
         parts = await jobs.parts(connection, job.id, kind)
+    if not parts and (job.n_completed if kind == "output" else job.n_failed):
+        raise NotFoundError(f"The {kind} of batch job '{job.id}' was deleted.")
     return await send(
         state.depot,
         [of_job(job.id, part.name) for part in parts],
         n_bytes=sum(part.n_bytes for part in parts),
-        media_type=_JSON_LINES,
+        media_type=media_type,
         file_name=f"{job.id}-{kind}.jsonl",
     )
 

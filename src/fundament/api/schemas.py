@@ -381,7 +381,7 @@ class OpenAIBatchPage(BaseModel):
     has_more: bool
 
 
-class BatchList(RootModel[list[BatchAnswer] | OpenAIBatchPage]):
+class BatchList(RootModel[list[BatchAnswer | OpenAIBatch] | OpenAIBatchPage]):
     """Jobs, the newest first; OpenAI's clients get a page of theirs."""
 
 
@@ -399,7 +399,7 @@ class FileObject(BaseModel):
 
 
 class FileList(BaseModel):
-    """A page of uploads, the newest first."""
+    """A page of uploads and of files that jobs made."""
 
     object: str
     data: list[FileObject]
@@ -409,7 +409,7 @@ class FileList(BaseModel):
 
 
 class FileDeleted(BaseModel):
-    """An upload that is gone."""
+    """A file that is gone."""
 
     id: str
     object: str

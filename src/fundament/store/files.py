@@ -6,11 +6,11 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import BigInteger, Column, Index, String, Table, func, select
+from sqlalchemy import BigInteger, Column, Index, String, Table, func, or_, select
 from sqlalchemy import Row as SqlRow
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from fundament.store.schema import Instant, metadata
+from fundament.store.schema import Instant, metadata, page
 
 files = Table(
     "files",
@@ -49,25 +49,25 @@ async def create(connection: AsyncConnection, file: File) -> None:
     await connection.execute(files.insert().values(asdict(file)))
 
 
-async def get(connection: AsyncConnection, file_id: str, key_id: str) -> File | None:
-    """One file of a key."""
-    row = await connection.execute(select(files).where(files.c.id == file_id, files.c.key_id == key_id))
+async def get(connection: AsyncConnection, file_id: str, key_id: str, *, now: datetime) -> File | None:
+    """One file of a key; None where its time is over."""
+    there = or_(files.c.expires_at.is_(None), files.c.expires_at > now)
+    row = await connection.execute(select(files).where(files.c.id == file_id, files.c.key_id == key_id, there))
     found = row.one_or_none()
     return None if found is None else _file(found)
 
 
 async def recent(
-    connection: AsyncConnection, key_id: str, *, limit: int, purpose: str | None = None, after: str | None = None
+    connection: AsyncConnection,
+    key_id: str,
+    *,
+    limit: int,
+    beyond: tuple[datetime, str] | None = None,
+    oldest_first: bool = False,
 ) -> Sequence[File]:
-    """A key's files, the newest first; those that come after another one in that order."""
-    statement = select(files).where(files.c.key_id == key_id)
-    if purpose is not None:
-        statement = statement.where(files.c.purpose == purpose)
-    if after is not None:
-        before = select(files.c.created_at).where(files.c.id == after, files.c.key_id == key_id).scalar_subquery()
-        same = (files.c.created_at == before) & (files.c.id < after)
-        statement = statement.where((files.c.created_at < before) | same)
-    statement = statement.order_by(files.c.created_at.desc(), files.c.id.desc()).limit(limit)
+    """A page of a key's files: those that come after a moment and an id, see `page`."""
+    mine = select(files).where(files.c.key_id == key_id)
+    statement = page(mine, files.c.created_at, files.c.id, limit=limit, beyond=beyond, oldest_first=oldest_first)
     return [_file(row) for row in await connection.execute(statement)]
 
 

@@ -30,7 +30,7 @@ from sqlalchemy import Row as SqlRow
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from fundament.store import keys
-from fundament.store.schema import Instant, Whole, Words, metadata, take_turns
+from fundament.store.schema import Instant, Whole, Words, metadata, page, take_turns
 
 State = Literal["queued", "running", "completed", "failed", "cancelled", "expired"]
 ACTIVE: Sequence[State] = ("queued", "running")
@@ -92,6 +92,12 @@ chunks = Table(
     Index(None, "job_id", "first_line", unique=True),
     Index(None, "worker", "done_at"),
 )
+
+
+_PARTS = {
+    "output": (chunks.c.output, chunks.c.n_output_bytes),
+    "errors": (chunks.c.errors, chunks.c.n_error_bytes),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -251,15 +257,29 @@ async def get(connection: AsyncConnection, job_id: str, key_id: str | None = Non
 
 
 async def recent(
-    connection: AsyncConnection, key_id: str, dialects: Sequence[Dialect], *, limit: int, after: str | None = None
+    connection: AsyncConnection,
+    key_id: str,
+    dialects: Sequence[Dialect],
+    *,
+    limit: int,
+    beyond: tuple[datetime, str] | None = None,
+    oldest_first: bool = False,
 ) -> Sequence[Job]:
-    """A key's jobs, the newest first; those that come after another one in that order."""
-    statement = select(jobs).where(jobs.c.key_id == key_id, jobs.c.dialect.in_(dialects))
-    if after is not None:
-        before = select(jobs.c.created_at).where(jobs.c.id == after, jobs.c.key_id == key_id).scalar_subquery()
-        same = (jobs.c.created_at == before) & (jobs.c.id < after)
-        statement = statement.where((jobs.c.created_at < before) | same)
-    statement = statement.order_by(jobs.c.created_at.desc(), jobs.c.id.desc()).limit(limit)
+    """A page of a key's jobs: those that come after a moment and an id, see `page`."""
+    mine = select(jobs).where(jobs.c.key_id == key_id, jobs.c.dialect.in_(dialects))
+    statement = page(mine, jobs.c.created_at, jobs.c.id, limit=limit, beyond=beyond, oldest_first=oldest_first)
+    return [_job(row) for row in await connection.execute(statement)]
+
+
+async def written(connection: AsyncConnection, key_id: str, dialects: Sequence[Dialect]) -> Sequence[Job]:
+    """A key's jobs that have ended and have results, which all go when the jobs expire."""
+    statement = select(jobs).where(
+        jobs.c.key_id == key_id,
+        jobs.c.dialect.in_(dialects),
+        jobs.c.outcome.is_not(None),
+        jobs.c.state != "expired",
+        jobs.c.n_written_bytes > 0,
+    )
     return [_job(row) for row in await connection.execute(statement)]
 
 
@@ -552,11 +572,30 @@ async def end(
 
 async def parts(connection: AsyncConnection, job_id: str, kind: Literal["output", "errors"]) -> Sequence[Part]:
     """The files that hold a job's output or its errors, in the order of the input."""
-    name, size = (
-        (chunks.c.output, chunks.c.n_output_bytes) if kind == "output" else (chunks.c.errors, chunks.c.n_error_bytes)
-    )
+    name, size = _PARTS[kind]
     statement = select(name, size).where(chunks.c.job_id == job_id, name.is_not(None)).order_by(chunks.c.first_line)
     return [Part(*row) for row in await connection.execute(statement)]
+
+
+async def sizes(
+    connection: AsyncConnection, job_ids: Collection[str], kind: Literal["output", "errors"]
+) -> Mapping[str, int]:
+    """The bytes of the output or the errors of each of these jobs that has any."""
+    _, size = _PARTS[kind]
+    total = func.sum(size)
+    statement = select(chunks.c.job_id, total).where(chunks.c.job_id.in_(job_ids)).group_by(chunks.c.job_id)
+    return {row[0]: int(row[1]) for row in await connection.execute(statement.having(total > 0))}
+
+
+async def drop_parts(connection: AsyncConnection, job_id: str, kind: Literal["output", "errors"]) -> Sequence[str]:
+    """Forget a job's output or its errors; the names of the files, which are to be removed."""
+    await connection.execute(select(jobs.c.id).where(jobs.c.id == job_id).with_for_update())
+    name, size = _PARTS[kind]
+    gone = await parts(connection, job_id, kind)
+    await connection.execute(chunks.update().where(chunks.c.job_id == job_id).values({name: None, size: 0}))
+    n_bytes = jobs.c.n_written_bytes - sum(part.n_bytes for part in gone)
+    await connection.execute(jobs.update().where(jobs.c.id == job_id).values(n_written_bytes=n_bytes))
+    return [part.name for part in gone]
 
 
 async def expire(connection: AsyncConnection, *, now: datetime) -> Sequence[str]:

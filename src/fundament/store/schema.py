@@ -3,9 +3,9 @@
 from datetime import UTC, datetime
 from importlib import import_module
 from pkgutil import iter_modules
-from typing import Any
+from typing import Any, TypeVar
 
-from sqlalchemy import BigInteger, DateTime, Integer, MetaData, Text, text
+from sqlalchemy import BigInteger, Column, DateTime, Integer, MetaData, Select, Text, literal, text, tuple_
 from sqlalchemy.engine.interfaces import Dialect
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql.schema import Table
@@ -54,6 +54,27 @@ class Words(TypeDecorator[str]):
         """A sentence as the database keeps it."""
         del dialect
         return value and value.replace("\0", "").encode(errors="replace").decode()
+
+
+Row = TypeVar("Row", bound=tuple[Any, ...])
+
+
+def page(
+    statement: Select[Row],
+    moment: Column[datetime],
+    id_: Column[str],
+    *,
+    limit: int,
+    beyond: tuple[datetime, str] | None = None,
+    oldest_first: bool = False,
+) -> Select[Row]:
+    """A statement's rows by a moment and, of one moment, by their id, the newest first; those beyond a place."""
+    place = tuple_(moment, id_)
+    if beyond is not None:
+        border = tuple_(literal(beyond[0], Instant), literal(beyond[1]))
+        statement = statement.where(place > border if oldest_first else place < border)
+    columns = (moment.asc(), id_.asc()) if oldest_first else (moment.desc(), id_.desc())
+    return statement.order_by(*columns).limit(limit)
 
 
 async def take_turns(connection: AsyncConnection, name: str) -> None:
