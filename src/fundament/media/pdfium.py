@@ -47,6 +47,7 @@ def _draw(page: Any, scale: float, most_pixels: int) -> None:
 
 def _say(**what: object) -> None:
     sys.stdout.buffer.write(json.dumps(what).encode() + b"\n")
+    sys.stdout.buffer.flush()  # before a page that may be the last
 
 
 if __name__ == "__main__":
