@@ -12,10 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.attention import varlen
+from torch.nn.functional import scaled_dot_product_attention as sdpa
 
 from fundament.backbone import attention
-from fundament.backbone.attention import attend
-from fundament.backbone.packed import BUNDLE_TOKENS, group, hide, pack, rounded
+from fundament.backbone.attention import attend, attend_edge
+from fundament.backbone.packed import BUNDLE_TOKENS, edge_of, group, hide, pack, rounded
 from fundament.backbone.positions import Nearness, alibi, alibi_slopes, bucket, bucketed
 
 CPU = torch.device("cpu")
@@ -109,6 +110,12 @@ def test_attention_equals_the_plain_loop(
     expected = plain(q, k, v, lengths, causal=causal, window=window, nearness=nearness, scale=scale)
     assert found.shape == expected.shape
     torch.testing.assert_close(found[: packed.n_tokens], expected[: packed.n_tokens], atol=1e-5, rtol=1e-4)
+    for edge in (edge_of(packed, "first"), edge_of(packed, "last")):
+        asking = q[edge.tokens]
+        found = attend_edge(asking, k, v, packed, edge, causal=causal, window=window, nearness=nearness, scale=scale)
+        assert found.shape == (len(asking), expected.shape[1])
+        n = len(lengths)
+        torch.testing.assert_close(found[:n], expected[edge.tokens[:n]], atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("window", [None, 5])
@@ -132,8 +139,14 @@ def test_the_gpu_kernel_is_asked_for_the_same(
         enable_gqa: bool = False,
     ) -> Tensor:
         assert cu_seq_q.dtype == cu_seq_k.dtype == torch.int32
-        assert (max_q, max_k) == (20, 20)
+        assert (max_q, max_k) == (int(cu_seq_q.diff().max()), 20)
         assert enable_gqa == (k.shape[1] != q.shape[1])
+        if max_q == 1:  # one token of each row, which sees all of it
+            assert window_size == (-1, -1)
+            n = cu_seq_k.diff().tolist()
+            whole = [part.transpose(0, 1).split(n, dim=1) for part in (k, v)]
+            rows = zip(q[:, :, None], *whole, strict=True)
+            return torch.stack([sdpa(*row, scale=scale, enable_gqa=True)[:, 0] for row in rows])
         assert window_size[1] == (0 if causal else -1)
         lengths = cu_seq_q.diff().tolist()
         sees = window_size[0] + 1 or None
@@ -148,9 +161,13 @@ def test_the_gpu_kernel_is_asked_for_the_same(
     window = window if causal else None
     packed = pack([torch.zeros(length, dtype=torch.int64).numpy() for length in (3, 20, 9)], CPU)
     q, k, v = (torch.randn(packed.n_tokens, heads, 4) for heads in (4, 2, 2))
-    found = attention._attend_varlen(q, k, v, packed, causal=causal, window=window, scale=0.3)
+    monkeypatch.setattr(attention, "has_varlen", lambda q: True)
+    found = attend(q, k, v, packed, causal=causal, window=window, scale=0.3)
     expected = plain(q, k, v, [3, 20, 9], causal=causal, window=window, nearness=None, scale=0.3)
     torch.testing.assert_close(found, expected)
+    edge = edge_of(packed, "last")
+    found = attend_edge(q[edge.tokens[:3]], k, v, packed, edge, causal=causal, window=window, scale=0.3)
+    torch.testing.assert_close(found, expected[edge.tokens[:3]])
 
 
 @pytest.mark.parametrize("kernel", KERNELS)

@@ -200,7 +200,8 @@ def test_memory_grows_with_the_tokens_and_slowly(monkeypatch: pytest.MonkeyPatch
     row = Row(ids(0), ids(4000), np.array([10, 3999]))
     with Largest() as largest:
         found = Decoder(transformer).states([row])[0]
-    assert largest.n <= 2 * 128 * 4000  # the scores of a block of queries, of two heads that share their keys
+    # The scores of a block of queries, of two heads that share their keys, in memory of a power of two.
+    assert largest.n <= 2 * 128 * 4096
     close(found, expected(row, transformer))
 
 

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fundament.backbone.packed import BASE, Span, pack, rounded
+from fundament.backbone.packed import BASE, Span, edge_of, pack, rounded
 
 CPU = torch.device("cpu")
 
@@ -24,6 +24,24 @@ def test_every_token_is_in_the_span_of_its_rows_adapter(rows: list[tuple[int, in
         assert 0 <= begin <= span.start < span.stop <= end <= len(packed.ids)
         assert end - begin == rounded(span.stop - span.start)
     assert all(a.adapter != b.adapter or a.stop < b.start for a, b in zip(packed.spans, packed.spans[1:], strict=False))
+
+
+@given(st.lists(st.tuples(st.integers(BASE, 2), st.integers(1, 4)), min_size=1, max_size=40))
+def test_every_row_has_one_token_on_an_edge_with_its_adapter(rows: list[tuple[int, int]]) -> None:
+    packed = pack([np.arange(length) for _, length in rows], CPU, [adapter for adapter, _ in rows])
+    for edge, places in (
+        (edge_of(packed, "first"), packed.offsets[:-1]),
+        (edge_of(packed, "last"), packed.offsets[1:] - 1),
+    ):
+        assert edge.tokens[: len(rows)].tolist() == places.tolist()
+        assert len(edge.tokens) == rounded(len(rows))
+        assert edge.offsets.tolist() == [*range(len(rows) + 1)]
+        found = np.full(len(rows), BASE)
+        for span in edge.spans:
+            found[span.start : span.stop] = span.adapter
+            begin, end = span.window
+            assert 0 <= begin <= span.start < span.stop <= end <= len(edge.tokens)
+        assert found.tolist() == [adapter for adapter, _ in rows]
 
 
 @given(st.lists(st.integers(1, 4), min_size=1, max_size=12))

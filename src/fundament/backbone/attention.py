@@ -1,6 +1,7 @@
 """Attention over packed rows: each row sees itself alone."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fundament.backbone.packed import Packed, Run
+from fundament.backbone.packed import Edge, Packed, Run
 from fundament.backbone.positions import Nearness
 from fundament.backbone.products import LANES, attend_in_products, multiplies_faster
 
@@ -48,7 +49,8 @@ def attend(
         `[tokens, heads * head_dim]`.
     """
     if has_varlen(q) and nearness is None and packed.unseen is None:
-        return _attend_varlen(q, k, v, packed, causal=causal, window=window, scale=scale)
+        seen = (window - 1 if window else -1, 0) if causal else (-1, -1)
+        return _attend_varlen(q, k, v, packed, packed.offsets, packed.longest, seen, scale)
     products = multiplies_faster(q.device, q.dtype)
     parts = [
         (_attend_run_in_products if products and run.length >= _PRODUCT_TOKENS else _attend_run)(
@@ -76,22 +78,86 @@ def has_varlen(q: Tensor) -> bool:
     )
 
 
-def _attend_varlen(
-    q: Tensor, k: Tensor, v: Tensor, packed: Packed, *, causal: bool, window: int | None, scale: float | None
+def attend_edge(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    packed: Packed,
+    edge: Edge,
+    *,
+    causal: bool = False,
+    window: int | None = None,
+    nearness: Nearness | None = None,
+    scale: float | None = None,
 ) -> Tensor:
+    """The same of one token of each row.
+
+    Args:
+        q: of the edge's tokens, `[edge tokens, heads, head_dim]`.
+        k: of all tokens, as `attend` takes them.
+        v: as `k`.
+        packed: where rows begin and end.
+        edge: which tokens ask.
+        causal: as `attend` takes it, and so are the rest.
+        window: how many tokens it sees.
+        nearness: what is added to a score.
+        scale: what scores are multiplied by.
+
+    Returns:
+        `[edge tokens, heads * head_dim]`.
+    """
+    sees_all = window is None and nearness is None and packed.unseen is None and (edge.which == "last" or not causal)
+    if sees_all and has_varlen(q):
+        return _attend_varlen(q, k, v, packed, edge.offsets, 1, (-1, -1), scale)
+    parts, row = [], 0
+    for run in packed.runs:
+        lengths = np.array(run.row_lengths or [run.length])
+        stops = np.cumsum(lengths)
+        queries = tuple((stops - lengths if edge.which == "first" else stops - 1).tolist())
+        n = run.n_blocks * len(queries)
+        asking = q[row : row + n].unflatten(0, (run.n_blocks, -1)).transpose(1, 2)
+        begin, width = _reach(run, len(k))
+        bias = None
+        if not sees_all or run.row_lengths or width > run.length:
+            bias = _bias(packed, Scores(run, queries, begin, width), causal, window, nearness, q)
+        out = F.scaled_dot_product_attention(
+            asking,
+            _blocks(k, run, begin, width),
+            _blocks(v, run, begin, width),
+            attn_mask=bias,
+            scale=scale,
+            enable_gqa=k.shape[1] != q.shape[1],
+        )
+        parts.append(out.transpose(1, 2).reshape(n, -1))
+        row += n
+    if len(q) > row:
+        parts.append(q.new_zeros(len(q) - row, parts[0].shape[1]))
+    return torch.cat(parts)
+
+
+def _attend_varlen(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    packed: Packed,
+    offsets: Tensor,
+    longest: int,
+    seen: tuple[int, int],
+    scale: float | None,
+) -> Tensor:
+    """Queries lie as `offsets` say, `longest` of a row at most, and see so many keys to the left and to the right."""
     from torch.nn.attention.varlen import varlen_attn
 
-    left = window - 1 if window else -1
     out = varlen_attn(
         q,
         k,
         v,
+        offsets,
         packed.offsets,
-        packed.offsets,
-        packed.longest,
+        longest,
         packed.longest,
         scale=scale,
-        window_size=(left, 0) if causal else (-1, -1),
+        window_size=seen,
         enable_gqa=k.shape[1] != q.shape[1],
     )
     assert isinstance(out, Tensor)
@@ -124,7 +190,7 @@ def _attend_run(
             last = min(first + _QUERY_BLOCK, run.length)
             bias = None
             if causal or not plain or width > run.length:
-                bias = _bias(packed, Scores(run, first, last, begin, width), causal, window, nearness, q)
+                bias = _bias(packed, Scores(run, range(first, last), begin, width), causal, window, nearness, q)
             block = queries[:, :, first:last]
             out_blocks.append(
                 F.scaled_dot_product_attention(block, keys, values, attn_mask=bias, scale=scale, enable_gqa=grouped)
@@ -162,11 +228,11 @@ def _attend_run_in_products(
         elif causal:
             changed = first
         bias = None
-        if changed < end:
-            scores = Scores(run, first, last, run.start + changed, end - changed)
+        if changed < min(end, length):
+            scores = Scores(run, range(first, last), run.start + changed, end - changed)
             bias = _by_key_head(_bias(packed, scores, causal, window, nearness, q), run.n_blocks, n_kv)
-        block = slice(first, last)
-        attend_in_products(queries[:, :, block], keys[:, :end], values[:, :end], out[:, :, block], bias, scale)
+        block, unseen = slice(first, last), max(0, end - length)
+        attend_in_products(queries[:, :, block], keys[:, :end], values[:, :end], out[:, :, block], bias, scale, unseen)
     by_head: Tensor = out.unflatten(0, (-1, n_kv)).flatten(1, 2)
     return by_head.transpose(1, 2).reshape(run.n_blocks * length, -1)
 
@@ -193,11 +259,10 @@ def _reach(run: Run, n_tokens: int) -> tuple[int, int]:
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """A rectangle of attention scores of a run's blocks: query tokens `first:last`, `width` keys from `begin` on."""
+    """A rectangle of attention scores of a run's blocks: some of its tokens by `width` keys from `begin` on."""
 
     run: Run
-    first: int
-    last: int
+    queries: Sequence[int]
     begin: int
     width: int
 
@@ -207,7 +272,7 @@ def _bias(
 ) -> Tensor:
     """`score_bias`, computed once per batch for short runs and anew for long ones, where it would take much memory."""
     run = scores.run
-    key = (run.start, scores.first, window)
+    key = (run.start, scores.queries, window)
     if key in packed.biases:
         return packed.biases[key]
     bias = score_bias(scores, causal=causal, window=window, nearness=nearness, like=like)
@@ -237,7 +302,11 @@ def score_bias(scores: Scores, *, causal: bool, window: int | None, nearness: Ne
     """
     run = scores.run
     keys = torch.arange(scores.width, device=like.device) + (scores.begin - run.start)
-    queries = torch.arange(scores.first, scores.last, device=like.device)[:, None]
+    asking = scores.queries
+    if isinstance(asking, range):  # made on the device: a copy would wait for what runs there
+        queries = torch.arange(asking.start, asking.stop, device=like.device)[:, None]
+    else:
+        queries = torch.tensor(asking, device=like.device)[:, None]
     hidden = ((keys < 0) | (keys >= run.length))[None]
     if run.row_lengths:
         row = torch.from_numpy(np.repeat(np.arange(len(run.row_lengths)), run.row_lengths)).to(like.device)

@@ -12,6 +12,7 @@ from fundament.backbone.packed import rounded
 from fundament.backbone.passes import Piece, Slice
 from fundament.backbone.products import attend_in_products, multiplies_faster
 
+_LEAST_QUERIES = 16  # fewer go through the fused kernel, which compiles nothing for each number of keys
 _QUERY_BLOCK = 128  # queries per step: few, so that little is computed of what they do not see yet
 
 
@@ -93,7 +94,7 @@ def attend_last(
     before = len(keys) - len(q)
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     products = not q.is_cuda and (q.dtype == torch.float32 or multiplies_faster(q.device, q.dtype))
-    attend = _attend_in_products if products else _attend_fused
+    attend = _attend_in_products if products and len(q) >= _LEAST_QUERIES else _attend_fused
     for first in range(0, len(q), _QUERY_BLOCK):
         block = slice(first, min(first + _QUERY_BLOCK, len(q)))
         start = 0 if window is None else max(0, before + first - window + 1)

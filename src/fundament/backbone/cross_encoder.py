@@ -14,7 +14,7 @@ from fundament.backbone.checkpoint import Checkpoint, Source
 from fundament.backbone.device import Placement
 from fundament.backbone.linear import Activation, LowRank, activate
 from fundament.backbone.packed import Packed, Span, pack
-from fundament.backbone.pooling import Pooling, pool
+from fundament.backbone.pooling import Pooling, pool, pooled
 from fundament.backbone.tokenizing import TextTokenizer
 from fundament.backbone.transformer import Adapter, Shape, Transformer, parameters
 from fundament.catalog import ModelSpec
@@ -74,11 +74,11 @@ class Head:
     out: tuple[Tensor, Tensor | None]
     dense: tuple[Tensor, Tensor] | None
 
-    def __call__(self, hidden: Tensor, packed: Packed) -> Tensor:
-        """States of all rows, `[tokens, hidden]`, to logits, float32 `[rows, 1]`."""
+    def __call__(self, transformer: Transformer, packed: Packed) -> Tensor:
+        """Run a batch of pairs; their logits, float32 `[rows, 1]`."""
         if self.kind.late:  # a mean of logits is the logit of a mean
-            return F.linear(pool(self._inner(hidden.float()), packed, self.kind.pooling), *self.out)
-        return F.linear(self._inner(pool(hidden, packed, self.kind.pooling)), *self.out)
+            return F.linear(pool(self._inner(transformer(packed).float()), packed, self.kind.pooling), *self.out)
+        return F.linear(self._inner(pooled(transformer, packed, self.kind.pooling)), *self.out)
 
     def _inner(self, states: Tensor) -> Tensor:
         return states if self.dense is None else activate(F.linear(states, *self.dense), self.kind.activation)
@@ -187,7 +187,7 @@ class CrossEncoder:
         if self.typed:
             packed = self._typed(packed, [int(items[place].features["second"]) for place in order])
         with torch.inference_mode():
-            logits = self.head(self.transformer(packed), packed).cpu().numpy()
+            logits = self.head(self.transformer, packed).cpu().numpy()
         arrays: list[Array] = [logits[0]] * len(rows)
         for row, place in enumerate(order):
             arrays[place] = logits[row]

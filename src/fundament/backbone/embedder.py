@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fundament.backbone import chunking
 from fundament.backbone.packed import BASE, Packed, pack
-from fundament.backbone.pooling import Pooling, pool, pool_parts
+from fundament.backbone.pooling import Pooling, pool, pool_parts, pooled
 from fundament.backbone.tokenizing import TextTokenizer
 from fundament.backbone.transformer import Transformer
 from fundament.catalog import ModelSpec, Task
@@ -135,10 +135,23 @@ class TextEmbedder:
 
     def forward(self, items: Sequence[Item]) -> list[Array]:
         """One float32 vector `[dim]` per row; of a row of parts, one per part, `[parts, dim]`."""
-        return self.pool(items, *self.run(items))
+        if self.pooling == "mean":
+            return self.pool(items, *self.run(items))
+        order, packed = self.pack(items)
+        with torch.inference_mode():
+            vectors = pooled(self.transformer, packed, self.pooling).cpu().numpy()
+        arrays: list[Array] = [vectors[0]] * len(items)
+        for row, place in enumerate(order):
+            arrays[place] = vectors[row]
+        return arrays
 
     def run(self, items: Sequence[Item]) -> tuple[list[int], Packed, Tensor]:
         """The rows' places as they are packed, the batch, and its states `[tokens, hidden]`."""
+        order, packed = self.pack(items)
+        return order, packed, self.transformer(packed)
+
+    def pack(self, items: Sequence[Item]) -> tuple[list[int], Packed]:
+        """The rows' places as they are packed, and the batch."""
         rows = [item.features["ids"] for item in items]
         adapters = [int(item.features["adapter"]) for item in items]
         order = sorted(range(len(rows)), key=lambda place: (adapters[place], len(rows[place])))
@@ -147,7 +160,7 @@ class TextEmbedder:
             self.transformer.tokens.device,
             [adapters[place] for place in order],
         )
-        return order, packed, self.transformer(packed)
+        return order, packed
 
     def pool(self, items: Sequence[Item], order: Sequence[int], packed: Packed, hidden: Tensor) -> list[Array]:
         """What `forward` gives, of what `run` gave."""

@@ -13,8 +13,9 @@ from torch import Tensor
 from fundament.backbone.checkpoint import Checkpoint, Source, Weights
 from fundament.backbone.device import Placement
 from fundament.backbone.images import Patches
+from fundament.backbone.packed import edge_of
 from fundament.backbone.transformer import Shape, Transformer, parameters
-from fundament.backbone.vision import PatchEmbedding, grid_rotation, padded, rows_of
+from fundament.backbone.vision import PatchEmbedding, grid_rotation, rows_of
 from fundament.errors import CheckpointError
 
 THETA = 10_000.0
@@ -114,11 +115,10 @@ class EVA02:
         n, hidden = len(images), self.places.shape[1]
         patches = self.embedding(images).view(n, -1, hidden) + self.places
         x = torch.cat((self.first.expand(n, 1, hidden), patches), dim=1).flatten(0, 1)
-        packed = rows_of([self.n_tokens] * n, x.device)
-        cosines, sines = (padded(part.repeat(n, 1, 1), packed) for part in self.rotation)
+        packed = rows_of([self.n_tokens] * n, x.device, few_lengths=True)
+        cosines, sines = (part.repeat(n, 1, 1) for part in self.rotation)
         layers = [packed] * len(self.transformer.layers)
-        states = self.transformer.run(padded(x, packed), layers, (cosines, sines))
-        return states[:: self.n_tokens].float()
+        return self.transformer.run(x, layers, (cosines, sines), edge_of(packed, "first")).float()
 
 
 def load_eva02(

@@ -22,8 +22,7 @@ from fundament.backbone.embedder import TextEmbedder
 from fundament.backbone.images import Patches, Pixels, check_form, cut, fitting_size, resize
 from fundament.backbone.linear import Linear
 from fundament.backbone.mixed import count_all
-from fundament.backbone.packed import Packed, pack
-from fundament.backbone.pooling import pool
+from fundament.backbone.packed import Packed, edge_of, pack
 from fundament.backbone.positions import rotary_angles
 from fundament.backbone.qwen3_vision import Qwen3Vision
 from fundament.backbone.sounds import RATE, Frames, log_mel
@@ -345,8 +344,8 @@ class OmniEmbedder:
             self._put_sounds(x, packed, rows)
             shape = transformer.shape
             rotation = rotary_angles(packed.positions, shape.head_dim, shape.rope_theta, x.dtype)
-            hidden = transformer.run(x, [packed] * shape.n_layers, rotation)
-            vectors = pool(hidden, packed, "last").cpu().numpy()
+            states = transformer.run(x, [packed] * shape.n_layers, rotation, edge_of(packed, "last"))
+            vectors = states.float().cpu().numpy()
         arrays: list[Array] = [vectors[0]] * len(items)
         for row, place in enumerate(order):
             arrays[place] = vectors[row]

@@ -1,9 +1,11 @@
 """Rows laid end to end: one `[tokens, …]` matrix for a whole batch, with no padding anywhere."""
 
+from bisect import bisect_left
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate, groupby, pairwise
 from operator import itemgetter
+from typing import Literal
 
 import numpy as np
 import torch
@@ -93,6 +95,34 @@ class Packed:
     biases: dict[Hashable, Tensor] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class Edge:
+    """One token of each row, where its last state is the only one that is wanted.
+
+    Attributes:
+        which: of its row, the first or the last.
+        tokens: which tokens they are, int64 `[rows]`; a few of no row may follow, whose results mean nothing.
+        offsets: from 0 to the number of rows, int32 `[rows + 1]`.
+        spans: where their rows ask for an adapter, in places of `tokens`.
+    """
+
+    which: Literal["first", "last"]
+    tokens: Tensor
+    offsets: Tensor
+    spans: tuple[Span, ...]
+
+
+def edge_of(packed: Packed, which: Literal["first", "last"]) -> Edge:
+    """The first or the last token of each row."""
+    places = [*packed.bounds[:-1]] if which == "first" else [stop - 1 for stop in packed.bounds[1:]]
+    device, n = packed.ids.device, len(places)
+    fit = rounded if device.type == "cpu" else int
+    tokens = torch.tensor(places + [0] * (fit(n) - n), device=device)
+    found = ((span.adapter, bisect_left(places, span.start), bisect_left(places, span.stop)) for span in packed.spans)
+    spans = tuple(_span(*part, n_tokens=fit(n), fit=fit) for part in found if part[1] < part[2])
+    return Edge(which, tokens, torch.arange(n + 1, dtype=torch.int32, device=device), spans)
+
+
 def hide(packed: Packed, visible: Sequence[int]) -> Packed:
     """The batch with each row's tokens from the `visible`-th on hidden from attention; each row keeps one at least."""
     unseen = np.zeros(len(packed.ids), dtype=np.bool_)
@@ -105,17 +135,20 @@ BASE = -1
 """The adapter of a row that uses the base weights."""
 
 
-def pack(rows: Sequence[Array], device: torch.device, adapters: Sequence[int] = ()) -> Packed:
+def pack(
+    rows: Sequence[Array], device: torch.device, adapters: Sequence[int] = (), *, few_lengths: bool = False
+) -> Packed:
     """Lay rows of token ids end to end, in the given order: sort them first, so that runs and spans are long.
 
     Args:
         rows: token ids of each row.
         device: where the batch goes.
         adapters: each row's adapter or `BASE`; left out, all rows use the base weights.
+        few_lengths: batches come in few lengths anyway, so that none is filled up to a round number.
     """
     lengths = [len(row) for row in rows]
     n_tokens = sum(lengths)
-    fit = rounded if device.type == "cpu" else int
+    fit = rounded if device.type == "cpu" and not few_lengths else int
     more = np.zeros(fit(n_tokens) - n_tokens, dtype=np.int64)
     ids = torch.from_numpy(np.concatenate([*rows, more]).astype(np.int64, copy=False))
     positions = torch.from_numpy(np.concatenate([*(np.arange(length) for length in lengths), more]))
@@ -149,10 +182,14 @@ def spread(adapters: Sequence[int], lengths: Sequence[int], fit: Callable[[int],
     for adapter, sharing in groupby(zip(adapters, lengths, strict=True), key=itemgetter(0)):
         stop = start + sum(length for _, length in sharing)
         if adapter != BASE:
-            end = min(n_tokens, start + fit(stop - start))
-            spans.append(Span(adapter, start, stop, (end - fit(stop - start), end)))
+            spans.append(_span(adapter, start, stop, n_tokens=n_tokens, fit=fit))
         start = stop
     return tuple(spans)
+
+
+def _span(adapter: int, start: int, stop: int, *, n_tokens: int, fit: Callable[[int], int]) -> Span:
+    end = min(n_tokens, start + fit(stop - start))
+    return Span(adapter, start, stop, (end - fit(stop - start), end))
 
 
 def group(lengths: Sequence[int]) -> tuple[Run, ...]:

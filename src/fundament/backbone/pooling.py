@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fundament.backbone.packed import Packed
+from fundament.backbone.packed import Packed, edge_of
+from fundament.backbone.transformer import Transformer
 from fundament.core import Array
 
 Pooling = Literal["mean", "first", "last"]
@@ -28,6 +29,13 @@ def pool(hidden: Tensor, packed: Packed, pooling: Pooling) -> Tensor:
             return hidden[packed.offsets[:-1]].float()
         case "last":
             return hidden[packed.offsets[1:] - 1].float()
+
+
+def pooled(transformer: Transformer, packed: Packed, pooling: Pooling) -> Tensor:
+    """The same of a batch that runs for nothing else: its last layer makes only the states that are pooled."""
+    if pooling == "mean":
+        return pool(transformer(packed), packed, pooling)
+    return transformer(packed, edge_of(packed, pooling)).float()
 
 
 def pool_parts(hidden: Tensor, borders: Sequence[Array]) -> list[Array]:

@@ -4,6 +4,8 @@ On a CPU that multiplies bfloat16 and has no matrix tiles, PyTorch's fused kerne
 batched product several times as fast (`benchmarks/attention.py`).
 """
 
+import math
+import threading
 from functools import cache
 
 import torch
@@ -27,7 +29,9 @@ def multiplies_faster(device: torch.device, dtype: torch.dtype) -> bool:
     )
 
 
-def attend_in_products(q: Tensor, keys: Tensor, values: Tensor, out: Tensor, bias: Tensor | None, scale: float) -> None:
+def attend_in_products(
+    q: Tensor, keys: Tensor, values: Tensor, out: Tensor, bias: Tensor | None, scale: float, n_unseen: int = 0
+) -> None:
     """Scaled dot-product attention of a batch of key heads, each of which serves a group of query heads.
 
     Scores are rounded to the number format, as queries and keys are before. In bfloat16 that makes the error of the
@@ -40,17 +44,40 @@ def attend_in_products(q: Tensor, keys: Tensor, values: Tensor, out: Tensor, bia
         out: the result, as `q`.
         bias: what is added to the scores of the last so many keys, `[batch or 1, group or 1, queries or 1, last keys]`.
         scale: what scores are multiplied by.
+        n_unseen: how many keys at the end no query sees.
     """
     n_batch, n_group, n, _ = q.shape
     n_keys = keys.shape[1]
     step = max(1, _SCORE_BYTES // (q.element_size() * n_group * n * n_keys))
+    step = 1 << (step.bit_length() - 1)  # shares that are as large as each other, for every thread and in every step
     nothing = q.new_empty(1, 1, 1)
     for first in range(0, n_batch, step):
-        part = slice(first, first + step)
+        part = slice(first, min(first + step, n_batch))
+        scores, weights = _room(q, part.stop - first, n_group * n, n_keys)
         # A transposed view of what is not contiguous would be copied number by number.
         across = keys[part].contiguous().transpose(1, 2)
-        scores = torch.baddbmm(nothing, q[part].flatten(1, 2), across, beta=0, alpha=scale)
+        torch.baddbmm(nothing, q[part].flatten(1, 2), across, beta=0, alpha=scale, out=scores)
         if bias is not None:
             added = bias[part] if len(bias) > 1 else bias
             scores.unflatten(1, (n_group, n))[..., n_keys - bias.shape[-1] :] += added
-        out[part] = torch.bmm(torch.softmax(scores, dim=-1), values[part]).unflatten(1, (n_group, n))
+        if n_unseen:
+            scores[..., n_keys - n_unseen :] = -math.inf  # several times as fast as a bias
+        torch.softmax(scores, dim=-1, out=weights)
+        out[part] = torch.bmm(weights, values[part]).unflatten(1, (n_group, n))
+
+
+_kept = threading.local()
+
+
+def _room(like: Tensor, *size: int) -> tuple[Tensor, Tensor]:
+    """Memory for scores and for weights, which a thread keeps.
+
+    Scores of a long row grow from step to step: asked for anew, each would leave a hole in the heap that is too small
+    for the next.
+    """
+    n_bytes = like.element_size() * size[0] * size[1] * size[2]
+    if not hasattr(_kept, "room") or len(_kept.room[0]) < n_bytes:
+        with torch.inference_mode(False):  # usable in any mode
+            _kept.room = [torch.empty(1 << (n_bytes - 1).bit_length(), dtype=torch.uint8) for _ in range(2)]
+    scores, weights = (part[:n_bytes].view(like.dtype).view(size) for part in _kept.room)
+    return scores, weights

@@ -75,11 +75,13 @@ class HeadedEmbedder:
 
     def forward(self, items: Sequence[Item]) -> list[Array]:
         """Per row: a vector; or ids over weights, `[2, n]`; or vectors of all tokens but the first, `[tokens, dim]`."""
+        outputs = [_OUTPUTS[int(item.features["output"])] for item in items]
+        if set(outputs) == {"dense"}:
+            return self.dense.forward(items)
         order, packed, hidden = self.dense.run(items)
         arrays = self.dense.pool(items, order, packed, hidden)
         lengths = [stop - start for start, stop in pairwise(packed.bounds)]
         states = dict(zip(order, hidden.split(lengths), strict=True))
-        outputs = [_OUTPUTS[int(item.features["output"])] for item in items]
         sparse = [place for place, output in enumerate(outputs) if output == "sparse"]
         for place, numbers in zip(sparse, self.heads.sparse.of_rows([states[place] for place in sparse]), strict=True):
             arrays[place] = self._weigh(items[place].features["ids"], numbers[:, 0])

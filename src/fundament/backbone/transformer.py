@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fundament.backbone.attention import attend
+from fundament.backbone.attention import attend, attend_edge
 from fundament.backbone.linear import Activation, Linear, LowRank
-from fundament.backbone.packed import Packed, Span
+from fundament.backbone.packed import Edge, Packed, Span
 from fundament.backbone.positions import Nearness, Rotation, alibi, bucketed, rotary_angles, rotate
 from fundament.errors import CheckpointError
 
@@ -174,12 +174,12 @@ class Transformer:
         self.final_norm = _Norm(shape, weights, "final_norm") if shape.pre_norm and shape.final_norm else None
 
     @torch.inference_mode()
-    def __call__(self, packed: Packed) -> Tensor:
-        """Hidden states after the last layer (and its norm), `[tokens, hidden]`."""
+    def __call__(self, packed: Packed, edge: Edge | None = None) -> Tensor:
+        """Hidden states after the last layer (and its norm), `[tokens, hidden]`, or `[rows, hidden]` of an edge."""
         rotation = None
         if self.shape.positions == "rotary":
             rotation = rotary_angles(packed.positions, self.shape.head_dim, self.shape.rope_theta, self.tokens.dtype)
-        return self.run(self.embed(packed), [packed] * self.shape.n_layers, rotation)
+        return self.run(self.embed(packed), [packed] * self.shape.n_layers, rotation, edge)
 
     def embed(self, packed: Packed) -> Tensor:
         """What goes into the first layer, `[tokens, hidden]`, the tokens of no row at the end included."""
@@ -194,17 +194,21 @@ class Transformer:
             x = self.embedding_norm(x)
         return x
 
-    def run(self, x: Tensor, packed: Sequence[Packed], rotation: Rotation | None) -> Tensor:
+    def run(self, x: Tensor, packed: Sequence[Packed], rotation: Rotation | None, edge: Edge | None = None) -> Tensor:
         """The layers and the last norm over states that others may have changed or made.
 
         Args:
             x: as `embed` gives it.
             packed: of each layer, where rows begin and end: layers may divide the same tokens in different ways.
             rotation: of each token; None without rotary positions.
+            edge: the tokens whose states are wanted, which spares the last layer the others; None means all.
         """
-        for layer, rows in zip(self.layers, packed, strict=True):
+        *before, last = zip(self.layers, packed, strict=True)
+        for layer, rows in before:
             x = layer(x, rows, rotation, self.nearness)
-        x = x[: packed[0].n_tokens]
+        layer, rows = last
+        x = layer(x, rows, rotation, self.nearness, edge)
+        x = x[: rows.n_tokens if edge is None else len(edge.offsets) - 1]
         return self.final_norm(x) if self.final_norm is not None else x
 
     def _adapt_embeddings(self, x: Tensor, ids: Tensor, span: Span) -> None:
@@ -271,14 +275,23 @@ class _Layer:
         self.gate = linear("gate") if shape.gated else None
         self.up, self.down = linear("up"), linear("down")
 
-    def __call__(self, x: Tensor, packed: Packed, rotation: Rotation | None, nearness: Nearness | None) -> Tensor:
+    def __call__(
+        self,
+        x: Tensor,
+        packed: Packed,
+        rotation: Rotation | None,
+        nearness: Nearness | None,
+        edge: Edge | None = None,
+    ) -> Tensor:
+        spans = packed.spans if edge is None else edge.spans
+        going = x if edge is None else x[edge.tokens]
         if self.shape.pre_norm:
-            x = self._attention(self.attention_norm(x), x, packed, rotation, nearness)
-            return self._mlp(self.mlp_norm(x), x, packed.spans)
-        attended = self.attention_norm(self._attention(x, x, packed, rotation, nearness))
+            x = self._attention(self.attention_norm(x), going, packed, rotation, nearness, edge)
+            return self._mlp(self.mlp_norm(x), x, spans)
+        attended = self.attention_norm(self._attention(x, going, packed, rotation, nearness, edge))
         if self.inner_norm is not None:
-            attended = self.inner_norm(x + attended)
-        return self.mlp_norm(self._mlp(attended, attended, packed.spans))
+            attended = self.inner_norm(going + attended)
+        return self.mlp_norm(self._mlp(attended, attended, spans))
 
     def _attention(
         self,
@@ -287,21 +300,20 @@ class _Layer:
         packed: Packed,
         rotation: Rotation | None,
         nearness: Nearness | None,
+        edge: Edge | None,
     ) -> Tensor:
         q, k, v = self.heads(x, rotation, packed.spans)
-        mixed = attend(
-            q,
-            k,
-            v,
-            packed,
-            causal=self.shape.causal,
-            window=self.window,
-            nearness=nearness,
-            scale=self.shape.attention_scale,
-        )
+        causal, scale = self.shape.causal, self.shape.attention_scale
+        if edge is None:
+            mixed = attend(q, k, v, packed, causal=causal, window=self.window, nearness=nearness, scale=scale)
+        else:
+            q = q[edge.tokens]
+            mixed = attend_edge(
+                q, k, v, packed, edge, causal=causal, window=self.window, nearness=nearness, scale=scale
+            )
         if self.mixed_norm is not None:
             mixed = self.mixed_norm(mixed)
-        return self.out.add(mixed, residual, packed.spans)
+        return self.out.add(mixed, residual, packed.spans if edge is None else edge.spans)
 
     def heads(self, x: Tensor, rotation: Rotation | None, spans: Sequence[Span] = ()) -> tuple[Tensor, Tensor, Tensor]:
         """Queries `[tokens, heads, head_dim]`, keys and values `[tokens, kv_heads, head_dim]` of `x`."""

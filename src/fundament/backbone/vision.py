@@ -38,9 +38,9 @@ class PatchEmbedding:
         return self.linear(self.numbers(images).to(self.dtype))
 
 
-def rows_of(lengths: Sequence[int], device: torch.device) -> Packed:
-    """A batch of rows that have states and no token ids."""
-    return pack([np.zeros(length, dtype=np.int64) for length in lengths], device)
+def rows_of(lengths: Sequence[int], device: torch.device, *, few_lengths: bool = False) -> Packed:
+    """A batch of rows that have states and no token ids; the rest as `pack` takes it."""
+    return pack([np.zeros(length, dtype=np.int64) for length in lengths], device, few_lengths=few_lengths)
 
 
 def padded(x: Tensor, packed: Packed) -> Tensor:
