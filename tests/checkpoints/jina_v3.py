@@ -51,17 +51,6 @@ def terms() -> Terms:
     return found
 
 
-def merged(task: str | None) -> dict[str, Tensor]:
-    """The weights that a task means, by hand, in the flash names."""
-    found = base()
-    if task is not None:
-        place = ORDER.index(task)
-        for stem, (a, b) in terms().items():
-            product = a[place] @ b[place] if stem in TABLES else b[place] @ a[place]
-            found[f"{stem}.weight"] = found[f"{stem}.weight"] + ALPHA / RANK * product
-    return found
-
-
 def woven(directory: Path, **config: Any) -> Path:
     """The original file: every weight of a linear layer or table is parametrized."""
     lora = {"lora_adaptations": list(ORDER), "lora_rank": RANK, "lora_alpha": ALPHA, "lora_dropout_p": 0.0}
@@ -75,11 +64,16 @@ def woven(directory: Path, **config: Any) -> Path:
     return directory
 
 
+def folder_of(directory: Path, task: str) -> Path:
+    """Where the port has a task's adapter."""
+    return directory / task.replace(".", "_").replace("-", "_")
+
+
 def port(directory: Path) -> Path:
     """The port: base weights in transformers' names, and a folder of PEFT's for each adapter."""
     xlm_roberta(directory, names="port", positions="rotary", pooling=None)
     for place, task in enumerate(ORDER):
-        folder = directory / task.replace(".", "_").replace("-", "_")
+        folder = folder_of(directory, task)
         folder.mkdir()
         tensors = {}
         for stem, (a, b) in terms().items():

@@ -1,7 +1,8 @@
 """What the tiny Qwen and EuroBERT checkpoints share: tensor names, PEFT adapters, a byte-BPE tokenizer."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from datetime import date
 from pathlib import Path
 from types import MappingProxyType
@@ -9,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor
@@ -196,3 +198,23 @@ def reference(network: torch.nn.Module, items: list[Item]) -> Tensor:
     with torch.inference_mode():
         states = [network(input_ids=torch.from_numpy(item.features["ids"])[None]).last_hidden_state for item in items]
     return torch.stack([state[0, -1] for state in states])
+
+
+def adapted(network: torch.nn.Module, directory: Path) -> PeftModel:
+    """PEFT's own reading of a directory's four adapters, on another implementation of the base."""
+    folders = {name: directory / "adapters" / name for name in ADAPTERS}
+    made = PeftModel.from_pretrained(network, folders[ADAPTERS[0]], adapter_name=ADAPTERS[0])
+    for name in ADAPTERS[1:]:
+        made.load_adapter(folders[name], adapter_name=name)
+    return made.eval()
+
+
+def task_reference(network: PeftModel, items: list[Item], tasks: Sequence[str | None]) -> Tensor:
+    """The last token's state of each row alone, `[rows, dim]`, its task's adapter switched on, of no task none."""
+    found = []
+    for item, task in zip(items, tasks, strict=True):
+        if task is not None:
+            network.set_adapter(TASKS[task].adapter)
+        with nullcontext() if task else network.disable_adapter():
+            found.append(reference(network, [item]))
+    return torch.cat(found)

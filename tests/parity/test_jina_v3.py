@@ -1,4 +1,4 @@
-"""jina-embeddings-v3 with its five adapters against transformers' class on weights merged by hand."""
+"""jina-embeddings-v3 with its five adapters against transformers' class with PEFT's adapters."""
 
 import json
 from pathlib import Path
@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from peft import PeftModel
 from torch import Tensor, nn
 from transformers import JinaEmbeddingsV3Config, JinaEmbeddingsV3Model
 
@@ -38,14 +39,15 @@ def models(directories: dict[str, Path]) -> dict[str, TextEmbedder]:
 
 @pytest.fixture(scope="module")
 def networks(directories: dict[str, Path]) -> dict[str | None, nn.Module]:
-    """Of each task, transformers' class with that task's adapter merged into every weight."""
+    """Of each task, transformers' class under PEFT's adapter, read from the port's own folder."""
     config = json.loads((directories["port"] / "config.json").read_text())
     keys = {key: value for key, value in config.items() if key not in ("architectures", "model_type")}
-    found = {}
+    found: dict[str | None, nn.Module] = {}
     for task in TASKS:
-        found[task] = JinaEmbeddingsV3Model(JinaEmbeddingsV3Config(**keys))
-        found[task].load_state_dict(renamed(jina_v3.merged(task), "port"), strict=True)
-        found[task].eval()
+        base = JinaEmbeddingsV3Model(JinaEmbeddingsV3Config(**keys))
+        base.load_state_dict(renamed(jina_v3.base(), "port"), strict=True)
+        folder = task and jina_v3.folder_of(directories["port"], task)
+        found[task] = (PeftModel.from_pretrained(base, folder) if folder else base).eval()
     return found
 
 
@@ -67,7 +69,7 @@ def assert_same(found: Tensor, expected: Tensor) -> None:
 
 
 @pytest.mark.parametrize("layout", WRITERS)
-def test_each_task_equals_transformers_with_merged_weights(
+def test_each_task_equals_transformers_with_pefts_adapter(
     layout: Layout, models: dict[str, TextEmbedder], networks: dict[str | None, nn.Module]
 ) -> None:
     model = models[layout]
