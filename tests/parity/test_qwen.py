@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from fundament.backbone.embedder import TextEmbedder
 from fundament.backbone.packed import pack
-from fundament.catalog import Task
+from fundament.catalog import CATALOG, Task
 from fundament.core import Embed
 from fundament.errors import CheckpointError, InputError
 from fundament.models import families, family
@@ -138,6 +138,26 @@ def test_a_row_alone_equals_the_row_in_any_company(
     place = min(place, len(company))
     among = llama.vectors(v5, [*company[:place], one, *company[place:]])[place]
     assert_same(among, llama.vectors(v5, [one])[0])
+
+
+CODE = CATALOG["jina-code-embeddings-0.5b"].tasks  # long prompts, no adapters, on Qwen2
+coded = st.tuples(st.text(max_size=30), st.sampled_from([*CODE, None])).filter(any)
+
+
+@pytest.fixture(scope="module")
+def code(tmp_path_factory: pytest.TempPathFactory) -> TextEmbedder:
+    directory = llama.save(tmp_path_factory.mktemp("code"), qwen.QWEN2, qwen.weights(qwen.QWEN2), ends=False)
+    return llama.load(directory, llama.spec("qwen", tasks=CODE, context=256))
+
+
+@settings(deadline=None, max_examples=25)
+@given(one=coded, company=st.lists(coded, max_size=10), place=st.integers(0, 10))
+def test_a_row_of_code_alone_equals_the_row_in_any_company(
+    code: TextEmbedder, one: tuple[str, str | None], company: list[tuple[str, str | None]], place: int
+) -> None:
+    place = min(place, len(company))
+    among = llama.vectors(code, [*company[:place], one, *company[place:]])[place]
+    assert_same(among, llama.vectors(code, [one])[0])
 
 
 def test_bfloat16_is_close_with_every_task(small: Path, v5: TextEmbedder) -> None:

@@ -14,7 +14,7 @@ from sentence_transformers.sparse_encoder.modules import SparseStaticEmbedding, 
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from fundament.core import Embed, Model, SparseVectors
+from fundament.core import Embed, Model, Role, SparseVectors
 from fundament.engine.weights import from_argument
 from fundament.errors import CheckpointError, InputError, TooLongError
 from fundament.models import family_of, splade
@@ -109,9 +109,9 @@ def test_a_row_alone_equals_the_row_in_any_company(
     models: dict[str, Model], text: str, company: list[str], place: int
 ) -> None:
     place = min(place, len(company))
-    for name in ("bert", "roberta"):
-        alone = whole(weights(models[name], [text]), KINDS[name][0])[0]
-        among = whole(weights(models[name], [*company[:place], text, *company[place:]]), KINDS[name][0])[place]
+    for name, (kind, _) in KINDS.items():
+        alone = whole(weights(models[name], [text]), kind)[0]
+        among = whole(weights(models[name], [*company[:place], text, *company[place:]]), kind)[place]
         torch.testing.assert_close(alone, among, atol=1e-5, rtol=1e-5)
 
 
@@ -155,6 +155,41 @@ def test_queries_are_looked_up_where_there_are_weights_for_them(tmp_path: Path, 
     assert made.n_tokens == sum(map(len, rows_of(model, inputs)))
     documents = expected(reference, rows_of(model, inputs))
     torch.testing.assert_close(whole(weights(model, inputs), "bert"), documents, atol=1e-5, rtol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def weighing(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    directory = tmp_path_factory.mktemp("weighing")
+    save_splade(directory, "bert")
+    return open_model(with_idf(directory, IDF))
+
+
+def in_company(model: Model, asked: list[tuple[str, Role]]) -> Tensor:
+    """Weights `[rows, vocab]` of rows that share batches wherever they may."""
+    calls = [Embed(inputs=[text], output="sparse", role=role) for text, role in asked]
+    items = [item for call in calls for item in model.prepare(call)]
+    arrays: list[Any] = [None] * len(items)
+    for mate in {item.mate for item in items}:
+        places = [place for place, item in enumerate(items) if item.mate == mate]
+        for place, array in zip(places, model.forward([items[place] for place in places]), strict=True):
+            arrays[place] = array
+    return whole(model.finish(calls[0], items, arrays), "bert")
+
+
+worded = st.tuples(
+    st.lists(st.sampled_from(["the", "search", "a", "z", "searching", "東"]), max_size=6).map(" ".join),
+    st.sampled_from(["query", "document"]),
+)
+
+
+@settings(deadline=None, max_examples=25)
+@given(one=worded, company=st.lists(worded, max_size=6), place=st.integers(0, 6))
+def test_a_query_that_is_looked_up_alone_equals_it_in_mixed_company(
+    weighing: Model, one: tuple[str, Role], company: list[tuple[str, Role]], place: int
+) -> None:
+    place = min(place, len(company))
+    among = in_company(weighing, [*company[:place], one, *company[place:]])[place]
+    torch.testing.assert_close(among, in_company(weighing, [one])[0], atol=1e-5, rtol=1e-5)
 
 
 def test_without_such_weights_queries_run_as_documents_do(models: dict[str, Model]) -> None:

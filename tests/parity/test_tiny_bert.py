@@ -4,12 +4,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tokenizers import Tokenizer
 from transformers import BertConfig, BertModel
 
 from fundament.backbone.device import Placement
 from fundament.catalog import CATALOG
-from fundament.core import Embed
+from fundament.core import Embed, Model
 from fundament.engine.local import load_model
 from fundament.engine.weights import from_argument
 from fundament.errors import CheckpointError
@@ -38,6 +40,21 @@ def test_float32_equals_the_reference(tmp_path: Path) -> None:
     with torch.inference_mode():
         expected = torch.stack([reference(input_ids=row[None]).last_hidden_state[0].mean(0) for row in rows])
     torch.testing.assert_close(embed(model, inputs), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    directory = tmp_path_factory.mktemp("tiny_bert")
+    tiny_bert(directory, word_piece())
+    return load_model(from_argument(f"{SPEC.id}={directory}", directory), PLACEMENT)
+
+
+@settings(deadline=None, max_examples=25)
+@given(text=st.text(max_size=60), company=st.lists(st.text(max_size=120), max_size=6), place=st.integers(0, 6))
+def test_a_row_alone_equals_the_row_in_any_company(model: Model, text: str, company: list[str], place: int) -> None:
+    place = min(place, len(company))
+    together = [*company[:place], text, *company[place:]]
+    torch.testing.assert_close(embed(model, [text])[0], embed(model, together)[place], atol=1e-5, rtol=1e-5)
 
 
 def test_a_shorter_position_table_is_refused(tmp_path: Path) -> None:
