@@ -1,6 +1,7 @@
 """ColBERT against a plain reading written here, one text at a time, over other implementations of the backbones."""
 
 import json
+import shutil
 import string
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
@@ -21,6 +23,7 @@ from fundament.errors import CheckpointError, InputError, TooLongError
 from fundament.models import family_of
 from tests.checkpoints import load, resave, texts
 from tests.checkpoints.colbert import DIM, colbert_v1, colbert_v2
+from tests.golden import publishers
 from tests.parity.test_jina_bert import slow_forward
 
 FAMILIES = {"v1": "jina_bert", "v1, attending": "jina_bert", "v2": "xlm_roberta"}
@@ -111,6 +114,35 @@ def test_float32_equals_the_plain_reading(
     for vector, named, other in zip(made.vectors, made.tokens, expected, strict=True):
         assert len(named) == len(vector)
         torch.testing.assert_close(torch.from_numpy(vector), other, atol=1e-5, rtol=1e-5)
+
+
+def for_transformers(directory: Path, copy: Path) -> Path:
+    """The same weights with a config of the class that transformers has for them, and with what names the tokens."""
+    shutil.copytree(directory, copy)
+    config = json.loads((copy / "config.json").read_text())
+    rotations = {"rope_type": "default", "rope_theta": config["rotary_emb_base"]}
+    config |= {"model_type": "jina_embeddings_v3", "rope_parameters": rotations}
+    (copy / "config.json").write_text(json.dumps(config))
+    named = {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "<pad>", "mask_token": "<mask>"}
+    (copy / "tokenizer_config.json").write_text(json.dumps(named))
+    markers = {"query_token_id": "[QueryMarker]", "doc_token_id": "[DocumentMarker]", "doc_maxlen": 300}
+    (copy / "artifact.metadata").write_text(json.dumps(markers | {"query_maxlen": 32}))
+    return copy
+
+
+@pytest.mark.parametrize("role", ["query", "document"])
+def test_v2_equals_sentence_transformers(
+    role: Role, directories: dict[str, Path], models: dict[str, Model], tmp_path: Path
+) -> None:
+    """Texts that begin with a word: in this vocabulary a marker written before a mark would add a token."""
+    inputs = [text for text in TEXTS if text[:1].isalpha()]
+    copy = for_transformers(directories["v2"], tmp_path / "copy")
+    answer = publishers.multi_vector(CATALOG["jina-colbert-v2"], str(copy))
+    expected = answer({"input": inputs, "role": role})
+    made = vectors(models["v2"], inputs, role).vectors
+    for vector, other in zip(made, expected, strict=True):
+        unit = F.normalize(torch.from_numpy(vector), dim=1)
+        torch.testing.assert_close(unit, torch.from_numpy(other), atol=1e-5, rtol=1e-5)
 
 
 def test_tokens_are_named_and_marks_are_skipped_in_documents_only(models: dict[str, Model]) -> None:
