@@ -48,6 +48,14 @@ def test_bfloat16_is_close_to_the_reference(minilm_bfloat16: Model, reference: S
     assert cosines(vectors(minilm_bfloat16, texts), reference.encode(texts)).min() >= 0.9998
 
 
+@settings(deadline=None, max_examples=30)
+@given(inputs=st.lists(st.text(max_size=200), min_size=1, max_size=13))
+def test_bfloat16_in_any_company_is_close_to_the_reference(
+    minilm_bfloat16: Model, reference: SentenceTransformer, inputs: list[str]
+) -> None:
+    assert cosines(vectors(minilm_bfloat16, inputs), reference.encode(inputs)).min() >= 0.9998
+
+
 @settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(text=st.text(max_size=200), company=st.lists(st.text(max_size=400), max_size=12), place=st.integers(0, 12))
 def test_a_row_alone_equals_the_row_in_any_company(
