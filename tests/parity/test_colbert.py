@@ -124,6 +124,7 @@ def for_transformers(directory: Path, copy: Path) -> Path:
     config |= {"model_type": "jina_embeddings_v3", "rope_parameters": rotations}
     (copy / "config.json").write_text(json.dumps(config))
     named = {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "<pad>", "mask_token": "<mask>"}
+    named["unk_token"] = "<unk>"
     (copy / "tokenizer_config.json").write_text(json.dumps(named))
     markers = {"query_token_id": "[QueryMarker]", "doc_token_id": "[DocumentMarker]", "doc_maxlen": 300}
     (copy / "artifact.metadata").write_text(json.dumps(markers | {"query_maxlen": 32}))
