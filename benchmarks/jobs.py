@@ -75,7 +75,7 @@ def watch(server: Server, job: str, seen: Callable[[], None] = lambda: None) -> 
         elif now["status"] != "in_progress":
             raise SystemExit(f"the job is {now['status']}: {now['error']}")
         seen()
-        time.sleep(0.02)
+        time.sleep(0.25)  # seldom: each look costs the server a millisecond
 
 
 def rate(n_lines: int, n_rounds: int, _: str) -> None:
@@ -145,7 +145,7 @@ def queries(n_lines: int, n_rounds: int, _: str) -> None:
         idle = laps(server)
         job = submit(server, corpus.texts(n_lines))
         while ask(server, "GET", f"/v1/batch/{job}")["request_counts"]["completed"] == 0:
-            time.sleep(0.02)
+            time.sleep(0.25)
         busy = laps(server)
         if ask(server, "GET", f"/v1/batch/{job}")["status"] == "in_progress":
             ask(server, "DELETE", f"/v1/batch/{job}")
