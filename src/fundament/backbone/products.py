@@ -9,10 +9,11 @@ import threading
 from functools import cache
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 LANES = 32
-"""Keys come in multiples of so many: the CPU's softmax takes what is left over number by number."""
+"""Keys and queries come in multiples of so many: the CPU's softmax takes what is left over number by number."""
 
 _SCORE_BYTES = 2**22  # scores that are held at a time: few enough for the caches
 
@@ -37,6 +38,9 @@ def attend_in_products(
     Scores are rounded to the number format, as queries and keys are before. In bfloat16 that makes the error of the
     result 1.3 to 1.5 times what their rounding makes it (`benchmarks/attention.py`), twice where scores are large.
 
+    Products come in few shapes, whatever rows come: queries are filled up to whole lanes, and a step takes a power of
+    two of key heads. oneDNN keeps what it compiled for each shape, half a megabyte of it.
+
     Args:
         q: `[batch, group, queries, head_dim]`.
         keys: `[batch, keys, head_dim]`.
@@ -46,14 +50,18 @@ def attend_in_products(
         scale: what scores are multiplied by.
         n_unseen: how many keys at the end no query sees.
     """
-    n_batch, n_group, n, _ = q.shape
-    n_keys = keys.shape[1]
-    step = max(1, _SCORE_BYTES // (q.element_size() * n_group * n * n_keys))
-    step = 1 << (step.bit_length() - 1)  # shares that are as large as each other, for every thread and in every step
+    n_batch, n_group, n_asked, _ = q.shape
+    if more := -n_asked % LANES:
+        q = F.pad(q, (0, 0, 0, more))
+        bias = F.pad(bias, (0, 0, 0, more)) if bias is not None and bias.shape[2] > 1 else bias
+    n, n_keys = n_asked + more, keys.shape[1]
+    most = max(1, _SCORE_BYTES // (q.element_size() * n_group * n * n_keys))
     nothing = q.new_empty(1, 1, 1)
-    for first in range(0, n_batch, step):
-        part = slice(first, min(first + step, n_batch))
-        scores, weights = _room(q, part.stop - first, n_group * n, n_keys)
+    stop = 0
+    while stop < n_batch:
+        first, stop = stop, stop + (1 << (min(most, n_batch - stop).bit_length() - 1))
+        part = slice(first, stop)
+        scores, weights = _room(q, stop - first, n_group * n, n_keys)
         # A transposed view of what is not contiguous would be copied number by number.
         across = keys[part].contiguous().transpose(1, 2)
         torch.baddbmm(nothing, q[part].flatten(1, 2), across, beta=0, alpha=scale, out=scores)
@@ -63,7 +71,7 @@ def attend_in_products(
         if n_unseen:
             scores[..., n_keys - n_unseen :] = -math.inf  # several times as fast as a bias
         torch.softmax(scores, dim=-1, out=weights)
-        out[part] = torch.bmm(weights, values[part]).unflatten(1, (n_group, n))
+        out[part] = torch.bmm(weights, values[part]).unflatten(1, (n_group, n))[:, :, :n_asked]
 
 
 _kept = threading.local()
