@@ -108,8 +108,8 @@ def _prepare(settings: Settings) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # Compiled products are kept by shape, some hundred for each model; the default holds 1,024 in all.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "8192")
-    # A model's thread asks for the interpreter between any two operators, and should wait for requests no longer than
-    # an operator takes (`benchmarks/server.py --only crowd`).
+    # A model's thread asks for the interpreter between any two operators, and should not wait for whole requests
+    # (`benchmarks/server.py --only crowd`).
     sys.setswitchinterval(_SWITCH_SECONDS)
     configure_logs(settings.log_format, settings.log_level)
 

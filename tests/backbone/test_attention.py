@@ -15,7 +15,7 @@ from torch.nn.attention import varlen
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 
 from fundament.backbone import attention
-from fundament.backbone.attention import attend, attend_edge
+from fundament.backbone.attention import attend
 from fundament.backbone.packed import BUNDLE_TOKENS, edge_of, group, hide, pack, rounded
 from fundament.backbone.positions import Nearness, alibi, alibi_slopes, bucket, bucketed
 
@@ -112,7 +112,7 @@ def test_attention_equals_the_plain_loop(
     torch.testing.assert_close(found[: packed.n_tokens], expected[: packed.n_tokens], atol=1e-5, rtol=1e-4)
     for edge in (edge_of(packed, "first"), edge_of(packed, "last")):
         asking = q[edge.tokens]
-        found = attend_edge(asking, k, v, packed, edge, causal=causal, window=window, nearness=nearness, scale=scale)
+        found = attend(asking, k, v, packed, edge=edge, causal=causal, window=window, nearness=nearness, scale=scale)
         assert found.shape == (len(asking), expected.shape[1])
         n = len(lengths)
         torch.testing.assert_close(found[:n], expected[edge.tokens[:n]], atol=1e-5, rtol=1e-4)
@@ -166,7 +166,7 @@ def test_the_gpu_kernel_is_asked_for_the_same(
     expected = plain(q, k, v, [3, 20, 9], causal=causal, window=window, nearness=None, scale=0.3)
     torch.testing.assert_close(found, expected)
     edge = edge_of(packed, "last")
-    found = attend_edge(q[edge.tokens[:3]], k, v, packed, edge, causal=causal, window=window, scale=0.3)
+    found = attend(q[edge.tokens[:3]], k, v, packed, edge=edge, causal=causal, window=window, scale=0.3)
     torch.testing.assert_close(found, expected[edge.tokens[:3]])
 
 

@@ -28,6 +28,7 @@ def attend(
     v: Tensor,
     packed: Packed,
     *,
+    edge: Edge | None = None,
     causal: bool = False,
     window: int | None = None,
     nearness: Nearness | None = None,
@@ -36,18 +37,21 @@ def attend(
     """Scaled dot-product attention within each row.
 
     Args:
-        q: `[tokens, heads, head_dim]`.
+        q: `[tokens, heads, head_dim]`; of an edge its tokens alone.
         k: `[tokens, kv_heads, head_dim]`; each serves `heads // kv_heads` query heads.
         v: as `k`.
         packed: where rows begin and end.
+        edge: the tokens that ask; None means all.
         causal: a token sees itself and what came before.
         window: with `causal`, how many tokens it sees, itself included.
         nearness: what is added to a score for how far its key is from its query.
         scale: what scores are multiplied by; None means `1 / sqrt(head_dim)`.
 
     Returns:
-        `[tokens, heads * head_dim]`.
+        `[tokens, heads * head_dim]`, a row for each row of `q`.
     """
+    if edge is not None:
+        return _attend_edge(q, k, v, packed, edge, causal, window, nearness, scale)
     if has_varlen(q) and nearness is None and packed.unseen is None:
         seen = (window - 1 if window else -1, 0) if causal else (-1, -1)
         return _attend_varlen(q, k, v, packed, packed.offsets, packed.longest, seen, scale)
@@ -78,34 +82,17 @@ def has_varlen(q: Tensor) -> bool:
     )
 
 
-def attend_edge(
+def _attend_edge(
     q: Tensor,
     k: Tensor,
     v: Tensor,
     packed: Packed,
     edge: Edge,
-    *,
-    causal: bool = False,
-    window: int | None = None,
-    nearness: Nearness | None = None,
-    scale: float | None = None,
+    causal: bool,
+    window: int | None,
+    nearness: Nearness | None,
+    scale: float | None,
 ) -> Tensor:
-    """The same of one token of each row.
-
-    Args:
-        q: of the edge's tokens, `[edge tokens, heads, head_dim]`.
-        k: of all tokens, as `attend` takes them.
-        v: as `k`.
-        packed: where rows begin and end.
-        edge: which tokens ask.
-        causal: as `attend` takes it, and so are the rest.
-        window: how many tokens it sees.
-        nearness: what is added to a score.
-        scale: what scores are multiplied by.
-
-    Returns:
-        `[edge tokens, heads * head_dim]`.
-    """
     sees_all = window is None and nearness is None and packed.unseen is None and (edge.which == "last" or not causal)
     if sees_all and has_varlen(q):
         return _attend_varlen(q, k, v, packed, edge.offsets, 1, (-1, -1), scale)

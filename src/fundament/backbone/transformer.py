@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fundament.backbone.attention import attend, attend_edge
+from fundament.backbone.attention import attend
 from fundament.backbone.linear import Activation, Linear, LowRank
 from fundament.backbone.packed import Edge, Packed, Span
 from fundament.backbone.positions import Nearness, Rotation, alibi, bucketed, rotary_angles, rotate
@@ -303,14 +303,17 @@ class _Layer:
         edge: Edge | None,
     ) -> Tensor:
         q, k, v = self.heads(x, rotation, packed.spans)
-        causal, scale = self.shape.causal, self.shape.attention_scale
-        if edge is None:
-            mixed = attend(q, k, v, packed, causal=causal, window=self.window, nearness=nearness, scale=scale)
-        else:
-            q = q[edge.tokens]
-            mixed = attend_edge(
-                q, k, v, packed, edge, causal=causal, window=self.window, nearness=nearness, scale=scale
-            )
+        mixed = attend(
+            q if edge is None else q[edge.tokens],
+            k,
+            v,
+            packed,
+            edge=edge,
+            causal=self.shape.causal,
+            window=self.window,
+            nearness=nearness,
+            scale=self.shape.attention_scale,
+        )
         if self.mixed_norm is not None:
             mixed = self.mixed_norm(mixed)
         return self.out.add(mixed, residual, packed.spans if edge is None else edge.spans)
