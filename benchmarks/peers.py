@@ -4,9 +4,9 @@
     infinity/bin/pip install 'infinity-emb[server,torch,optimum]' 'click==8.1.7' 'typer==0.12.5'
     python benchmarks/peers.py --infinity infinity/bin/infinity_emb
 
-infinity runs with the settings that measured best for it: batches of 64, bfloat16 where the processor multiplies it,
-no cache of vectors, tokens of `usage` estimated. `onnx` is its optimum engine on an export of the same weights in
-float32, made once with the `optimum-cli` beside it and optimised at its level O2.
+infinity runs with the settings that measured best for it: batches of 64, bfloat16 where that is faster, no cache
+of vectors, tokens of `usage` estimated. `onnx` is its optimum engine on an export of the same weights in float32, made
+once with the `optimum-cli` beside it and optimised at its level O2.
 """
 
 import argparse
@@ -28,7 +28,7 @@ import orjson
 import corpus
 import process
 from contest import machine, rounds, table
-from fundament.backbone.device import cpu_multiplies_bfloat16
+from fundament.backbone.device import bfloat16_speed
 from load import Outcome, Target, load
 from process import Server
 
@@ -90,7 +90,7 @@ def infinity(command: Path, engine: str, scratch: Path) -> Server:
         # The optimum engine pools as it guesses from the repository's name, which a directory does not have.
         options += ["--engine", "optimum", "--pooling-method", "mean"]
     else:
-        dtype = "bfloat16" if cpu_multiplies_bfloat16() else "float32"
+        dtype = "bfloat16" if bfloat16_speed() > 1 else "float32"
         options += ["--engine", "torch", "--dtype", dtype, "--no-bettertransformer"]
         options += ["--compile" if engine == "compiled" else "--no-compile"]
     port = process.free_port()

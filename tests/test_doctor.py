@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from fundament import buckets, doctor
-from fundament.backbone.device import Placement
+from fundament.backbone import device
+from fundament.backbone.device import Dtype, Placement
 from fundament.catalog import CATALOG, EMBEDDED
 from fundament.config import Settings
 from fundament.doctor import (
@@ -86,19 +87,22 @@ def test_every_problem_is_found_in_one_go(tmp_path: Path, taken: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("capabilities", "dtype", "level", "words"),
+    ("speed", "dtype", "level", "words"),
     [
-        ({"avx512_bf16": True}, "auto", "ok", "cpu in bfloat16: this CPU multiplies it (avx512_bf16)"),
-        ({"amx_bf16": True}, "float32", "ok", "cpu in float32, as asked; this CPU also multiplies bfloat16 (amx_bf16)"),
-        ({}, "auto", "ok", "cpu in float32: this CPU has no bfloat16 instructions"),
-        ({}, "bfloat16", "warning", "--dtype float32 is faster"),
-        ({}, "float16", "problem", "use --dtype bfloat16 or float32"),
+        (2.04, "auto", "ok", "cpu in bfloat16: bfloat16 has 2.0 times the rate of float32 on this CPU"),
+        (2.04, "float32", "ok", "cpu in float32: bfloat16 has 2.0 times the rate of float32 on this CPU"),
+        (0.52, "auto", "ok", "cpu in float32: bfloat16 has 0.5 times the rate of float32 on this CPU"),
+        (0.52, "bfloat16", "warning", "0.5 times the rate of float32 on this CPU; --dtype float32 is faster"),
+        (0.0, "auto", "ok", "cpu in float32: this CPU has no instructions for bfloat16"),
+        (0.0, "bfloat16", "warning", "--dtype float32 is faster"),
+        (2.04, "float16", "problem", "use --dtype bfloat16 or float32"),
     ],
 )
 def test_the_number_format_is_explained(
-    monkeypatch: pytest.MonkeyPatch, capabilities: dict[str, bool], dtype: str, level: str, words: str
+    monkeypatch: pytest.MonkeyPatch, speed: float, dtype: Dtype, level: str, words: str
 ) -> None:
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    for module in (device, doctor):
+        monkeypatch.setattr(module, "bfloat16_speed", lambda: speed)
     finding = check_device("cpu", dtype)
     assert finding.level == level
     assert words in finding.detail

@@ -100,7 +100,8 @@ class Settings(BaseSettings):
     port: int = Field(default=8080, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
     device: str = Field(default="auto", description="`auto`, `cpu`, `cuda` or `cuda:1`.")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        default="auto", description="Number format of the weights; `auto` is bfloat16 where the device multiplies it."
+        default="auto",
+        description="Number format of the weights; `auto` is bfloat16 where that is faster.",
     )
     threads: int = Field(default=0, ge=0, description="CPU cores to use; 0 means all.")
     data_dir: Path = Field(

@@ -13,7 +13,7 @@ from sqlalchemy.engine import URL
 
 from fundament.api.state import read_aliases
 from fundament.backbone.checkpoint import Checkpoint
-from fundament.backbone.device import Dtype, Placement, free_bytes, n_cores, place
+from fundament.backbone.device import Dtype, Placement, bfloat16_speed, free_bytes, n_cores, place
 from fundament.buckets import first_line
 from fundament.catalog import EMBEDDED
 from fundament.config import Settings
@@ -38,7 +38,6 @@ from fundament.store.database import connected, is_sqlite, locate
 
 Level = Literal["ok", "warning", "problem"]
 
-_BFLOAT16_INSTRUCTIONS = ("amx_bf16", "avx512_bf16", "bf16")
 _LITTLE_DISK_BYTES = 1_000_000_000
 
 
@@ -79,16 +78,14 @@ def check_device(device: str, dtype: Dtype) -> Finding:
         return Finding("problem", "device", error.detail)
     if placement.device.type == "cuda":
         return _check_cuda(placement)
-    capabilities = torch.cpu.get_capabilities()
-    found = [name for name in _BFLOAT16_INSTRUCTIONS if capabilities.get(name)]
-    where = f"{placement.device} in {placement.dtype_name}"
-    if placement.dtype == torch.bfloat16:
-        if found:
-            return Finding("ok", "device", f"{where}: this CPU multiplies it ({', '.join(found)})")
-        return Finding("warning", "device", f"{where}: this CPU has no instructions for it; --dtype float32 is faster")
-    if found and dtype == "float32":
-        return Finding("ok", "device", f"{where}, as asked; this CPU also multiplies bfloat16 ({', '.join(found)})")
-    return Finding("ok", "device", f"{where}: this CPU has no bfloat16 instructions")
+    where, speed = f"{placement.device} in {placement.dtype_name}", bfloat16_speed()
+    if speed == 0:
+        told = "this CPU has no instructions for bfloat16"
+    else:
+        told = f"bfloat16 has {speed:.1f} times the rate of float32 on this CPU"
+    if placement.dtype == torch.bfloat16 and speed <= 1:
+        return Finding("warning", "device", f"{where}: {told}; --dtype float32 is faster")
+    return Finding("ok", "device", f"{where}: {told}")
 
 
 def _check_cuda(placement: Placement) -> Finding:

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from fundament.backbone.device import Placement, place
+from fundament.backbone import device
+from fundament.backbone.device import Placement, bfloat16_speed, place
 from fundament.errors import FundamentError
 
 
@@ -61,3 +62,23 @@ def test_a_gpu_where_there_is_none_is_refused(monkeypatch: pytest.MonkeyPatch) -
 def test_float16_on_a_cpu_is_refused() -> None:
     with pytest.raises(FundamentError, match="use --dtype bfloat16 or float32"):
         place("cpu", "float16")
+
+
+@pytest.mark.parametrize(("speed", "dtype"), [(2.0, torch.bfloat16), (0.5, torch.float32), (0.0, torch.float32)])
+def test_auto_multiplies_in_bfloat16_where_that_is_faster(
+    monkeypatch: pytest.MonkeyPatch, speed: float, dtype: torch.dtype
+) -> None:
+    monkeypatch.setattr(device, "bfloat16_speed", lambda: speed)
+    assert place("cpu", "auto") == Placement(torch.device("cpu"), dtype)
+    assert place("cpu", "bfloat16") == Placement(torch.device("cpu"), torch.bfloat16)
+
+
+def test_bfloat16_is_measured_only_where_there_are_instructions_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_f": True})
+    monkeypatch.setattr(device, "Linear", None)
+    assert bfloat16_speed.__wrapped__() == 0
+
+
+def test_the_speed_of_bfloat16_is_a_ratio(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"bf16": True})
+    assert bfloat16_speed.__wrapped__() > 0

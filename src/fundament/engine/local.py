@@ -50,7 +50,7 @@ class EngineOptions:
 
     Attributes:
         device: `auto`, `cpu`, `cuda`, `cuda:1`.
-        dtype: number format of the weights; `auto` is bfloat16 where the device multiplies it.
+        dtype: number format of the weights; `auto` is bfloat16 where that is faster.
         n_threads: CPU cores in use; 0 means all.
         max_batch_tokens: most tokens of a batch; 0 means what `batch_tokens_of` says.
         max_waiting_rows: inputs that may wait for one model before calls are refused.
