@@ -106,7 +106,7 @@ def create_app(settings: Settings) -> FastAPI:
         if reason := starting.get("reason"):
             return reason
         for model, death in engine.deaths().items():
-            return f"Model '{model}' has stopped: {death}."
+            return f"Model '{model}' has stopped: {death}. Restart the server."
         return None
 
     async def start() -> None:

@@ -12,6 +12,7 @@ from fundament.core import Array, Call, Item, Priority, Result
 from fundament.engine.batcher import Batcher, Ticket
 from fundament.errors import RowError, UnavailableError
 from fundament.telemetry import Metrics
+from tests.engine.device_errors import device_error
 
 
 class Doubler:
@@ -335,9 +336,12 @@ def test_a_call_larger_than_the_queue_is_taken_when_nothing_waits(runner: asynci
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_a_dead_thread_fails_what_runs_and_waits_and_says_so(runner: asyncio.Runner, model: Doubler) -> None:
+@pytest.mark.parametrize("error", [SystemExit("gone"), device_error(700)])
+def test_a_dead_thread_fails_what_runs_and_waits_and_says_so(
+    runner: asyncio.Runner, model: Doubler, error: BaseException
+) -> None:
     batcher = started(model)
-    model.fails = lambda numbers: SystemExit("gone") if 0 in numbers else None
+    model.fails = lambda numbers: error if 0 in numbers else None
 
     async def scenario() -> None:
         model.gate.clear()
@@ -348,7 +352,7 @@ def test_a_dead_thread_fails_what_runs_and_waits_and_says_so(runner: asyncio.Run
         for ticket in (running, waiting):
             with pytest.raises(UnavailableError, match="stopped"):
                 await ticket.done
-        assert isinstance(batcher.death, SystemExit)
+        assert batcher.death is error
         with pytest.raises(UnavailableError, match="stopped"):
             submit(batcher, items(2))
 

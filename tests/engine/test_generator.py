@@ -14,6 +14,7 @@ from fundament.engine.generator import MOST_WAITING, Conversation, Generator
 from fundament.engine.packing import share_step
 from fundament.errors import ConversationTooLongError, RowError, UnavailableError
 from fundament.telemetry import Metrics
+from tests.engine.device_errors import device_error
 from tests.served import PATIENCE_SECONDS
 
 
@@ -203,19 +204,21 @@ def test_closing_lets_those_who_are_there_finish() -> None:
     play(scene)
 
 
-def test_a_thread_that_dies_tells_everybody() -> None:
+@pytest.mark.parametrize("part", ["begin", "step"])
+@pytest.mark.parametrize("error", [SystemExit(), device_error(700)])
+def test_a_thread_that_dies_tells_everybody(part: str, error: BaseException) -> None:
     async def scene() -> None:
         model = Counter()
 
         def die(*_: object) -> None:
-            raise SystemExit
+            raise error
 
-        model.step = die  # type: ignore[method-assign,assignment]
+        setattr(model, part, die)
         with running(model) as generator:
             conversation = ask(2, 2)
             generator.submit(conversation)
             with pytest.raises(UnavailableError, match="has stopped"):
                 await conversation.next()
-            assert generator.death is not None
+            assert generator.death is error
 
     play(scene)

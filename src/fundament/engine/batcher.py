@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from fundament.core import Array, Item, Model, Priority
+from fundament.engine.failures import device_lost, out_of_memory
 from fundament.engine.packing import dues, take_batch, turn
 from fundament.errors import RowError, UnavailableError
 from fundament.telemetry import Metrics, say
@@ -305,17 +306,20 @@ class Batcher:
     def _forward(self, rows: Sequence[Row]) -> list[Array] | None:
         """An array for each row; None where the batch failed, which is told.
 
-        The error ends in here, and with it the frames that hold the batch's tensors: halves need that memory.
+        The error ends in here, and with it the frames that hold the batch's tensors: halves need that memory. One that
+        costs the device ends the thread.
         """
         try:
             return self.model.forward([row.item for row in rows])
         except Exception as error:
+            if device_lost(error):
+                raise
             if len(rows) == 1:
                 self._failed_rows.inc()
                 say("row failed", level=logging.ERROR, error=error, model=self.name)
                 failure = RowError(f"Input {rows[0].place} failed in the model: {type(error).__name__}.")
                 self._settle([(rows[0], failure)])
-            elif _out_of_memory(error):
+            elif out_of_memory(error):
                 self.max_batch_tokens = max(1, sum(row.n_tokens for row in rows) // 2)
                 say(
                     "out of memory: smaller batches",
@@ -389,12 +393,6 @@ def _sizes(items: Sequence[Item]) -> list[int]:
         seen |= own.keys()
         sizes.append(sum(own.values()))
     return sizes
-
-
-def _out_of_memory(error: Exception) -> bool:
-    words = str(error).lower()
-    told = ("out of memory", "can't allocate memory", "status_alloc_failed")  # CUDA's allocator, the CPU's, cuBLAS
-    return isinstance(error, MemoryError) or any(each in words for each in told)
 
 
 def _resolve(tickets: list[Ticket]) -> None:

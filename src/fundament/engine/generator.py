@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from fundament.core import Answer, Chunk, Generate, Item, Writer
+from fundament.engine.failures import device_lost
 from fundament.engine.packing import share_step
 from fundament.errors import ConversationTooLongError, FundamentError, RowError, UnavailableError
 from fundament.telemetry import Metrics, say
@@ -184,6 +185,8 @@ class Generator:
         try:
             conversation.answer = self.model.begin(conversation.call, item)
         except Exception as error:
+            if device_lost(error):
+                raise
             self._running.remove(conversation)
             self._fail(conversation, error)
 
@@ -220,6 +223,8 @@ class Generator:
         try:
             return self.model.step([each.answer for each in conversations], sizes)
         except Exception as error:
+            if device_lost(error):
+                raise
             if len(conversations) == 1:
                 self._running.remove(conversations[0])
                 self._fail(conversations[0], error)
