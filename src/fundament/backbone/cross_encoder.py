@@ -188,10 +188,7 @@ class CrossEncoder:
             packed = self._typed(packed, [int(items[place].features["second"]) for place in order])
         with torch.inference_mode():
             logits = self.head(self.transformer, packed).cpu().numpy()
-        arrays: list[Array] = [logits[0]] * len(rows)
-        for row, place in enumerate(order):
-            arrays[place] = logits[row]
-        return arrays
+        return list(logits[np.argsort(order)])
 
     def _typed(self, packed: Packed, seconds: Sequence[int]) -> Packed:
         """The batch with the tokens of each row from its `second`-th on of type 1."""

@@ -140,10 +140,7 @@ class TextEmbedder:
         order, packed = self.pack(items)
         with torch.inference_mode():
             vectors = pooled(self.transformer, packed, self.pooling).cpu().numpy()
-        arrays: list[Array] = [vectors[0]] * len(items)
-        for row, place in enumerate(order):
-            arrays[place] = vectors[row]
-        return arrays
+        return list(vectors[np.argsort(order)])
 
     def run(self, items: Sequence[Item]) -> tuple[list[int], Packed, Tensor]:
         """The rows' places as they are packed, the batch, and its states `[tokens, hidden]`."""
@@ -166,10 +163,9 @@ class TextEmbedder:
         """What `forward` gives, of what `run` gave."""
         with torch.inference_mode():
             vectors = pool(hidden, packed, self.pooling).cpu().numpy()
-            arrays: list[Array] = [vectors[0]] * len(items)
+            arrays: list[Array] = list(vectors[np.argsort(order)])
             borders: dict[int, Array] = {}
             for row, place in enumerate(order):
-                arrays[place] = vectors[row]
                 if (parts := items[place].features.get("borders")) is not None:
                     borders[place] = parts + packed.bounds[row]
             for place, means in zip(borders, pool_parts(hidden, [*borders.values()]), strict=True):

@@ -346,10 +346,7 @@ class OmniEmbedder:
             rotation = rotary_angles(packed.positions, shape.head_dim, shape.rope_theta, x.dtype)
             states = transformer.run(x, [packed] * shape.n_layers, rotation, edge_of(packed, "last"))
             vectors = states.float().cpu().numpy()
-        arrays: list[Array] = [vectors[0]] * len(items)
-        for row, place in enumerate(order):
-            arrays[place] = vectors[row]
-        return arrays
+        return list(vectors[np.argsort(order)])
 
     def _put_marks(self, x: Tensor, packed: Packed, rows: Sequence[dict[str, Array]]) -> None:
         """Give the tokens that mark media the embeddings of their row's task."""

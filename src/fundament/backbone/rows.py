@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -32,7 +33,4 @@ def states_of_rows(
     with torch.inference_mode():
         hidden = transformer(packed)
         parts = (head(hidden) if head else hidden).split([len(rows[place]) for place in order])
-    states = list(parts)
-    for part, place in zip(parts, order, strict=True):
-        states[place] = part
-    return states
+    return [parts[row] for row in np.argsort(order)]

@@ -99,10 +99,7 @@ class VisionEmbedder:
                 borders = [_borders(row, *bound) for row, bound in zip(rows, bounds, strict=True)]
                 means = pool_parts(hidden, borders)
                 found = [mean if "borders" in row else mean[0] for row, mean in zip(rows, means, strict=True)]
-        arrays: list[Array] = [np.empty(0)] * len(items)
-        for place, array in zip(order, found, strict=True):
-            arrays[place] = array
-        return arrays
+        return [found[row] for row in np.argsort(order)]
 
     def _project(self, hidden: Tensor, packed: Packed) -> Tensor:
         """Each token's vector, float32 `[tokens, dim]`."""

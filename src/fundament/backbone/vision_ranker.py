@@ -127,10 +127,7 @@ class VisionRanker:
         with torch.inference_mode():
             hidden, packed, order = self.model(items)
             scores = self.score(hidden[packed.offsets[1:] - 1]).cpu().numpy()
-        arrays: list[Array] = [scores[0]] * len(items)
-        for row, place in enumerate(order):
-            arrays[place] = scores[row]
-        return arrays
+        return list(scores[np.argsort(order)])
 
     def finish(self, call: Rerank, items: Sequence[Item], arrays: Sequence[Array]) -> Ranking:  # noqa: ARG002
         """The scores of one call's documents, in their order."""
