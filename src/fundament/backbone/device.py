@@ -31,7 +31,7 @@ class Placement:
 
 @cache
 def bfloat16_speed() -> float:
-    """How many times as fast as float32 bfloat16 products are on this CPU, measured in 20 ms; 0 without instructions.
+    """How many times as fast as float32 bfloat16 products are on this CPU, measured in 50 ms; 0 without instructions.
 
     Instructions alone do not tell: those of AVX512-BF16 have twice the rate of float32 on AMD's Zen 4, and half of it
     on an Intel Xeon whose AMX a virtual machine hides.
@@ -40,7 +40,8 @@ def bfloat16_speed() -> float:
     if not any(known.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16")):
         return 0.0
     seconds = {torch.float32: math.inf, torch.bfloat16: math.inf}
-    layers = {dtype: (Linear(torch.ones(512, 512, dtype=dtype)), torch.ones(64, 512, dtype=dtype)) for dtype in seconds}
+    # Large enough that many cores, too, spend their time on it and not on dividing it.
+    layers = {d: (Linear(torch.ones(1024, 1024, dtype=d)), torch.ones(256, 1024, dtype=d)) for d in seconds}
     for _ in range(10):  # in turns, the best of each: other work on the machine slows both
         for dtype, (layer, x) in layers.items():
             started = time.perf_counter()
