@@ -31,7 +31,7 @@ class Placement:
 
 @cache
 def bfloat16_speed() -> float:
-    """How many times as fast as float32 bfloat16 products are on this CPU, measured in 50 ms; 0 without instructions.
+    """How many times as fast as float32 bfloat16 products are on this CPU, measured now; 0 without instructions.
 
     Instructions alone do not tell: those of AVX512-BF16 have twice the rate of float32 on AMD's Zen 4, and half of it
     on an Intel Xeon whose AMX a virtual machine hides.
