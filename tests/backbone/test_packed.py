@@ -59,7 +59,7 @@ def test_runs_and_offsets_cover_all_tokens(lengths: list[int]) -> None:
 def test_base_rows_have_no_spans() -> None:
     rows = [np.arange(2), np.arange(3)]
     assert pack(rows, CPU).spans == pack(rows, CPU, [BASE, BASE]).spans == ()
-    assert pack(rows, CPU, [BASE, 4]).spans == (Span(4, 2, 5, (0, 16)),)
+    assert pack(rows, CPU, [BASE, 4]).spans == (Span(4, 2, 5, (2, 6)),)
 
 
 def test_each_row_has_an_adapter() -> None:

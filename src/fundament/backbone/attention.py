@@ -16,7 +16,7 @@ from fundament.backbone.products import LANES, attend_in_products, multiplies_fa
 _QUERY_BLOCK = 1024  # query tokens per step where scores carry a bias, so that the bias stays small at long context
 _PRODUCT_QUERIES = 256  # the same of two products: few, so that causal rows compute little of what they do not see
 _PRODUCT_TOKENS = 64  # shorter runs are faster in the fused kernel, which is one call (`benchmarks/attention.py`)
-_LANES = 16  # the CPU kernel is up to 1.8 times as slow where the keys are no multiple (`benchmarks/attention.py`)
+KEY_LANES = 16  # the CPU kernel is up to 1.8 times as slow where the keys are no multiple (`benchmarks/attention.py`)
 _MOST_HEAD_DIM = 256  # of FlashAttention
 _LEAST_CAPABILITY = (8, 0)
 _CAUSAL_BIAS_TOKENS = 256  # above, skipping what a causal row does not see saves more (`benchmarks/attention.py`)
@@ -62,9 +62,8 @@ def attend(
         )
         for run in packed.runs
     ]
-    if len(q) > packed.n_tokens:
-        parts.append(q.new_zeros(len(q) - packed.n_tokens, parts[0].shape[1]))
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+    mixed = parts[0] if len(parts) == 1 else torch.cat(parts)
+    return mixed if len(q) == packed.n_tokens else F.pad(mixed, (0, 0, 0, len(q) - packed.n_tokens))
 
 
 def has_varlen(q: Tensor) -> bool:
@@ -237,9 +236,9 @@ def _blocks(x: Tensor, run: Run, begin: int, width: int) -> Tensor:
 def _reach(run: Run, n_tokens: int) -> tuple[int, int]:
     """Where a block's keys begin and how many there are.
 
-    They reach into the neighbouring rows, which the bias hides, so that their number is a multiple of `_LANES`.
+    They reach into the neighbouring rows, which the bias hides, so that their number is a multiple of `KEY_LANES`.
     """
-    width = -(-run.length // _LANES) * _LANES
+    width = -(-run.length // KEY_LANES) * KEY_LANES
     begin = min(run.start, n_tokens - width - (run.n_blocks - 1) * run.length)
     return (begin, width) if begin >= 0 else (run.start, run.length)
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fundament.backbone.attention import has_varlen
+from fundament.backbone.attention import KEY_LANES, has_varlen
 from fundament.backbone.packed import rounded
 from fundament.backbone.passes import Piece, Slice
 from fundament.backbone.products import attend_in_products, multiplies_faster
@@ -99,7 +99,8 @@ def attend_last(
         block = slice(first, min(first + _QUERY_BLOCK, len(q)))
         start = 0 if window is None else max(0, before + first - window + 1)
         # A little further than is seen: a long row would have a product of a new shape for each of its blocks.
-        seen = slice(start, min(len(keys), start + rounded(before + block.stop - start)))
+        n_seen = -(-rounded(before + block.stop - start) // KEY_LANES) * KEY_LANES
+        seen = slice(start, min(len(keys), start + n_seen))
         attend(q[block], keys[seen], values[seen], out[block], before + first - start, window, scale)
 
 

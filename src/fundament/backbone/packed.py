@@ -19,6 +19,9 @@ BUNDLE_TOKENS = 64
 """Most tokens of a bundle: whole lanes, and few enough that what it masks costs little (`benchmarks/attention.py`)."""
 
 
+_FEW_TOKENS = 64
+
+
 @dataclass(frozen=True, slots=True)
 class Run:
     """Neighbouring rows that attention takes in one call, from token `start` on.
@@ -167,12 +170,12 @@ def pack(
 
 
 def rounded(n_tokens: int) -> int:
-    """A near number of tokens, not below: 16 of them between one power of two and the next.
+    """A near number of tokens, not below: 16 of them up to 64, then between one power of two and the next.
 
     oneDNN compiles a product for every shape it meets, which takes longer than the product itself; few shapes are all
-    met soon (`benchmarks/attention.py`).
+    met soon (`benchmarks/attention.py`). A few short queries are little work, to which a lane of nothing would add.
     """
-    step = max(16, 1 << max(0, n_tokens.bit_length() - 5))
+    step = 4 if n_tokens <= _FEW_TOKENS else max(16, 1 << (n_tokens.bit_length() - 5))
     return -(-n_tokens // step) * step
 
 
