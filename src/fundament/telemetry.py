@@ -2,6 +2,7 @@
 
 import logging
 import sys
+import time
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from typing import Literal
@@ -109,7 +110,7 @@ class _Plain(logging.Formatter):
     """The same for eyes: `12:00:00 info  request  path=/v1/embeddings status=200`."""
 
     def format(self, record: logging.LogRecord) -> str:
-        clock = datetime.fromtimestamp(record.created, UTC).strftime("%H:%M:%S")
+        clock = time.strftime("%H:%M:%S", time.gmtime(record.created))
         fields = " ".join(f"{key}={value}" for key, value in getattr(record, "fields", {}).items())
         line = f"{clock} {record.levelname.lower():<7} {record.getMessage()}  {fields}".rstrip()
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
@@ -122,9 +123,12 @@ def configure_logs(form: Literal["text", "json"], level: str) -> None:
     log.handlers[:] = [handler]
     log.setLevel(level.upper())
     log.propagate = False
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False  # no line says them
 
 
 def say(event: str, *, level: int = logging.INFO, error: BaseException | None = None, **fields: object) -> None:
     """Log one event with its fields."""
     if log.isEnabledFor(level):
-        log.log(level, event, extra={"fields": fields}, exc_info=error)
+        # Made here: `log.log` walks the stack for a file and a line that are not shown.
+        raised = None if error is None else (type(error), error, error.__traceback__)
+        log.handle(log.makeRecord(log.name, level, "", 0, event, (), raised, extra={"fields": fields}))

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from fundament.accounts.keyring import Keyring
 from fundament.accounts.ledger import Ledger
@@ -226,6 +227,7 @@ class Accounts:
                 raise _ip_refused(standing)
 
 
+@lru_cache(maxsize=1024)
 def _network(address: str) -> str:
     """What stands for one client: an address, of IPv6 the network that a client has to itself."""
     try:

@@ -8,7 +8,6 @@ from typing import Annotated, Any, TypeVar
 import orjson
 from fastapi import Request
 from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, Field, ValidationError, model_validator
-from starlette.requests import ClientDisconnect
 
 from fundament.api.state import state_of
 from fundament.errors import BodyError, Fault, InputError
@@ -94,14 +93,16 @@ async def _read(request: Request, limit: int) -> bytes:
     if int(request.headers.get("content-length") or 0) > limit:
         raise too_large
     chunks, size = [], 0
-    try:
-        async for chunk in request.stream():
-            size += len(chunk)
-            if size > limit:
-                raise too_large
-            chunks.append(chunk)
-    except ClientDisconnect:
-        raise BodyError(400, "The connection closed before the body was whole.") from None
+    more = True
+    while more:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise BodyError(400, "The connection closed before the body was whole.")
+        chunks.append(message.get("body", b""))
+        size += len(chunks[-1])
+        if size > limit:
+            raise too_large
+        more = message.get("more_body", False)
     return b"".join(chunks)
 
 

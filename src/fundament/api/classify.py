@@ -15,6 +15,7 @@ from fundament.api.classifiers import known_id, not_found
 from fundament.api.inputs import ImageDoc, Sent, TextDoc, check_number, read_inputs
 from fundament.api.media import check_media, opened, read_bare
 from fundament.api.presence import while_awaited
+from fundament.api.routes import PlainRoute
 from fundament.api.schemas import request_body, responses
 from fundament.api.state import State, state_of
 from fundament.api.wire import long_answer
@@ -26,7 +27,7 @@ from fundament.store import classifiers as table
 from fundament.store.classifiers import Summary
 from fundament.vectors import shorten
 
-router = APIRouter(tags=["Classification"])
+router = APIRouter(tags=["Classification"], route_class=PlainRoute)
 
 MOST_INPUTS = 512
 _MOST_LABELS = 512

@@ -17,6 +17,7 @@ from fundament.api.body import Body, echo, read_body
 from fundament.api.inputs import Inputs, check_number
 from fundament.api.media import check_media, opened, read_bare, references
 from fundament.api.presence import while_awaited
+from fundament.api.routes import PlainRoute
 from fundament.api.schemas import request_body, responses
 from fundament.api.state import State, state_of
 from fundament.catalog import ModelSpec
@@ -24,7 +25,7 @@ from fundament.core import Bill, Embed, Output, Priority, Role
 from fundament.errors import Fault, InputError
 from fundament.vectors import Encoding
 
-router = APIRouter()
+router = APIRouter(route_class=PlainRoute)
 
 
 _ENCODINGS = list(get_args(Encoding))

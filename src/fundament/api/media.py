@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
+from typing import cast
 
 from fundament.api.body import echo
 from fundament.api.inputs import Part, Reference, Sent
@@ -13,6 +14,7 @@ from fundament.errors import Fault, FetchError, InputError, UnavailableError
 from fundament.media import sources
 
 _AT_ONCE = 8  # fetches of one request
+_GROUPS = "groups of parts"
 
 
 def read_bare(spec: ModelSpec, sent: Sequence[Sent], field: str = "body -> input") -> list[Sent]:
@@ -42,26 +44,27 @@ def check_media(
     Raises:
         InputError: naming the first input that does not fit.
     """
-    alike = {name: other for name, other in state.served().items() if other.kind == spec.kind}
     for index, value in enumerate(sent):
         missing = sorted({part.kind for part in references([value])}.difference(spec.modalities))
         if isinstance(value, tuple) and (missing or not spec.groups):
-            able = [name for name, other in alike.items() if other.groups]
-            what = "groups of parts"
+            refused = _GROUPS
         elif missing:
-            able = [name for name, other in alike.items() if missing[0] in other.modalities]
-            what = f"{missing[0]} input"
+            refused = f"{missing[0]} input"
         elif isinstance(value, Reference) and value.kind == "pdf" and (len(sent) > 1 or not pages):
             way_out = "Send it alone, as the whole input." if pages else "Send its pages as images."
             message = f"A PDF becomes one vector per page. {way_out}"
             raise InputError(Fault(f"{field} -> {index}", message))
         else:
             continue
+        alike = [other for other in state.served().values() if other.kind == spec.kind]
+        able = sorted(
+            other.id for other in alike if (missing[0] in other.modalities if refused != _GROUPS else other.groups)
+        )
         raise InputError(
             Fault(
                 f"{field} -> {index}",
-                f"Model '{spec.id}' takes {_listed(spec)}. Models served here that take {what}: "
-                f"{', '.join(sorted(able)) or 'none'}.",
+                f"Model '{spec.id}' takes {_listed(spec)}. Models served here that take {refused}: "
+                f"{', '.join(able) or 'none'}.",
                 "modality",
             )
         )
@@ -79,6 +82,9 @@ async def opened(state: State, sent: Sequence[Sent], field: str = "body -> input
         InputError: too many files, or too large ones, or one that cannot be fetched or is not base64.
         UnavailableError: the files of all requests take as much memory as they may.
     """
+    if all(isinstance(value, str) for value in sent):
+        yield cast("list[Input]", sent)
+        return
     found, settings, limits = references(sent), state.settings, media_limits(state)
     interest = Interest()
     if len(found) > (most := settings.max_media):

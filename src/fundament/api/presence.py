@@ -21,35 +21,40 @@ async def while_awaited(request: Request, work: Coroutine[Any, Any, T]) -> T:
         BodyError: the client has gone; nobody reads it.
         TimedOutError: the time is over.
     """
-    seconds = state_of(request).settings.request_seconds
-    try:
-        async with asyncio.timeout(seconds or None) as limit:
-            return await while_connected(request, work)
-    except TimeoutError:
-        if limit.expired():
-            raise TimedOutError(seconds) from None
-        raise
+    return await while_connected(request, work, state_of(request).settings.request_seconds or None)
 
 
-async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
+async def while_connected(request: Request, work: Coroutine[Any, Any, T], seconds: float | None = None) -> T:
     """Await `work`, and cancel it when the client closes the connection: its waiting rows then cost nothing.
+
+    Args:
+        request: whose client.
+        work: what is awaited, in the task that asks.
+        seconds: after which it is cancelled too; None waits however long.
 
     Raises:
         BodyError: the client has gone; nobody reads it.
+        TimedOutError: the time is over.
     """
-    task = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(_disconnected(request))
+    gone = False
+
+    async def watch() -> None:
+        nonlocal gone
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        gone = True
+        limit.reschedule(0)  # in the past: at once
+
     try:
-        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
-        if task.done():
-            return task.result()
-        raise BodyError(CLIENT_GONE, "The client closed the connection.")
-    finally:
-        gone.cancel()
-        if task.cancel():
-            await asyncio.wait((task,))  # so that what it held can be closed
-
-
-async def _disconnected(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
+        async with asyncio.timeout(seconds) as limit:
+            watching = asyncio.ensure_future(watch())
+            try:
+                return await work
+            finally:
+                watching.cancel()
+    except TimeoutError:
+        if gone:
+            raise BodyError(CLIENT_GONE, "The client closed the connection.") from None
+        if seconds is not None and limit.expired():
+            raise TimedOutError(seconds) from None
+        raise

@@ -11,6 +11,7 @@ from fundament.api.body import Body, echo, read_body
 from fundament.api.inputs import ImageDoc, Part, Reference, TextDoc, read_part
 from fundament.api.media import opened, read_bare_input
 from fundament.api.presence import while_awaited
+from fundament.api.routes import PlainRoute
 from fundament.api.schemas import request_body, responses
 from fundament.api.similarity import rank_by_vectors
 from fundament.api.state import State, state_of
@@ -19,7 +20,7 @@ from fundament.catalog import ModelSpec
 from fundament.core import Media, Output, Ranking, Rerank
 from fundament.errors import Fault, InputError
 
-router = APIRouter()
+router = APIRouter(route_class=PlainRoute)
 
 DEFAULT = "jina-reranker-v3"  # what a request means that names no model, where it is served
 _MOST_TOKENS = 8192  # of `max_doc_length`, as the public API has it

@@ -5,6 +5,7 @@ Nothing here loads torch before a directory is read, so that the command line ca
 
 import hashlib
 import importlib.util
+import os
 import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -168,7 +169,7 @@ def pulled(data_dir: Path) -> dict[str, Local]:
     So a running server asks for every request and sees a model as soon as it is there.
     """
     try:
-        changed_ns = (data_dir / "models").stat().st_mtime_ns
+        changed_ns = os.stat(f"{data_dir}/models").st_mtime_ns  # noqa: PTH116 - a path takes four times as long
     except (FileNotFoundError, NotADirectoryError):
         return {}
     return dict(_scan(data_dir, changed_ns))
