@@ -132,6 +132,70 @@ def test_rows_that_gather_while_a_batch_runs_go_together(
     runner.run(scenario())
 
 
+def test_what_waits_waits_for_rows_that_are_expected(runner: asyncio.Runner, model: Doubler, batcher: Batcher) -> None:
+    async def scenario() -> None:
+        with batcher.expecting():
+            with batcher.expecting():
+                first = submit(batcher, items(1))
+            second = submit(batcher, items(2))
+            await asyncio.sleep(0.05)
+            assert not model.batches
+        await asyncio.gather(first.done, second.done)
+        assert model.batches == [[1, 2]]
+
+    runner.run(scenario())
+
+
+def test_a_call_that_is_expected_and_cannot_be_read_holds_nobody_up(runner: asyncio.Runner, batcher: Batcher) -> None:
+    async def scenario() -> None:
+        with pytest.raises(ValueError, match="unreadable"), batcher.expecting():
+            ticket = submit(batcher, items(1))
+            raise ValueError("unreadable")
+        await ticket.done
+
+    runner.run(scenario())
+
+
+def test_many_rows_wait_for_no_others(runner: asyncio.Runner, batcher: Batcher) -> None:
+    async def scenario() -> None:
+        with batcher.expecting():
+            few = submit(batcher, items(*range(51)))
+            await asyncio.sleep(0.05)
+            assert not few.done.done()
+            submit(batcher, items(51))
+            await few.done
+
+    runner.run(scenario())
+
+
+def test_the_end_waits_for_no_others(runner: asyncio.Runner, batcher: Batcher) -> None:
+    async def scenario() -> None:
+        with batcher.expecting():
+            ticket = submit(batcher, items(1))
+            await asyncio.to_thread(batcher.close)
+            await ticket.done
+
+    runner.run(scenario())
+
+
+@pytest.mark.parametrize(("n_tokens", "sizes"), [(8, [4, 4]), (4, [8])])
+def test_threads_that_are_free_divide_what_waits_but_not_a_little(
+    runner: asyncio.Runner, model: Doubler, n_tokens: int, sizes: list[int]
+) -> None:
+    batcher = started(model, n_threads=2)
+
+    async def scenario() -> None:
+        ticket = submit(batcher, items(*range(8), n_tokens=n_tokens))
+        await until(lambda: sum(map(len, model.batches)) == 8)
+        model.gate.set()
+        await ticket.done
+        assert [len(batch) for batch in model.batches] == sizes
+
+    model.gate.clear()
+    runner.run(scenario())
+    batcher.close()
+
+
 def test_interactive_rows_go_before_background_rows(runner: asyncio.Runner, model: Doubler, batcher: Batcher) -> None:
     async def scenario() -> None:
         model.gate.clear()

@@ -13,7 +13,7 @@ import torch
 
 from fundament.backbone.device import Placement
 from fundament.catalog import CATALOG, ModelSpec, Task
-from fundament.core import Array, Embed, Embeddings, Item
+from fundament.core import Array, Embed, Embeddings, Item, Priority
 from fundament.engine.batcher import Ticket
 from fundament.engine.local import EngineOptions, LocalEngine, _unpaid, load_model, needed_bytes, threads_of
 from fundament.engine.weights import Local
@@ -156,6 +156,52 @@ def test_what_recurs_runs_once_while_its_model_stays(runner: asyncio.Runner, ber
         np.testing.assert_allclose(found.vectors, [second], atol=1e-5)
         await engine.memory.close()
         assert (await ask("engine", n_recurring=1))[1] == n_second
+        await engine.close()
+
+    runner.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("characters", "n_before", "held"),
+    [
+        pytest.param(4, 1, True, id="a short call is read"),
+        pytest.param(5000, 1, False, id="a long one is"),
+        pytest.param(4, 3, False, id="a short one waits for the threads that read long ones"),
+    ],
+)
+def test_rows_wait_for_short_calls_that_are_read(
+    runner: asyncio.Runner,
+    berts: dict[str, Local],
+    monkeypatch: pytest.MonkeyPatch,
+    characters: int,
+    n_before: int,
+    held: bool,
+) -> None:
+    gate = threading.Event()
+
+    async def scenario() -> None:
+        engine = LocalEngine(berts, EngineOptions(dtype="float32", n_threads=2), Metrics())
+        async with engine.memory.lease("model-0") as loaded:
+            prepare, loop = loaded.model.prepare, asyncio.get_running_loop()
+            rows = prepare(Embed(inputs=TEXTS))
+
+            def slowly(call: Embed) -> list[Item]:
+                assert gate.wait(10)
+                return prepare(call)
+
+            monkeypatch.setattr(loaded.model, "prepare", slowly)
+            texts = ["x" * 5000] * (n_before - 1) + ["x" * characters]
+            calls = [
+                asyncio.ensure_future(engine.run("model-0", Embed(inputs=[text], truncate=True))) for text in texts
+            ]
+            await asyncio.sleep(0)  # they begin
+            ticket = Ticket(loop, loop.create_future())
+            ticket.open(rows)
+            loaded.batcher.submit(ticket, rows, Priority.INTERACTIVE)
+            done, _ = await asyncio.wait([ticket.done], timeout=0.05 if held else 10)
+            assert bool(done) is not held
+            gate.set()
+            await asyncio.gather(ticket.done, *calls)
         await engine.close()
 
     runner.run(scenario())

@@ -1,6 +1,7 @@
 """The threads that own a model: rows of many callers wait here and go through it together.
 
-There is no timer. A thread that is free takes the next batch at once; while all are busy, rows gather.
+There is no timer. A thread that is free takes the next batch as soon as no rows are on their way that could share it;
+while all are busy, rows gather.
 """
 
 import asyncio
@@ -8,7 +9,8 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from operator import attrgetter
@@ -23,7 +25,8 @@ from fundament.errors import RowError, UnavailableError
 from fundament.telemetry import Metrics, say
 
 _WINDOW = 512  # waiting rows that the policy looks at, so that a long queue costs no more than a short one
-_LEAST_SHARE_TOKENS = 512  # a batch smaller than this is not split between threads
+_LEAST_SHARE_TOKENS = 32  # threads that are free together do not divide fewer: half of them takes nearly as long
+_COMPANY_TOKENS = 512  # so many wait for no others
 
 Rescue = Callable[[Item], Array]
 """Runs one row again in float32."""
@@ -139,6 +142,7 @@ class Batcher:
         self._clock = dict.fromkeys(Priority, 0.0)
         self._n_calls: Counter[str] = Counter()
         self._n_waiting_tokens, self._n_waiting_bytes, self._n_busy, self._closing = 0, 0, 0, False
+        self._n_expected = 0
         self._tokens_per_second = 0.0
         self._condition = threading.Condition()
         self._queue_seconds = metrics.queue_seconds.labels(name)
@@ -155,6 +159,22 @@ class Batcher:
     def n_waiting(self) -> int:
         """Rows in the queue."""
         return sum(len(lane) for lane in self._lanes.values())
+
+    @contextmanager
+    def expecting(self) -> Iterator[None]:
+        """Let what waits wait for the rows of a call that is read until the block ends, which must be soon.
+
+        Callers whose answers come together send their next requests together. Without this the first of them would go
+        through the model alone, and the others wait for it.
+        """
+        with self._condition:
+            self._n_expected += 1
+        try:
+            yield
+        finally:
+            with self._condition:
+                self._n_expected -= 1
+                self._wake()
 
     def submit(self, ticket: Ticket, items: Sequence[Item], priority: Priority) -> None:
         """Queue the rows of a call whose ticket is open. Any thread may call this.
@@ -191,7 +211,17 @@ class Batcher:
             n_tokens = sum(costs)
             self._n_waiting_tokens += n_tokens
             self._n_waiting_bytes += n_bytes
-            self._condition.notify(1 if n_tokens <= _LEAST_SHARE_TOKENS else len(self._threads))
+            self._wake()
+
+    def _wake(self) -> None:
+        """Wake a thread for what waits; the condition is held."""
+        if self._n_waiting_tokens and not self._awaits_company:
+            self._condition.notify()
+
+    @property
+    def _awaits_company(self) -> bool:
+        """Whether what waits should wait for what is expected."""
+        return self._n_expected > 0 and self._n_waiting_tokens < _COMPANY_TOKENS and not self._closing
 
     def drop(self, ticket: Ticket) -> None:
         """Forget a call that nobody waits for any more: its waiting rows cost nothing. Any thread may call this."""
@@ -240,8 +270,9 @@ class Batcher:
         """Wait for rows and return a batch; an empty one at the end."""
         with self._condition:
             while True:
-                if rows := self._take():
+                if not self._awaits_company and (rows := self._take()):
                     self._n_busy += 1
+                    self._wake()  # another thread, for the rest
                     return rows
                 if self._closing:
                     return []

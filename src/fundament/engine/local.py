@@ -2,9 +2,9 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, cast, overload
@@ -42,6 +42,7 @@ from fundament.telemetry import Metrics, say
 _SIDE_BY_SIDE_BYTES = 256 * 1024**2
 _MOST_THREADS = 4
 _FEW_ROWS = 64
+_SHORT_CHARACTERS = 4096  # tokenized in a few milliseconds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,7 +107,9 @@ class LocalEngine:
             measure=self._measure,
             load=self._load,
         )
-        self._pool = ThreadPoolExecutor(max(2, self.n_cores), thread_name_prefix="prepare")
+        self._n_readers = max(2, self.n_cores)
+        self._n_long = 0  # calls of long texts that are being read
+        self._pool = ThreadPoolExecutor(self._n_readers, thread_name_prefix="prepare")
         # Apart from the others, so that no text waits for a video; few, because what they decode is large.
         self._decoders = ThreadPoolExecutor(max(2, self.n_cores // 2), thread_name_prefix="decode")
         metrics.gauge("fundament_rows_waiting", "Rows in the queue.", self._waiting)
@@ -149,7 +152,8 @@ class LocalEngine:
             done: asyncio.Future[list[Array]] = loop.create_future()
             ticket = Ticket(loop, done, caller)
             pool = self._decoders if call.has_media else self._pool
-            items: Sequence[Item] = await loop.run_in_executor(pool, loaded.model.prepare, call)
+            with self._reading(loaded.batcher, call):
+                items: Sequence[Item] = await loop.run_in_executor(pool, loaded.model.prepare, call)
             if bill is not None:
                 await bill.admit(sum(item.n_counted for item in items))
             recurring = items[len(items) - call.n_recurring :] if isinstance(call, Embed) else []
@@ -217,6 +221,23 @@ class LocalEngine:
                 loaded.batcher.drop(conversation)
                 if bill is not None:
                     bill.refund(n_taken - (n_prompt + n_written if conversation.begun and not failed else 0))
+
+    @contextmanager
+    def _reading(self, batcher: Batcher, call: Embed | Rerank) -> Iterator[None]:
+        """Around the reading of a call, whose rows are expected where that takes no time worth mentioning."""
+        if call.has_media:
+            yield
+        elif not _is_short(call):
+            self._n_long += 1
+            try:
+                yield
+            finally:
+                self._n_long -= 1
+        elif self._n_long < self._n_readers:
+            with batcher.expecting():
+                yield
+        else:  # it waits for a thread that reads a long text
+            yield
 
     @asynccontextmanager
     async def _lease(self, model: str) -> AsyncIterator[Loaded]:
@@ -380,6 +401,12 @@ def batch_tokens_of(n_bytes: int, *, on_cpu: bool) -> int:
     if not on_cpu:
         return 16_384
     return 512 if n_bytes <= _SIDE_BY_SIDE_BYTES else 1_024
+
+
+def _is_short(call: Embed | Rerank) -> bool:
+    """Whether a call of texts alone has few of them, and short ones."""
+    sent = call.inputs if isinstance(call, Embed) else (call.query, *call.documents)
+    return len(sent) <= _FEW_ROWS and sum(len(text) for text in sent if isinstance(text, str)) <= _SHORT_CHARACTERS
 
 
 def _unpaid(items: Sequence[Item], ticket: Ticket, error: BaseException) -> int:
