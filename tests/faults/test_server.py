@@ -146,7 +146,7 @@ def test_work_past_the_deadline_is_given_up(tmp_path: Path) -> None:
 
 
 def test_a_forward_pass_without_end_is_left_behind(tmp_path: Path) -> None:
-    given = endless(tmp_path, n_tokens=4) | {"max_batch_tokens": 4, "shutdown_seconds": 1}
+    given = endless(tmp_path, n_tokens=4) | {"max_batch_tokens": 4, "threads": 1, "shutdown_seconds": 1}
     with serving(tmp_path, drain_seconds=0, **given) as server:
         asked = {"model": "elser-v2", "input": ["a b", "a"]}
         with ThreadPoolExecutor() as pool:

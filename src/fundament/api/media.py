@@ -57,14 +57,12 @@ def check_media(
         else:
             continue
         alike = [other for other in state.served().values() if other.kind == spec.kind]
-        able = sorted(
-            other.id for other in alike if (missing[0] in other.modalities if refused != _GROUPS else other.groups)
-        )
+        able = [other.id for other in alike if (other.groups if refused == _GROUPS else missing[0] in other.modalities)]
         raise InputError(
             Fault(
                 f"{field} -> {index}",
                 f"Model '{spec.id}' takes {_listed(spec)}. Models served here that take {refused}: "
-                f"{', '.join(able) or 'none'}.",
+                f"{', '.join(sorted(able)) or 'none'}.",
                 "modality",
             )
         )

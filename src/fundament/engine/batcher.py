@@ -25,7 +25,7 @@ from fundament.errors import RowError, UnavailableError
 from fundament.telemetry import Metrics, say
 
 _WINDOW = 512  # waiting rows that the policy looks at, so that a long queue costs no more than a short one
-_LEAST_SHARE_TOKENS = 32  # threads that are free together do not divide fewer: half of them takes nearly as long
+_LEAST_SHARE_TOKENS = 32  # threads that are free together do not divide fewer
 _COMPANY_TOKENS = 512  # so many wait for no others
 
 Rescue = Callable[[Item], Array]
@@ -215,7 +215,7 @@ class Batcher:
 
     def _wake(self) -> None:
         """Wake a thread for what waits; the condition is held."""
-        if self._n_waiting_tokens and not self._awaits_company:
+        if self.n_waiting and not self._awaits_company:
             self._condition.notify()
 
     @property
