@@ -322,7 +322,7 @@ class _Layer:
         """Queries `[tokens, heads, head_dim]`, keys and values `[tokens, kv_heads, head_dim]` of `x`."""
         shape = self.shape
         heads = self.qkv(x, spans=spans).view(len(x), -1, shape.head_dim)
-        # Its Python wrapper, `split`, takes as long as all else here.
+        # Not `split`, which is a wrapper in Python around this.
         q, k, v = heads.split_with_sizes((shape.n_heads, shape.n_kv_heads, shape.n_kv_heads), 1)
         if self.q_norm is not None and self.k_norm is not None:
             if shape.qk_norm == "head":

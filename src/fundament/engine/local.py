@@ -42,7 +42,7 @@ from fundament.telemetry import Metrics, say
 _SIDE_BY_SIDE_BYTES = 256 * 1024**2
 _MOST_THREADS = 4
 _FEW_ROWS = 64
-_SHORT_CHARACTERS = 4096  # tokenized in a few milliseconds
+_SHORT_CHARACTERS = 4096  # of a call that others wait for while it is tokenized
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

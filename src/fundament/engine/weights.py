@@ -169,7 +169,7 @@ def pulled(data_dir: Path) -> dict[str, Local]:
     So a running server asks for every request and sees a model as soon as it is there.
     """
     try:
-        changed_ns = os.stat(f"{data_dir}/models").st_mtime_ns  # noqa: PTH116 - a path takes four times as long
+        changed_ns = os.stat(f"{data_dir}/models").st_mtime_ns  # noqa: PTH116 - asked for every request
     except (FileNotFoundError, NotADirectoryError):
         return {}
     return dict(_scan(data_dir, changed_ns))
