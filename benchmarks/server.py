@@ -113,7 +113,7 @@ def _share(laps: Sequence[float | Outcome]) -> str:
 
 
 def crowd(n_rounds: int, seconds: float) -> None:
-    """Requests per second of one client, 8 and 64, each with one short query at a time."""
+    """Requests per second of one client, 8, 16 and 64, each with one short query at a time."""
     made = query_bodies(1_000)
     with process.fundament() as server:
         target = Target(server.port, EMBEDDINGS)
@@ -124,7 +124,7 @@ def crowd(n_rounds: int, seconds: float) -> None:
             outcome = load(target, made, n_clients=n_clients, seconds=seconds, short=True)
             return outcome, (server.core_seconds - used) / outcome.n
 
-        measured = rounds({str(n): partial(lap, n) for n in (1, 8, 64)}, n_rounds)
+        measured = rounds({str(n): partial(lap, n) for n in (1, 8, 16, 64)}, n_rounds)
     found = {n: [outcome for outcome, _ in laps] for n, laps in measured.items()}
     per_second = {n: median(lap.rate for lap in laps) for n, laps in found.items()}
     table(

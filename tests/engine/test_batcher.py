@@ -49,7 +49,7 @@ def model() -> Doubler:
 def started(model: Doubler, **options: object) -> Batcher:
     defaults: dict[str, object] = {
         "n_threads": 1,
-        "set_up": lambda: None,
+        "use_cores": lambda _: None,
         "max_batch_tokens": 1000,
         "max_waiting_rows": 100,
         "max_waiting_bytes": 10**9,
@@ -178,7 +178,7 @@ def test_the_end_waits_for_no_others(runner: asyncio.Runner, batcher: Batcher) -
     runner.run(scenario())
 
 
-@pytest.mark.parametrize(("n_tokens", "sizes"), [(8, [4, 4]), (4, [8])])
+@pytest.mark.parametrize(("n_tokens", "sizes"), [(13, [4, 4]), (12, [8])])
 def test_threads_that_are_free_divide_what_waits_but_not_a_little(
     runner: asyncio.Runner, model: Doubler, n_tokens: int, sizes: list[int]
 ) -> None:
@@ -190,6 +190,50 @@ def test_threads_that_are_free_divide_what_waits_but_not_a_little(
         model.gate.set()
         await ticket.done
         assert [len(batch) for batch in model.batches] == sizes
+
+    model.gate.clear()
+    runner.run(scenario())
+    batcher.close()
+
+
+@pytest.mark.parametrize(("n_tokens", "together"), [(10, True), (100, False)])
+def test_a_few_rows_wait_for_few_that_have_all_cores_and_not_for_a_long_batch(
+    runner: asyncio.Runner, model: Doubler, n_tokens: int, together: bool
+) -> None:
+    asked: list[bool] = []
+    batcher = started(model, n_threads=2, use_cores=asked.append)
+
+    async def scenario() -> None:
+        first = submit(batcher, items(0, n_tokens=n_tokens))
+        await until(lambda: model.batches)
+        later = [submit(batcher, items(1)), submit(batcher, items(2))]
+        if together:
+            await asyncio.sleep(0.05)
+        else:
+            await until(lambda: len(model.batches) == 2)
+        model.gate.set()
+        await asyncio.gather(first.done, *(ticket.done for ticket in later))
+
+    model.gate.clear()
+    runner.run(scenario())
+    batcher.close()
+    if together:
+        assert model.batches == [[0], [1, 2]]
+        assert asked == [True, True]
+    else:
+        assert asked[:2] == [False, False]
+
+
+def test_many_rows_do_not_wait_for_few_that_have_all_cores(runner: asyncio.Runner, model: Doubler) -> None:
+    batcher = started(model, n_threads=2)
+
+    async def scenario() -> None:
+        first = submit(batcher, items(0))
+        await until(lambda: model.batches)
+        many = submit(batcher, items(*range(1, 11)))
+        await until(lambda: len(model.batches) == 2)
+        model.gate.set()
+        await asyncio.gather(first.done, many.done)
 
     model.gate.clear()
     runner.run(scenario())

@@ -13,9 +13,9 @@ import torch
 
 from fundament.backbone.device import Placement
 from fundament.catalog import CATALOG, ModelSpec, Task
-from fundament.core import Array, Embed, Embeddings, Item, Priority
+from fundament.core import Array, Embed, Embedded, Embeddings, Item, Priority
 from fundament.engine.batcher import Ticket
-from fundament.engine.local import EngineOptions, LocalEngine, _unpaid, load_model, needed_bytes, threads_of
+from fundament.engine.local import EngineOptions, LocalEngine, _unpaid, load_model, needed_bytes, threads_of, use_cores
 from fundament.engine.weights import Local
 from fundament.errors import (
     BalanceError,
@@ -162,11 +162,12 @@ def test_what_recurs_runs_once_while_its_model_stays(runner: asyncio.Runner, ber
 
 
 @pytest.mark.parametrize(
-    ("characters", "n_before", "held"),
+    ("characters", "n_long", "leave", "held"),
     [
-        pytest.param(4, 1, True, id="a short call is read"),
-        pytest.param(5000, 1, False, id="a long one is"),
-        pytest.param(4, 3, False, id="a short one waits for the threads that read long ones"),
+        pytest.param(4, 0, False, True, id="a short call is read"),
+        pytest.param(5000, 0, False, False, id="a long one is"),
+        pytest.param(4, 2, False, False, id="a short one waits for the threads that read long ones"),
+        pytest.param(4, 2, True, False, id="the same, and whoever sent those has left"),
     ],
 )
 def test_rows_wait_for_short_calls_that_are_read(
@@ -174,10 +175,12 @@ def test_rows_wait_for_short_calls_that_are_read(
     berts: dict[str, Local],
     monkeypatch: pytest.MonkeyPatch,
     characters: int,
-    n_before: int,
+    n_long: int,
+    leave: bool,
     held: bool,
 ) -> None:
     gate = threading.Event()
+    begun: list[Embed] = []
 
     async def scenario() -> None:
         engine = LocalEngine(berts, EngineOptions(dtype="float32", n_threads=2), Metrics())
@@ -186,22 +189,30 @@ def test_rows_wait_for_short_calls_that_are_read(
             rows = prepare(Embed(inputs=TEXTS))
 
             def slowly(call: Embed) -> list[Item]:
+                begun.append(call)
                 assert gate.wait(10)
                 return prepare(call)
 
+            def embed(text: str) -> asyncio.Task[Embedded]:
+                return asyncio.create_task(engine.run("model-0", Embed(inputs=[text], truncate=True)))
+
             monkeypatch.setattr(loaded.model, "prepare", slowly)
-            texts = ["x" * 5000] * (n_before - 1) + ["x" * characters]
-            calls = [
-                asyncio.ensure_future(engine.run("model-0", Embed(inputs=[text], truncate=True))) for text in texts
-            ]
-            await asyncio.sleep(0)  # they begin
+            long = [embed("x" * 5000) for _ in range(n_long)]
+            while len(begun) < n_long:
+                await asyncio.sleep(0.001)
+            if leave:
+                for call in long:
+                    call.cancel()
+                await asyncio.wait(long)
+            call = embed("x" * characters)
+            await asyncio.sleep(0)  # it begins
             ticket = Ticket(loop, loop.create_future())
             ticket.open(rows)
             loaded.batcher.submit(ticket, rows, Priority.INTERACTIVE)
             done, _ = await asyncio.wait([ticket.done], timeout=0.05 if held else 10)
             assert bool(done) is not held
             gate.set()
-            await asyncio.gather(ticket.done, *calls)
+            await asyncio.gather(ticket.done, call, *([] if leave else long))
         await engine.close()
 
     runner.run(scenario())
@@ -264,6 +275,21 @@ def test_small_models_run_side_by_side_and_large_ones_on_all_cores() -> None:
     assert threads_of(45_000_000, 2) == 2
     assert threads_of(45_000_000, 64) == 4
     assert threads_of(1_200_000_000, 64) == 1
+
+
+@pytest.mark.parametrize(
+    ("n_cores", "n_threads", "narrow", "wide"),
+    [(1, 1, 1, 1), (2, 2, 1, 2), (8, 4, 2, 4), (64, 4, 16, 16), (2, 1, 2, 2)],
+)
+def test_a_few_tokens_that_are_alone_divide_over_all_cores(
+    n_cores: int, n_threads: int, narrow: int, wide: int
+) -> None:
+    before, found = torch.get_num_threads(), []
+    for alone in (False, True):
+        use_cores(n_cores, n_threads, alone)
+        found.append(torch.get_num_threads())
+    torch.set_num_threads(before)
+    assert found == [narrow, wide]
 
 
 @pytest.mark.parametrize(

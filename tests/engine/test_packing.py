@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fundament.core import Priority
-from fundament.engine.packing import AGEING_SECONDS, dues, take_batch, turn
+from fundament.engine.packing import AGEING_SECONDS, FEW_TOKENS, dues, share, take_batch, turn
 
 
 @dataclass(frozen=True)
@@ -119,3 +119,24 @@ def test_rows_of_like_length_join_first() -> None:
 
 def test_a_row_longer_than_the_budget_goes_alone() -> None:
     assert take_batch([Waiting(5000), Waiting(1)], 100) == [0]
+
+
+@given(st.integers(1, 100_000), st.integers(1, 4))
+def test_threads_that_are_free_share_all_that_waits(n_waiting: int, n_free: int) -> None:
+    shares, left = [], n_waiting
+    for n in range(n_free, 0, -1):
+        if left:
+            shares.append(share(left, n, wide=False))
+            left -= shares[-1]
+    assert left == 0
+    assert max(shares) <= max(FEW_TOKENS, -(-n_waiting // n_free))
+
+
+def test_a_few_tokens_stay_together_and_wait_for_what_has_all_cores() -> None:
+    assert share(FEW_TOKENS, 2, wide=False) == FEW_TOKENS
+    assert share(FEW_TOKENS, 1, wide=True) == 0
+    assert share(FEW_TOKENS + 1, 1, wide=True) == FEW_TOKENS + 1
+
+
+def test_what_waits_waits_while_no_thread_is_free() -> None:
+    assert share(1, 0, wide=False) == share(1_000, 0, wide=False) == 0

@@ -20,12 +20,11 @@ import numpy as np
 
 from fundament.core import Array, Item, Model, Priority
 from fundament.engine.failures import device_lost, out_of_memory
-from fundament.engine.packing import dues, take_batch, turn
+from fundament.engine.packing import FEW_TOKENS, dues, share, take_batch, turn
 from fundament.errors import RowError, UnavailableError
 from fundament.telemetry import Metrics, say
 
 _WINDOW = 512  # waiting rows that the policy looks at, so that a long queue costs no more than a short one
-_LEAST_SHARE_TOKENS = 32  # threads that are free together do not divide fewer
 _COMPANY_TOKENS = 512  # so many wait for no others
 
 Rescue = Callable[[Item], Array]
@@ -110,7 +109,7 @@ class Batcher:
         name: the model's id, for metrics and thread names.
         model: used by these threads only.
         n_threads: how many batches run side by side.
-        set_up: called once by each thread before its first batch.
+        use_cores: called by a thread before each batch: whether it has all cores, or its share of them.
         max_batch_tokens: most tokens of a batch.
         max_waiting_rows: rows past which a call is refused; a call into an empty queue is always taken.
         max_waiting_bytes: the same of the rows' memory.
@@ -124,7 +123,7 @@ class Batcher:
         model: Model[Any, Any],
         *,
         n_threads: int,
-        set_up: Callable[[], None],
+        use_cores: Callable[[bool], None],
         max_batch_tokens: int,
         max_waiting_rows: int,
         max_waiting_bytes: int,
@@ -134,15 +133,15 @@ class Batcher:
         self.name, self.model = name, model
         self.max_batch_tokens = max_batch_tokens
         self.death: BaseException | None = None
-        self._set_up = set_up
+        self._use_cores = use_cores
         self._max_waiting_rows, self._max_waiting_bytes = max_waiting_rows, max_waiting_bytes
         self._rescue = rescue
         self._lanes: dict[Priority, list[Row]] = {priority: [] for priority in Priority}  # each in the order of `due`
         self._led = dict.fromkeys(Priority, 0.0)
         self._clock = dict.fromkeys(Priority, 0.0)
         self._n_calls: Counter[str] = Counter()
-        self._n_waiting_tokens, self._n_waiting_bytes, self._n_busy, self._closing = 0, 0, 0, False
-        self._n_expected = 0
+        self._n_waiting_tokens, self._n_waiting_bytes, self._n_expected, self._closing = 0, 0, 0, False
+        self._n_busy, self._wide = 0, False  # whether a batch runs that has all cores
         self._tokens_per_second = 0.0
         self._condition = threading.Condition()
         self._queue_seconds = metrics.queue_seconds.labels(name)
@@ -215,13 +214,14 @@ class Batcher:
 
     def _wake(self) -> None:
         """Wake a thread for what waits; the condition is held."""
-        if self.n_waiting and not self._awaits_company:
+        if self.n_waiting and self._share():
             self._condition.notify()
 
-    @property
-    def _awaits_company(self) -> bool:
-        """Whether what waits should wait for what is expected."""
-        return self._n_expected > 0 and self._n_waiting_tokens < _COMPANY_TOKENS and not self._closing
+    def _share(self) -> int:
+        """How many of the tokens that wait a thread should take; 0 where they should wait."""
+        if self._n_expected and self._n_waiting_tokens < _COMPANY_TOKENS and not self._closing:
+            return 0
+        return share(self._n_waiting_tokens, len(self._threads) - self._n_busy, wide=self._wide)
 
     def drop(self, ticket: Ticket) -> None:
         """Forget a call that nobody waits for any more: its waiting rows cost nothing. Any thread may call this."""
@@ -247,11 +247,9 @@ class Batcher:
     def _live(self) -> None:
         rows: list[Row] = []
         try:
-            self._set_up()
-            while rows := self._next():
+            for rows, wide in self._batches():
+                self._use_cores(wide)
                 self._run(rows)
-                with self._condition:
-                    self._n_busy -= 1
         except BaseException as error:
             self._die(error, rows)
 
@@ -266,22 +264,28 @@ class Batcher:
         failure = UnavailableError(f"Model '{self.name}' has stopped: {error!r}.")
         self._settle([(row, failure) for row in rows])
 
-    def _next(self) -> list[Row]:
-        """Wait for rows and return a batch; an empty one at the end."""
-        with self._condition:
-            while True:
-                if not self._awaits_company and (rows := self._take()):
-                    self._n_busy += 1
-                    self._wake()  # another thread, for the rest
-                    return rows
-                if self._closing:
-                    return []
-                self._condition.wait()
+    def _batches(self) -> Iterator[tuple[list[Row], bool]]:
+        """Wait for rows and hand out batches until the end, each with whether it has all cores: all that there is."""
+        while True:
+            with self._condition:
+                while not (rows := self._take()):
+                    if self._closing:
+                        return
+                    self._condition.wait()
+                wide = not self._n_busy and not self.n_waiting and sum(row.n_tokens for row in rows) <= FEW_TOKENS
+                self._n_busy += 1
+                self._wide = self._wide or wide
+                self._wake()  # another thread, for the rest
+            yield rows, wide
+            with self._condition:
+                self._n_busy -= 1
+                self._wide = self._wide and not wide
 
     def _take(self) -> list[Row]:
+        """A batch; an empty one where nothing waits, or what waits should wait on."""
         taken: list[Row] = []
-        while not taken and (lanes := self._turns()):
-            taken = self._take_from(lanes)
+        while not taken and (lanes := self._turns()) and (n_tokens := self._share()):
+            taken = self._take_from(lanes, min(self.max_batch_tokens, n_tokens))
         return taken
 
     def _turns(self) -> list[Priority]:
@@ -291,14 +295,11 @@ class Batcher:
             key=lambda priority: turn(priority, self._lanes[priority][0].arrived, self._led[priority]),
         )
 
-    def _take_from(self, lanes: Sequence[Priority]) -> list[Row]:
+    def _take_from(self, lanes: Sequence[Priority], budget: int) -> list[Row]:
         """A batch of the most urgent rows; an empty one where nobody waits any more for those that were looked at."""
         window = list(islice(chain.from_iterable(self._lanes[priority] for priority in lanes), _WINDOW))
         live = [row for row in window if not row.ticket.cancelled]
-        # Threads that are free together share what waits, so that one large call uses all cores.
-        n_free = len(self._threads) - self._n_busy
-        share = max(_LEAST_SHARE_TOKENS, -(-self._n_waiting_tokens // n_free))
-        taken = [live[place] for place in take_batch(live, min(self.max_batch_tokens, share))]
+        taken = [live[place] for place in take_batch(live, budget)]
         gone = set(map(id, window)) - set(map(id, live)) | set(map(id, taken))
         for priority in lanes:
             head = self._lanes[priority][: len(window)]

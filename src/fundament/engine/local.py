@@ -2,12 +2,12 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, cast, overload
+from typing import Any, TypeVar, cast, overload
 
 import torch
 
@@ -43,6 +43,8 @@ _SIDE_BY_SIDE_BYTES = 256 * 1024**2
 _MOST_THREADS = 4
 _FEW_ROWS = 64
 _SHORT_CHARACTERS = 4096  # of a call that others wait for while it is tokenized
+
+_Made = TypeVar("_Made")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,7 +110,7 @@ class LocalEngine:
             load=self._load,
         )
         self._n_readers = max(2, self.n_cores)
-        self._n_long = 0  # calls of long texts that are being read
+        self._working: set[Future[Any]] = set()  # what its threads do that may take long
         self._pool = ThreadPoolExecutor(self._n_readers, thread_name_prefix="prepare")
         # Apart from the others, so that no text waits for a video; few, because what they decode is large.
         self._decoders = ThreadPoolExecutor(max(2, self.n_cores // 2), thread_name_prefix="decode")
@@ -151,9 +153,7 @@ class LocalEngine:
             loop = asyncio.get_running_loop()
             done: asyncio.Future[list[Array]] = loop.create_future()
             ticket = Ticket(loop, done, caller)
-            pool = self._decoders if call.has_media else self._pool
-            with self._reading(loaded.batcher, call):
-                items: Sequence[Item] = await loop.run_in_executor(pool, loaded.model.prepare, call)
+            items = await self._read(loaded, call)
             if bill is not None:
                 await bill.admit(sum(item.n_counted for item in items))
             recurring = items[len(items) - call.n_recurring :] if isinstance(call, Embed) else []
@@ -165,13 +165,13 @@ class LocalEngine:
                 elif len(items) <= _FEW_ROWS:  # less than a change of threads costs
                     loaded.batcher.submit(ticket, items, priority)
                 else:
-                    await loop.run_in_executor(self._pool, loaded.batcher.submit, ticket, items, priority)
+                    await self._work(partial(loaded.batcher.submit, ticket, items, priority))
                 arrays = await done
                 loaded.recurring.keep(recurring, arrays[len(items) - len(recurring) :], known)
                 finish: Callable[[], Result] = partial(_finish, loaded.model, call, items, arrays)
                 if isinstance(call, Embed) and call.output == "dense":  # one copy: less than a change of threads costs
                     return finish()
-                return await loop.run_in_executor(self._pool, finish)
+                return await self._work(finish)
             except BaseException as error:
                 if isinstance(error, asyncio.CancelledError):
                     loaded.batcher.drop(ticket)
@@ -222,22 +222,29 @@ class LocalEngine:
                 if bill is not None:
                     bill.refund(n_taken - (n_prompt + n_written if conversation.begun and not failed else 0))
 
-    @contextmanager
-    def _reading(self, batcher: Batcher, call: Embed | Rerank) -> Iterator[None]:
-        """Around the reading of a call, whose rows are expected where that takes no time worth mentioning."""
+    async def _read(self, loaded: Loaded, call: Embed | Rerank) -> Sequence[Item]:
+        """The rows of a call; what waits for the model waits for those of a call that is read in no time."""
+        assert isinstance(loaded.batcher, Batcher)
+        prepare: Callable[[], Sequence[Item]] = partial(loaded.model.prepare, call)
         if call.has_media:
-            yield
-        elif not _is_short(call):
-            self._n_long += 1
-            try:
-                yield
-            finally:
-                self._n_long -= 1
-        elif self._n_long < self._n_readers:
-            with batcher.expecting():
-                yield
-        else:  # it waits for a thread that reads a long text
-            yield
+            return await asyncio.get_running_loop().run_in_executor(self._decoders, prepare)
+        if not _is_short(call):
+            return await self._work(prepare)
+        reading = asyncio.wrap_future(self._pool.submit(prepare))
+        if len(self._working) >= self._n_readers:  # it waits for a thread itself
+            return await reading
+        with loaded.batcher.expecting():
+            return await reading
+
+    def _work(self, work: Callable[[], _Made]) -> asyncio.Future[_Made]:
+        """Do what may take long on a thread that texts are read on.
+
+        It counts until the thread is done, which a caller that leaves does not wait for.
+        """
+        working = self._pool.submit(work)
+        self._working.add(working)
+        working.add_done_callback(self._working.discard)
+        return asyncio.wrap_future(working)
 
     @asynccontextmanager
     async def _lease(self, model: str) -> AsyncIterator[Loaded]:
@@ -323,7 +330,7 @@ class LocalEngine:
                 name,
                 model,
                 n_threads=n_threads,
-                set_up=partial(torch.set_num_threads, max(1, self.n_cores // n_threads)),
+                use_cores=partial(use_cores, self.n_cores, n_threads),
                 max_batch_tokens=max_tokens,
                 max_waiting_rows=self.options.max_waiting_rows,
                 max_waiting_bytes=self.options.max_waiting_bytes,
@@ -391,6 +398,11 @@ def threads_of(n_bytes: int, n_cores: int) -> int:
     threads share one interpreter.
     """
     return min(n_cores, _MOST_THREADS) if n_bytes <= _SIDE_BY_SIDE_BYTES else 1
+
+
+def use_cores(n_cores: int, n_threads: int, wide: bool) -> None:
+    """Give the calling thread its share of the cores, or where it has them all as many as a few tokens divide over."""
+    torch.set_num_threads(max(n_cores // n_threads, min(n_cores, _MOST_THREADS) if wide else 1))
 
 
 def batch_tokens_of(n_bytes: int, *, on_cpu: bool) -> int:

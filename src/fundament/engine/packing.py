@@ -11,6 +11,9 @@ from typing import Protocol
 from fundament.core import Priority
 
 AGEING_SECONDS = 2.0
+FEW_TOKENS = 96
+"""So few go through a model together, on all cores: divided among threads that each have a core, they would take turns
+at the interpreter more than they compute (`benchmarks/server.py --only crowd`)."""
 
 
 class Waiting(Protocol):
@@ -86,6 +89,25 @@ def take_batch(rows: Sequence[Waiting], budget: int) -> list[int]:
             room -= rows[place].n_tokens
             batch.append(place)
     return batch
+
+
+def share(n_waiting: int, n_free: int, *, wide: bool) -> int:
+    """How many of the tokens that wait a free thread takes.
+
+    Threads that are free together divide what waits, so that one large call uses all cores. A few tokens stay together,
+    and wait for a batch that has all cores already.
+
+    Args:
+        n_waiting: tokens that wait.
+        n_free: threads without a batch.
+        wide: whether a batch runs that has all cores.
+
+    Returns:
+        Tokens; 0 where they should wait.
+    """
+    if not n_free or (wide and n_waiting <= FEW_TOKENS):
+        return 0
+    return n_waiting if n_waiting <= FEW_TOKENS else -(-n_waiting // n_free)
 
 
 def share_step(ahead: Sequence[int], budget: int) -> list[int]:
