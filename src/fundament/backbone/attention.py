@@ -63,7 +63,7 @@ def attend(
         for run in packed.runs
     ]
     mixed = parts[0] if len(parts) == 1 else torch.cat(parts)
-    return mixed if len(q) == packed.n_tokens else F.pad(mixed, (0, 0, 0, len(q) - packed.n_tokens))
+    return mixed if len(mixed) == len(q) else F.pad(mixed, (0, 0, 0, len(q) - len(mixed)))
 
 
 def has_varlen(q: Tensor) -> bool:
@@ -162,7 +162,10 @@ def _attend_run(
     scale: float | None,
 ) -> Tensor:
     grouped = k.shape[1] != q.shape[1]
-    queries = _blocks(q, run, run.start, run.length)
+    n_asking = run.length
+    if run.n_blocks == 1 and run.stop == packed.n_tokens and run.length < _PRODUCT_TOKENS:
+        n_asking = len(q) - run.start  # tokens of no row, too: less than filling up what comes out costs
+    queries = _blocks(q, run, run.start, n_asking)
     plain = nearness is None and packed.unseen is None and not run.row_lengths
     sees_all = plain and (window is None or window >= run.length)
     if sees_all and causal and run.length > _CAUSAL_BIAS_TOKENS:
@@ -172,8 +175,8 @@ def _attend_run(
         begin, width = _reach(run, len(k))
         keys, values = _blocks(k, run, begin, width), _blocks(v, run, begin, width)
         out_blocks = []
-        for first in range(0, run.length, _QUERY_BLOCK):
-            last = min(first + _QUERY_BLOCK, run.length)
+        for first in range(0, n_asking, _QUERY_BLOCK):
+            last = min(first + _QUERY_BLOCK, n_asking)
             bias = None
             if causal or not plain or width > run.length:
                 bias = _bias(packed, Scores(run, range(first, last), begin, width), causal, window, nearness, q)
@@ -182,7 +185,7 @@ def _attend_run(
                 F.scaled_dot_product_attention(block, keys, values, attn_mask=bias, scale=scale, enable_gqa=grouped)
             )
         out = out_blocks[0] if len(out_blocks) == 1 else torch.cat(out_blocks, dim=2)
-    return out.transpose(1, 2).reshape(run.n_blocks * run.length, -1)
+    return out.transpose(1, 2).reshape(run.n_blocks * n_asking, -1)
 
 
 def _attend_run_in_products(
@@ -290,7 +293,8 @@ def score_bias(scores: Scores, *, causal: bool, window: int | None, nearness: Ne
     keys = torch.arange(scores.width, device=like.device) + (scores.begin - run.start)
     asking = scores.queries
     if isinstance(asking, range):  # made on the device: a copy would wait for what runs there
-        queries = torch.arange(asking.start, asking.stop, device=like.device)[:, None]
+        # Tokens of no row ask as the last one of a row does: for something, so that all numbers stay finite.
+        queries = torch.arange(asking.start, asking.stop, device=like.device).clamp_(max=run.length - 1)[:, None]
     else:
         queries = torch.tensor(asking, device=like.device)[:, None]
     hidden = ((keys < 0) | (keys >= run.length))[None]
