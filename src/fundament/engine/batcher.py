@@ -1,7 +1,7 @@
 """The threads that own a model: rows of many callers wait here and go through it together.
 
-There is no timer. A thread that is free takes the next batch as soon as no rows are on their way that could share it;
-while all are busy, rows gather.
+There is no timer. A thread that is free takes the next batch as soon as no rows are on their way that could share it,
+and few rows once a batch of few is done, which has all cores; while all are busy, rows gather.
 """
 
 import asyncio
