@@ -164,7 +164,7 @@ def _attend_run(
     grouped = k.shape[1] != q.shape[1]
     n_asking = run.length
     if run.n_blocks == 1 and run.stop == packed.n_tokens and run.length < _PRODUCT_TOKENS:
-        n_asking = len(q) - run.start  # tokens of no row, too: less than filling up what comes out costs
+        n_asking = len(q) - run.start  # tokens of no row ask too, so that nothing is filled up afterwards
     queries = _blocks(q, run, run.start, n_asking)
     plain = nearness is None and packed.unseen is None and not run.row_lengths
     sees_all = plain and (window is None or window >= run.length)

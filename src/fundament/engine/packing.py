@@ -12,8 +12,8 @@ from fundament.core import Priority
 
 AGEING_SECONDS = 2.0
 FEW_TOKENS = 96
-"""So few go through a model together, on all cores: divided among threads that each have a core, they would take turns
-at the interpreter more than they compute (`benchmarks/server.py --only crowd`)."""
+"""So few go through a model together, on all cores: threads with a core each would wait for the interpreter between
+operators this short. What it brings: `benchmarks/server.py --only crowd`."""
 
 
 class Waiting(Protocol):
