@@ -1,12 +1,14 @@
 """The database: SQLite in the data directory, or PostgreSQL by URL, spoken to in the same way."""
 
 import asyncio
+import sqlite3
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Engine, create_engine, event
+from sqlalchemy import Dialect, Engine, create_engine, event
 from sqlalchemy.engine import URL, Connection, make_url
 from sqlalchemy.exc import ArgumentError, InterfaceError, NoSuchModuleError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
@@ -60,6 +62,7 @@ class Database:
         self._turn: asyncio.Lock | None = None
         if is_sqlite(url):
             _tame(self._engine.sync_engine)
+            _wait_for_closing(self._engine.dialect)
             # Writers of this process take turns here; in SQLite they would poll for the lock.
             self._turn = asyncio.Lock()
 
@@ -103,6 +106,7 @@ def connected(url: URL) -> Iterator[Connection]:
         engine = create_engine(url.set(drivername=_SYNC[url.drivername]), **_options(url))
     if is_sqlite(url):
         _tame(engine)
+        event.listen(engine, "first_connect", _let_readers_go_on)
     try:
         with engine.begin() as connection:
             yield connection
@@ -112,9 +116,23 @@ def connected(url: URL) -> Iterator[Connection]:
         engine.dispose()
 
 
+class _Connection(sqlite3.Connection):
+    """A connection that takes its transaction with it.
+
+    SQLite keeps a closed connection's transaction, and every writer waiting, until the last unfinished statement is
+    gone; where a task was cancelled amid one, that lives as long as the traceback.
+    """
+
+    def close(self) -> None:
+        try:
+            self.rollback()
+        finally:
+            super().close()
+
+
 def _options(url: URL) -> dict[str, Any]:
     if is_sqlite(url):
-        return {"connect_args": {"timeout": _BUSY_SECONDS}}
+        return {"connect_args": {"timeout": _BUSY_SECONDS, "factory": _Connection}}
     return {"pool_pre_ping": True, "pool_size": 8, "max_overflow": 8, "pool_timeout": _BUSY_SECONDS}
 
 
@@ -126,7 +144,6 @@ def _tame(engine: Engine) -> None:
         del record
         connection.isolation_level = None  # the driver begins nothing by itself
         cursor = connection.cursor()
-        cursor.execute("PRAGMA journal_mode = WAL")
         # A commit survives the end of the process; the last ones before a loss of power may not.
         cursor.execute("PRAGMA synchronous = NORMAL")
         cursor.execute("PRAGMA foreign_keys = ON")
@@ -137,6 +154,29 @@ def _tame(engine: Engine) -> None:
         # A transaction that reads first and writes later could find that another one wrote in between, and fail.
         reads = connection.get_execution_options().get("reads")
         connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
+
+
+def _wait_for_closing(dialect: Dialect) -> None:
+    """Close a cancelled task's connection as any other.
+
+    SQLAlchemy closes it in a task of its own, and where cancelled again stops its thread; that task never ends then.
+    """
+    dialect.has_terminate = False
+    dialect.do_terminate = dialect.do_close  # type: ignore[method-assign]
+
+
+def _let_readers_go_on(connection: sqlite3.Connection, record: object) -> None:
+    """Keep a write-ahead log, from now on: the file remembers it."""
+    del record
+    until = time.monotonic() + _BUSY_SECONDS
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError:  # of two that change it at once, one is refused without waiting
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.01)
 
 
 def _make_room(file: Path) -> None:
