@@ -18,7 +18,7 @@ from fundament.catalog import CATALOG, EMBEDDED
 from fundament.config import Settings
 from fundament.engine import hub as hub_module
 from fundament.engine.weights import pulled
-from fundament.errors import FundamentError
+from fundament.errors import FundamentError, ModelNotFoundError
 from tests.hub import Hub, hub_of, make_bert
 from tests.servers import database_on
 
@@ -79,10 +79,13 @@ def test_the_embedded_model_is_there_already(hub: Hub) -> None:
 
 
 def test_a_running_application_serves_what_was_pulled_meanwhile(hub: Hub, data_dir: Path) -> None:
-    served = create_app(Settings(data_dir=data_dir, preload=False)).state.parts.served
-    assert set(served()) == {EMBEDDED.id}
+    parts = create_app(Settings(data_dir=data_dir, preload=False)).state.parts
+    assert set(parts.served()) == {EMBEDDED.id}
+    with pytest.raises(ModelNotFoundError, match="fundament pull"):
+        parts.find(SPEC.id)
     assert fundament("pull", SPEC.id)[0] == 0
-    assert set(served()) == {EMBEDDED.id, SPEC.id}
+    assert parts.find(SPEC.id) == SPEC
+    assert set(parts.served()) == {EMBEDDED.id, SPEC.id}
 
 
 def test_a_licence_is_shown_first_and_must_be_accepted(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:

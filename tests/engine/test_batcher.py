@@ -49,7 +49,7 @@ def model() -> Doubler:
 def started(model: Doubler, **options: object) -> Batcher:
     defaults: dict[str, object] = {
         "n_threads": 1,
-        "use_cores": lambda _: None,
+        "set_up": lambda: None,
         "max_batch_tokens": 1000,
         "max_waiting_rows": 100,
         "max_waiting_bytes": 10**9,
@@ -197,11 +197,10 @@ def test_threads_that_are_free_divide_what_waits_but_not_a_little(
 
 
 @pytest.mark.parametrize(("n_tokens", "together"), [(10, True), (100, False)])
-def test_a_few_rows_wait_for_few_that_have_all_cores_and_not_for_a_long_batch(
+def test_a_few_rows_wait_for_a_batch_of_few_and_not_for_a_long_one(
     runner: asyncio.Runner, model: Doubler, n_tokens: int, together: bool
 ) -> None:
-    asked: list[bool] = []
-    batcher = started(model, n_threads=2, use_cores=asked.append)
+    batcher = started(model, n_threads=2)
 
     async def scenario() -> None:
         first = submit(batcher, items(0, n_tokens=n_tokens))
@@ -219,12 +218,9 @@ def test_a_few_rows_wait_for_few_that_have_all_cores_and_not_for_a_long_batch(
     batcher.close()
     if together:
         assert model.batches == [[0], [1, 2]]
-        assert asked == [True, True]
-    else:
-        assert asked[:2] == [False, False]
 
 
-def test_many_rows_do_not_wait_for_few_that_have_all_cores(runner: asyncio.Runner, model: Doubler) -> None:
+def test_many_rows_do_not_wait_for_a_batch_of_few(runner: asyncio.Runner, model: Doubler) -> None:
     batcher = started(model, n_threads=2)
 
     async def scenario() -> None:

@@ -15,7 +15,7 @@ from fundament.backbone.device import Placement
 from fundament.catalog import CATALOG, ModelSpec, Task
 from fundament.core import Array, Embed, Embedded, Embeddings, Item, Priority
 from fundament.engine.batcher import Ticket
-from fundament.engine.local import EngineOptions, LocalEngine, _unpaid, load_model, needed_bytes, threads_of, use_cores
+from fundament.engine.local import EngineOptions, LocalEngine, _unpaid, load_model, needed_bytes, threads_of
 from fundament.engine.weights import Local
 from fundament.errors import (
     BalanceError,
@@ -275,21 +275,6 @@ def test_small_models_run_side_by_side_and_large_ones_on_all_cores() -> None:
     assert threads_of(45_000_000, 2) == 2
     assert threads_of(45_000_000, 64) == 4
     assert threads_of(1_200_000_000, 64) == 1
-
-
-@pytest.mark.parametrize(
-    ("n_cores", "n_threads", "narrow", "wide"),
-    [(1, 1, 1, 1), (2, 2, 1, 2), (8, 4, 2, 4), (64, 4, 16, 16), (2, 1, 2, 2)],
-)
-def test_a_few_tokens_that_are_alone_divide_over_all_cores(
-    n_cores: int, n_threads: int, narrow: int, wide: int
-) -> None:
-    before, found = torch.get_num_threads(), []
-    for alone in (False, True):
-        use_cores(n_cores, n_threads, alone)
-        found.append(torch.get_num_threads())
-    torch.set_num_threads(before)
-    assert found == [narrow, wide]
 
 
 @pytest.mark.parametrize(

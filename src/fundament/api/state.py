@@ -65,6 +65,7 @@ class State:
     n_file_bytes: int = 0
     closing: bool = False
     deadline: float | None = None
+    _known: Mapping[str, ModelSpec] = field(default_factory=dict, init=False)  # so that not every request asks the disk
 
     def find(self, model: str) -> ModelSpec:
         """The served model of that name, long or short, or of that alias.
@@ -72,7 +73,11 @@ class State:
         Raises:
             ModelNotFoundError: with what is served, or how to get the weights.
         """
-        if found := pick(self.served(), self.answering(model)):
+        name = self.answering(model)
+        if not (found := pick(self._known, name)):
+            self._known = self.served()
+            found = pick(self._known, name)
+        if found:
             return found
         listed = self.listed()
         if (name := short_id(model)) in CATALOG:

@@ -109,7 +109,7 @@ class Batcher:
         name: the model's id, for metrics and thread names.
         model: used by these threads only.
         n_threads: how many batches run side by side.
-        use_cores: called by a thread before each batch: whether it has all cores, or its share of them.
+        set_up: called once by each thread before its first batch.
         max_batch_tokens: most tokens of a batch.
         max_waiting_rows: rows past which a call is refused; a call into an empty queue is always taken.
         max_waiting_bytes: the same of the rows' memory.
@@ -123,7 +123,7 @@ class Batcher:
         model: Model[Any, Any],
         *,
         n_threads: int,
-        use_cores: Callable[[bool], None],
+        set_up: Callable[[], None],
         max_batch_tokens: int,
         max_waiting_rows: int,
         max_waiting_bytes: int,
@@ -133,7 +133,7 @@ class Batcher:
         self.name, self.model = name, model
         self.max_batch_tokens = max_batch_tokens
         self.death: BaseException | None = None
-        self._use_cores = use_cores
+        self._set_up = set_up
         self._max_waiting_rows, self._max_waiting_bytes = max_waiting_rows, max_waiting_bytes
         self._rescue = rescue
         self._lanes: dict[Priority, list[Row]] = {priority: [] for priority in Priority}  # each in the order of `due`
@@ -141,7 +141,7 @@ class Batcher:
         self._clock = dict.fromkeys(Priority, 0.0)
         self._n_calls: Counter[str] = Counter()
         self._n_waiting_tokens, self._n_waiting_bytes, self._n_expected, self._closing = 0, 0, 0, False
-        self._n_busy, self._wide = 0, False  # whether a batch runs that has all cores
+        self._n_busy, self._few = 0, False  # whether a batch of few tokens runs alone
         self._tokens_per_second = 0.0
         self._condition = threading.Condition()
         self._queue_seconds = metrics.queue_seconds.labels(name)
@@ -221,7 +221,7 @@ class Batcher:
         """How many of the tokens that wait a thread should take; 0 where they should wait."""
         if self._n_expected and self._n_waiting_tokens < _COMPANY_TOKENS and not self._closing:
             return 0
-        return share(self._n_waiting_tokens, len(self._threads) - self._n_busy, wide=self._wide)
+        return share(self._n_waiting_tokens, len(self._threads) - self._n_busy, few=self._few)
 
     def drop(self, ticket: Ticket) -> None:
         """Forget a call that nobody waits for any more: its waiting rows cost nothing. Any thread may call this."""
@@ -247,8 +247,8 @@ class Batcher:
     def _live(self) -> None:
         rows: list[Row] = []
         try:
-            for rows, wide in self._batches():
-                self._use_cores(wide)
+            self._set_up()
+            for rows in self._batches():
                 self._run(rows)
         except BaseException as error:
             self._die(error, rows)
@@ -264,22 +264,22 @@ class Batcher:
         failure = UnavailableError(f"Model '{self.name}' has stopped: {error!r}.")
         self._settle([(row, failure) for row in rows])
 
-    def _batches(self) -> Iterator[tuple[list[Row], bool]]:
-        """Wait for rows and hand out batches until the end, each with whether it has all cores: all that there is."""
+    def _batches(self) -> Iterator[list[Row]]:
+        """Wait for rows and hand out batches until the end."""
         while True:
             with self._condition:
                 while not (rows := self._take()):
                     if self._closing:
                         return
                     self._condition.wait()
-                wide = not self._n_busy and not self.n_waiting and sum(row.n_tokens for row in rows) <= FEW_TOKENS
+                few = not self._n_busy and not self.n_waiting and sum(row.n_tokens for row in rows) <= FEW_TOKENS
                 self._n_busy += 1
-                self._wide = self._wide or wide
+                self._few = self._few or few
                 self._wake()  # another thread, for the rest
-            yield rows, wide
+            yield rows
             with self._condition:
                 self._n_busy -= 1
-                self._wide = self._wide and not wide
+                self._few = self._few and not few
 
     def _take(self) -> list[Row]:
         """A batch; an empty one where nothing waits, or what waits should wait on."""

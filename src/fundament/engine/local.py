@@ -330,7 +330,7 @@ class LocalEngine:
                 name,
                 model,
                 n_threads=n_threads,
-                use_cores=partial(use_cores, self.n_cores, n_threads),
+                set_up=partial(torch.set_num_threads, max(1, self.n_cores // n_threads)),
                 max_batch_tokens=max_tokens,
                 max_waiting_rows=self.options.max_waiting_rows,
                 max_waiting_bytes=self.options.max_waiting_bytes,
@@ -398,11 +398,6 @@ def threads_of(n_bytes: int, n_cores: int) -> int:
     threads share one interpreter.
     """
     return min(n_cores, _MOST_THREADS) if n_bytes <= _SIDE_BY_SIDE_BYTES else 1
-
-
-def use_cores(n_cores: int, n_threads: int, wide: bool) -> None:
-    """Give the calling thread its share of the cores, or where it has them all as many as a few tokens divide over."""
-    torch.set_num_threads(max(n_cores // n_threads, min(n_cores, _MOST_THREADS) if wide else 1))
 
 
 def batch_tokens_of(n_bytes: int, *, on_cpu: bool) -> int:

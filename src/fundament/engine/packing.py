@@ -12,7 +12,7 @@ from fundament.core import Priority
 
 AGEING_SECONDS = 2.0
 FEW_TOKENS = 96
-"""So few go through a model together, on all cores: threads with a core each would wait for the interpreter between
+"""So few go through a model together: threads side by side would wait for each other and for the interpreter between
 operators this short. What it brings: `benchmarks/server.py --only crowd`."""
 
 
@@ -91,21 +91,21 @@ def take_batch(rows: Sequence[Waiting], budget: int) -> list[int]:
     return batch
 
 
-def share(n_waiting: int, n_free: int, *, wide: bool) -> int:
+def share(n_waiting: int, n_free: int, *, few: bool) -> int:
     """How many of the tokens that wait a free thread takes.
 
     Threads that are free together divide what waits, so that one large call uses all cores. A few tokens stay together,
-    and wait for a batch that has all cores already.
+    and wait for a batch of as few that runs.
 
     Args:
         n_waiting: tokens that wait.
         n_free: threads without a batch.
-        wide: whether a batch runs that has all cores.
+        few: whether a batch of few tokens runs alone.
 
     Returns:
         Tokens; 0 where they should wait.
     """
-    if not n_free or (wide and n_waiting <= FEW_TOKENS):
+    if not n_free or (few and n_waiting <= FEW_TOKENS):
         return 0
     return n_waiting if n_waiting <= FEW_TOKENS else -(-n_waiting // n_free)
 

@@ -166,10 +166,10 @@ def pulled(data_dir: Path) -> dict[str, Local]:
     """The catalogue's models that are on disk, whole, and of a family that is served, by id.
 
     Costs one `stat` where nothing changed: a pull ends with a rename, which changes the time of the parent directory.
-    So a running server asks for every request and sees a model as soon as it is there.
+    So a running server asks whenever it does not know a name, and sees a model as soon as it is there.
     """
     try:
-        changed_ns = os.stat(f"{data_dir}/models").st_mtime_ns  # noqa: PTH116 - asked for every request
+        changed_ns = os.stat(f"{data_dir}/models").st_mtime_ns  # noqa: PTH116 - asked for every unknown name
     except (FileNotFoundError, NotADirectoryError):
         return {}
     return dict(_scan(data_dir, changed_ns))
