@@ -17,7 +17,7 @@ from transformers.utils import logging
 
 import corpus
 from contest import n_cores
-from fundament.backbone.device import Dtype
+from fundament.backbone.device import Dtype, use_cores
 from fundament.core import Array, Embed, Item, Model, Priority
 from fundament.engine.batcher import Batcher, Ticket
 from fundament.engine.local import EngineOptions, LocalEngine
@@ -86,7 +86,7 @@ def batcher_of(model: Model, *, n_threads: int, max_batch_tokens: int = 2_048) -
         f"{n_threads} by side",
         model,
         n_threads=n_threads,
-        set_up=partial(torch.set_num_threads, max(1, n_cores() // n_threads)),
+        set_up=partial(use_cores, max(1, n_cores() // n_threads)),
         max_batch_tokens=max_batch_tokens,
         max_waiting_rows=1_000_000,
         max_waiting_bytes=10**12,

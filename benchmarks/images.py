@@ -14,6 +14,7 @@ import asyncio
 import io
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -30,7 +31,7 @@ import corpus
 from contest import machine, n_cores, rounds, table, verdict
 from direct import batcher_of, effort, through
 from fundament.backbone.checkpoint import Checkpoint, Weights
-from fundament.backbone.device import Placement, place
+from fundament.backbone.device import Placement, place, use_cores
 from fundament.backbone.eva02 import EVA02, THETA, read_shape, reordered, stored
 from fundament.backbone.images import levels
 from fundament.backbone.linear import Linear
@@ -106,6 +107,19 @@ def ours(model: Model, runner: asyncio.Runner) -> Side:
     return run
 
 
+def apart(side: Side) -> Side:
+    """The same in a thread of its own, on all cores.
+
+    OpenMP's threads end with it. Kept, they would be more than cores, and the engine's would sleep after each operator.
+    """
+
+    def run(images: Sequence[bytes]) -> list[Tensor]:
+        with ThreadPoolExecutor(1, initializer=partial(use_cores, n_cores())) as thread:
+            return thread.submit(side, images).result()
+
+    return run
+
+
 def decoded(image: bytes) -> Image.Image:
     return Image.open(io.BytesIO(image)).convert("RGB")
 
@@ -125,7 +139,7 @@ def clip(placement: Placement, n_layers: int | None) -> tuple[Model, dict[str, S
     plain = partial(plain_eva02, weights, n_layers=shape.n_layers, n_heads=shape.n_heads)
     kinds = {"plain": plain_attention, FUSED: F.scaled_dot_product_attention}
     return model, {
-        f"{kind}, {n} at a time": partial(plain, batch=n, attention=attention)
+        f"{kind}, {n} at a time": apart(partial(plain, batch=n, attention=attention))
         for kind, attention in kinds.items()
         for n in (1, 4)
     }
@@ -146,7 +160,6 @@ def plain_eva02(
     attention: Callable[[Tensor, Tensor, Tensor], Tensor],
 ) -> list[Tensor]:
     """EVA02 in PyTorch's own layers, on batches of equal images."""
-    torch.set_num_threads(n_cores())
     dtype = weights["cls.weight"].dtype
     steps = torch.arange(GRID, dtype=torch.float32) / GRID * 16
     cosines, sines = grid_rotation(torch.cartesian_prod(steps, steps), 64, THETA, dtype)
@@ -226,7 +239,6 @@ def v4(placement: Placement, n_layers: int | None, scratch: Path) -> tuple[Model
     before, after = (tokenizer.pieces([text])[0].tolist() for text in (BEFORE, AFTER))
 
     def plain(images: Sequence[bytes]) -> list[Tensor]:
-        torch.set_num_threads(n_cores())
         found = []
         for image in images:
             read = processor(images=[decoded(image)], return_tensors="pt")
@@ -245,7 +257,7 @@ def v4(placement: Placement, n_layers: int | None, scratch: Path) -> tuple[Model
             found.append(hidden[len(before) : len(before) + n + 2].float().mean(0))
         return found
 
-    return model, plain
+    return model, apart(plain)
 
 
 def compare(name: str, sides: Mapping[str, Side], images: Sequence[bytes], n_rounds: int, target: float) -> None:
@@ -276,6 +288,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=("clip", "v4"), default=("clip", "v4"))
     asked = parser.parse_args()
     print(machine())
+    use_cores(1)  # of this thread, as in a server: the others say how many they have
     placement, images = place("cpu", asked.dtype), files(asked.images)
     print(placement.dtype_name)
     with asyncio.Runner() as runner, tempfile.TemporaryDirectory() as scratch:

@@ -277,6 +277,26 @@ def test_small_models_run_side_by_side_and_large_ones_on_all_cores() -> None:
     assert threads_of(1_200_000_000, 64) == 1
 
 
+def test_operators_divide_over_cores_in_a_models_threads_alone(
+    runner: asyncio.Runner, berts: dict[str, Local], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, found = LocalEngine(berts, EngineOptions(dtype="float32", n_threads=8), Metrics()), []
+    runner.run(engine.load(["model-0"]))
+    model = engine.memory.loaded["model-0"].model
+    forward = model.forward
+
+    def counted(items: Sequence[Item]) -> list[Array]:
+        found.append(torch.get_num_threads())
+        arrays: list[Array] = forward(items)
+        return arrays
+
+    monkeypatch.setattr(model, "forward", counted)
+    runner.run(vectors(engine, "model-0"))
+    assert found == [2]  # four side by side
+    assert {pool.submit(torch.get_num_threads).result() for pool in (engine._pool, engine._decoders)} == {1}
+    runner.run(engine.close())
+
+
 @pytest.mark.parametrize(
     ("model", "changes", "words"),
     [

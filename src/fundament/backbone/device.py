@@ -73,6 +73,12 @@ def n_cores() -> int:
     return max(1, min(affinity, int(quota) // int(period))) if quota.isdigit() and period.isdigit() else affinity
 
 
+def use_cores(n: int) -> None:
+    """Let the operators that the calling thread runs on a CPU divide over `n` cores."""
+    torch.get_num_threads()  # a thread that has not asked before its first operator takes what another one set last
+    torch.set_num_threads(n)
+
+
 def free_bytes(device: torch.device) -> int:
     """Memory that can be taken on a device now, in bytes; on a CPU, no more than its container allows."""
     if device.type == "cuda":

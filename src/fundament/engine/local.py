@@ -12,7 +12,7 @@ from typing import Any, TypeVar, cast, overload
 import torch
 
 from fundament.backbone.checkpoint import Checkpoint
-from fundament.backbone.device import Dtype, Placement, free_bytes, n_cores, place
+from fundament.backbone.device import Dtype, Placement, free_bytes, n_cores, place, use_cores
 from fundament.catalog import ModelSpec
 from fundament.core import (
     Array,
@@ -111,9 +111,13 @@ class LocalEngine:
         )
         self._n_readers = max(2, self.n_cores)
         self._working: set[Future[Any]] = set()  # what its threads do that may take long
-        self._pool = ThreadPoolExecutor(self._n_readers, thread_name_prefix="prepare")
+        # OpenMP's threads stay with the thread that first needed them, and where a process has more than cores they
+        # sleep after every operator. So none but the models' threads have any.
+        alone = partial(use_cores, 1)
+        self._pool = ThreadPoolExecutor(self._n_readers, thread_name_prefix="prepare", initializer=alone)
         # Apart from the others, so that no text waits for a video; few, because what they decode is large.
-        self._decoders = ThreadPoolExecutor(max(2, self.n_cores // 2), thread_name_prefix="decode")
+        n_decoders = max(2, self.n_cores // 2)
+        self._decoders = ThreadPoolExecutor(n_decoders, thread_name_prefix="decode", initializer=alone)
         metrics.gauge("fundament_rows_waiting", "Rows in the queue.", self._waiting)
         metrics.gauge("fundament_model_bytes", "Memory of each loaded model.", self._sizes)
 
@@ -303,7 +307,12 @@ class LocalEngine:
         return needed_bytes(local, self.placement) + (self.options.cache_bytes if local.spec.kind == "chat" else 0)
 
     async def _load(self, model: str) -> Loaded:
-        return await asyncio.to_thread(self._load_now, self.locals[model])
+        # A thread of its own takes the OpenMP threads that the load needed with it.
+        loader = ThreadPoolExecutor(1, "load", initializer=partial(use_cores, self.n_cores))
+        try:
+            return await asyncio.get_running_loop().run_in_executor(loader, self._load_now, self.locals[model])
+        finally:
+            loader.shutdown(wait=False)
 
     def _load_now(self, local: Local) -> Loaded:
         if local == embedded():
@@ -318,7 +327,7 @@ class LocalEngine:
             generator = Generator(
                 name,
                 cast("Writer", model),
-                set_up=partial(torch.set_num_threads, self.n_cores),
+                set_up=partial(use_cores, self.n_cores),
                 max_step_tokens=max_tokens,
                 cache_bytes=self.options.cache_bytes,
                 metrics=self.metrics,
@@ -330,7 +339,7 @@ class LocalEngine:
                 name,
                 model,
                 n_threads=n_threads,
-                set_up=partial(torch.set_num_threads, max(1, self.n_cores // n_threads)),
+                set_up=partial(use_cores, max(1, self.n_cores // n_threads)),
                 max_batch_tokens=max_tokens,
                 max_waiting_rows=self.options.max_waiting_rows,
                 max_waiting_bytes=self.options.max_waiting_bytes,
