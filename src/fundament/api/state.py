@@ -73,11 +73,10 @@ class State:
         Raises:
             ModelNotFoundError: with what is served, or how to get the weights.
         """
-        name = self.answering(model)
-        if not (found := pick(self._known, name)):
+        answering = self.answering(model)
+        if not pick(self._known, answering):
             self._known = self.served()
-            found = pick(self._known, name)
-        if found:
+        if found := pick(self._known, answering):
             return found
         listed = self.listed()
         if (name := short_id(model)) in CATALOG:

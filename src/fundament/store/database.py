@@ -106,7 +106,7 @@ def connected(url: URL) -> Iterator[Connection]:
         engine = create_engine(url.set(drivername=_SYNC[url.drivername]), **_options(url))
     if is_sqlite(url):
         _tame(engine)
-        event.listen(engine, "first_connect", _let_readers_go_on)
+        event.listen(engine, "first_connect", _write_ahead)
     try:
         with engine.begin() as connection:
             yield connection
@@ -137,7 +137,7 @@ def _options(url: URL) -> dict[str, Any]:
 
 
 def _tame(engine: Engine) -> None:
-    """Make SQLite's transactions begin where we say, and readers and a writer work side by side."""
+    """Make SQLite's transactions begin where we say."""
 
     @event.listens_for(engine, "connect")
     def prepare(connection: Any, record: object) -> None:
@@ -165,16 +165,17 @@ def _wait_for_closing(dialect: Dialect) -> None:
     dialect.do_terminate = dialect.do_close  # type: ignore[method-assign]
 
 
-def _let_readers_go_on(connection: sqlite3.Connection, record: object) -> None:
-    """Keep a write-ahead log, from now on: the file remembers it."""
+def _write_ahead(connection: sqlite3.Connection, record: object) -> None:
+    """Keep a write-ahead log, so that readers and a writer work side by side; the file remembers it."""
     del record
     until = time.monotonic() + _BUSY_SECONDS
     while True:
         try:
             connection.execute("PRAGMA journal_mode = WAL")
             return
-        except sqlite3.OperationalError:  # of two that change it at once, one is refused without waiting
-            if time.monotonic() > until:
+        except sqlite3.OperationalError as error:
+            # Of two that change it at once, one is refused without waiting.
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > until:
                 raise
             time.sleep(0.01)
 
