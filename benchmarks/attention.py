@@ -9,6 +9,7 @@ python benchmarks/attention.py
 5. The same of language models' causal rows, which share key heads.
 6. Root-mean-square norms and rotations beside PyTorch's and the textbook's.
 7. A product of a shape that oneDNN meets for the first time, beside the same again: why token numbers are rounded.
+8. A residual fused into a product beside one that is added to its result: why large ones are not fused.
 """
 
 import argparse
@@ -21,7 +22,7 @@ from statistics import median
 import torch
 import torch.nn.functional as F
 
-from contest import machine, table
+from contest import machine, rounds, table
 from fundament.backbone import attention
 from fundament.backbone.attention import attend
 from fundament.backbone.causal import attend_last
@@ -153,7 +154,7 @@ def products() -> None:
             found = {}
             for name, run in (("fused", attention._attend_run), ("products", attention._attend_run_in_products)):
                 work = partial(run, q, k, v, packed, Run(0, 1, length), False, None, None, None)
-                error = float((work().double() - exact).norm() / exact.norm())
+                error = float((work()[:length].double() - exact).norm() / exact.norm())
                 found[name] = (microseconds(work), error)
             (fused, fused_error), (ours, error) = found.values()
             cells = (f"{fused:.0f}", f"{ours:.0f}", f"{fused / ours:.2f}", f"{fused_error:.1e}", f"{error:.1e}")
@@ -223,6 +224,26 @@ def shapes() -> None:
     table("A product 384 to 1,152 in bfloat16, microseconds", ("tokens", "first time", "again", "x"), lines)
 
 
+def residuals() -> None:
+    """Sums of products and residuals."""
+    lines = []
+    fused = torch.ops.mkldnn._linear_pointwise.binary
+    for n_tokens, n_in, n_out in ((1024, 384, 384), (512, 768, 768), (512, 1024, 3072), (1312, 1024, 2736)):
+        linear = Linear(torch.randn(n_out, n_in).bfloat16())
+        x, residual = torch.randn(n_tokens, n_in).bfloat16(), torch.randn(n_tokens, n_out).bfloat16()
+        ways = {
+            "inside": lambda x=x, r=residual, w=linear.weight: fused(x, r, w, None, "add"),
+            "after": lambda x=x, r=residual, product=linear: product(x).add_(r),
+            "as served": lambda x=x, r=residual, product=linear: product.add(x, r),
+        }
+        found = rounds({name: partial(microseconds, way, 5) for name, way in ways.items()}, 5)
+        inside, after, served = (median(laps) for laps in found.values())
+        cells = (f"{inside:.0f}", f"{after:.0f}", f"{served:.0f}", f"{inside / after:.2f}")
+        lines.append((f"{n_in} to {n_out}", str(n_tokens), f"{residual.nbytes / 2**20:.1f}", *cells))
+    header = ("product", "tokens", "MiB", "inside", "after", "as served", "x")
+    table("A residual added inside a product or after it in bfloat16, microseconds", header, lines)
+
+
 def main() -> None:
     """Run them all."""
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
@@ -236,6 +257,7 @@ def main() -> None:
         languages()
         norms()
         shapes()
+        residuals()
 
 
 if __name__ == "__main__":

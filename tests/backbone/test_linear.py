@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fundament.backbone import linear
 from fundament.backbone.linear import Activation, Linear, LowRank
 from fundament.backbone.packed import Span
 
@@ -50,7 +51,11 @@ def test_a_neighbour_that_is_no_number_stays_alone(parts: tuple[Linear, Tensor, 
     torch.testing.assert_close(layer(x, None, SPANS)[others], expected[others], atol=1e-5, rtol=1e-5)
 
 
-def test_sums_and_products_with_adapters(parts: tuple[Linear, Tensor, Tensor]) -> None:
+@pytest.mark.parametrize("fused_bytes", [linear._FUSED_BYTES, 0], ids=["fused", "apart"])
+def test_sums_and_products_with_adapters(
+    parts: tuple[Linear, Tensor, Tensor], fused_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(linear, "_FUSED_BYTES", fused_bytes)
     layer, x, expected = parts
     other = torch.randn(10, 12)
     kept = other.clone()

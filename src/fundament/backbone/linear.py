@@ -25,7 +25,9 @@ _FUSED: dict[Activation, tuple[str, str]] = {  # activation → oneDNN's name an
     "relu": ("relu", ""),
     "tanh": ("tanh", ""),
 }
-
+_FUSED_BYTES = 1 << 20
+"""Up to this size a residual or a gate is fused into a product: a larger one, which no second-level cache holds, slows
+the product more than an operator of its own costs (`benchmarks/attention.py`)."""
 
 _BY_CONFIG: dict[str, Activation] = {
     "gelu": "gelu",
@@ -152,9 +154,9 @@ class Linear:
         return F.linear(x, self.weight, self.bias)
 
     def _binary(self, x: Tensor, other: Tensor, operation: Literal["add", "mul"]) -> Tensor:
-        if self.prepacked:
+        if self.prepacked and other.nbytes <= _FUSED_BYTES:
             fused = torch.ops.mkldnn._linear_pointwise.binary
             y: Tensor = fused(x, other, self.weight, self.bias, operation)
             return y
-        y = F.linear(x, self.weight, self.bias)
-        return y + other if operation == "add" else y * other
+        y = self._unary(x, None)
+        return y.add_(other) if operation == "add" else y.mul_(other)

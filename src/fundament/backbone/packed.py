@@ -170,12 +170,13 @@ def pack(
 
 
 def rounded(n_tokens: int) -> int:
-    """A near number of tokens, not below: 16 of them up to 64, then between one power of two and the next.
+    """A near number of tokens, not below: 16 of them up to 64, then up to 32 between one power of two and the next.
 
     oneDNN compiles a product for every shape it meets, which takes longer than the product itself; few shapes are all
     met soon (`benchmarks/attention.py`). A few short queries are little work, to which a lane of nothing would add.
     """
-    step = 4 if n_tokens <= _FEW_TOKENS else max(16, 1 << (n_tokens.bit_length() - 5))
+    least = 4 if n_tokens <= _FEW_TOKENS else 16 if n_tokens < 512 else 32
+    step = max(least, 1 << max(0, n_tokens.bit_length() - 6))
     return -(-n_tokens // step) * step
 
 

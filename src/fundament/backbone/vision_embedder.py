@@ -82,7 +82,9 @@ class VisionEmbedder:
                 message = f"This image has {n} tokens and exceeds the model's maximum of {self.spec.context} tokens."
                 raise InputError(Fault(file.origin, message, "image"))
             features |= {"adapter": adapter, "pooled": np.array([slot.start - 1, slot.stop + 1])}
-            cost = n + n_patches(slots, self.prompt.sizes)
+            if call.output == "dense":  # no token that is pooled sees those after the picture
+                features["ids"] = features["ids"][: slot.stop + 1]
+            cost = len(features["ids"]) + n_patches(slots, self.prompt.sizes)
             rows.append(Item(features=features, n_tokens=cost, n_counted=n, n_media={"image": slot.stop - slot.start}))
         return rows
 
