@@ -66,3 +66,12 @@ def test_what_is_larger_than_the_room_is_made_again() -> None:
     assert tower.look(one) == tower.look(one) == [1]
     assert tower.given == [1, 1]
     assert tower.states.n_bytes == 0
+
+
+def test_what_is_kept_of_a_batch_is_no_view_of_all_of_it() -> None:
+    states, one, two = TowerStates[int](10_000), picture(1), picture(2)
+    made = torch.arange(200.0).split(100)
+    states.look({1: one, 2: two}, lambda _: made)
+    again = states.look({1: one, 2: two}, lambda _: [])
+    assert [state.untyped_storage().nbytes() for state in again.values()] == [400, 400]
+    assert torch.equal(torch.cat([*again.values()]), torch.cat(made))

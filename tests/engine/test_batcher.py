@@ -93,6 +93,17 @@ def test_results_come_in_the_order_of_the_rows(runner: asyncio.Runner, batcher: 
     runner.run(scenario())
 
 
+def test_a_thread_that_waits_keeps_nothing_of_its_last_batch(runner: asyncio.Runner, batcher: Batcher) -> None:
+    async def scenario() -> None:
+        rows = items(1, 2)
+        kept = [weakref.ref(row.features["n"]) for row in rows]
+        await submit(batcher, rows).done
+        del rows
+        await until(lambda: not any(array() is not None for array in kept))
+
+    runner.run(scenario())
+
+
 def test_an_item_that_is_there_twice_runs_once(runner: asyncio.Runner, model: Doubler, batcher: Batcher) -> None:
     async def scenario() -> None:
         one, two, three = items(1, 2, 3)

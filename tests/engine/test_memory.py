@@ -35,10 +35,11 @@ def test_eviction_makes_room_takes_no_more_than_needed_and_spares_what_is_in_use
 
 
 class Resident:
-    def __init__(self, name: str, log: list[str]) -> None:
-        self.name, self.log, self.n_bytes = name, log, 10
+    def __init__(self, name: str, log: list[str], closing: threading.Event) -> None:
+        self.name, self.log, self.n_bytes, self.closing = name, log, 10, closing
 
     def close(self) -> None:
+        assert self.closing.wait(10)
         self.log.append(f"-{self.name}")
 
 
@@ -50,13 +51,16 @@ class World:
         self.measured: list[str] = []
         self.fails = False
         self.loading = asyncio.Event()
+        self.sizes: dict[str, int] = {}
+        self.closing = threading.Event()  # models close once it is set
+        self.closing.set()
         self.memory: Memory[Resident] = Memory(
             budget_bytes=budget, idle_seconds=idle_seconds, measure=self.measure, load=self.load
         )
 
     def measure(self, name: str) -> int:
         self.measured.append(name)
-        return 10
+        return self.sizes.get(name, 10)
 
     async def load(self, name: str) -> Resident:
         self.loading.set()
@@ -64,7 +68,7 @@ class World:
         if self.fails:
             raise OSError("disk")
         self.log.append(f"+{name}")
-        return Resident(name, self.log)
+        return Resident(name, self.log, self.closing)
 
     async def use(self, name: str, until: asyncio.Event | None = None) -> None:
         async with self.memory.lease(name) as resident:
@@ -134,6 +138,27 @@ def test_a_model_under_steady_use_does_not_starve_another(runner: asyncio.Runner
         done.set()
         await asyncio.gather(*crowd)
         assert "+b" in world.log
+
+    run(runner, scenario)
+
+
+def test_who_waits_for_room_holds_up_only_the_models_that_must_go(runner: asyncio.Runner) -> None:
+    async def scenario() -> None:
+        world, release = World(budget=30), asyncio.Event()
+        busy = [asyncio.ensure_future(world.use(name, release)) for name in ("first", "second")]
+        while world.log != ["+first", "+second"]:
+            await asyncio.sleep(0)
+        await world.use("other")
+        world.sizes["large"] = 20
+        waiting = asyncio.ensure_future(world.use("large"))
+        while world.measured[-1] != "large":
+            await asyncio.sleep(0)
+        await asyncio.sleep(0.01)
+        held = [asyncio.ensure_future(world.use(name)) for name in ("first", "other")]
+        await world.use("second")
+        assert not any(task.done() for task in (waiting, *held))
+        release.set()
+        await asyncio.gather(*busy, waiting, *held)
 
     run(runner, scenario)
 
@@ -212,6 +237,28 @@ def test_an_idle_model_is_let_go(runner: asyncio.Runner) -> None:
             await asyncio.sleep(0.005)
         assert not world.memory.loaded
         assert world.log == ["+a", "-a"]
+        reaper.cancel()
+
+    run(runner, scenario)
+
+
+def test_an_eviction_while_another_model_is_let_go_does_not_end_the_idle_loop(runner: asyncio.Runner) -> None:
+    async def scenario() -> None:
+        world = World(idle_seconds=0.02)
+        for name in "ab":
+            await world.use(name)
+        world.closing.clear()
+        reaper = asyncio.ensure_future(world.memory.expire())
+        while set(world.memory.loaded) != {"b"}:  # `a` is closing
+            await asyncio.sleep(0.001)
+        evicting = [asyncio.ensure_future(world.use(name)) for name in "cd"]
+        while "b" in world.memory.loaded:
+            await asyncio.sleep(0.001)
+        world.closing.set()
+        await asyncio.gather(*evicting)
+        while world.memory.loaded:
+            await asyncio.sleep(0.005)
+        assert not reaper.done()
         reaper.cancel()
 
     run(runner, scenario)

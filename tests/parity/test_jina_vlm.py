@@ -73,6 +73,33 @@ def begun(model: PictureWriter, call: Generate) -> Writing:
     return model.begin(call, model.prepare(call)[0])
 
 
+def test_a_step_that_fails_after_the_layers_can_be_taken_again(
+    model: PictureWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = [asked(text, max_tokens=6, temperature=0.0) for text in ("the search engine", "what people mean")]
+    whole, head, n_failures = write(model, *calls), model.head, 0
+
+    def failing(states: Tensor) -> Tensor:
+        nonlocal n_failures
+        n_failures += 1
+        if n_failures % 2:
+            raise torch.OutOfMemoryError("no room for the scores")
+        return head(states)
+
+    monkeypatch.setattr(model, "head", failing)
+    step = model.step
+
+    def stubborn(answers: Sequence[Writing], sizes: Sequence[int]) -> list[Chunk | None]:
+        try:
+            return step(answers, sizes)
+        except torch.OutOfMemoryError:
+            return step(answers, sizes)
+
+    monkeypatch.setattr(model, "step", stubborn)
+    assert write(model, *calls) == whole
+    assert n_failures > 6
+
+
 # Tiles
 
 

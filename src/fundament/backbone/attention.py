@@ -106,14 +106,9 @@ def _attend_edge(
         bias = None
         if not sees_all or run.row_lengths or width > run.length:
             bias = _bias(packed, Scores(run, queries, begin, width), causal, window, nearness, q)
-        out = F.scaled_dot_product_attention(
-            asking,
-            _blocks(k, run, begin, width),
-            _blocks(v, run, begin, width),
-            attn_mask=bias,
-            scale=scale,
-            enable_gqa=k.shape[1] != q.shape[1],
-        )
+        keys, values = (_for_heads(_blocks(part, run, begin, width), q.shape[1]) for part in (k, v))
+        grouped = keys.shape[1] != q.shape[1]
+        out = F.scaled_dot_product_attention(asking, keys, values, attn_mask=bias, scale=scale, enable_gqa=grouped)
         parts.append(out.transpose(1, 2).reshape(n, -1))
         row += n
     if len(q) > row:
@@ -161,19 +156,20 @@ def _attend_run(
     nearness: Nearness | None,
     scale: float | None,
 ) -> Tensor:
-    grouped = k.shape[1] != q.shape[1]
-    n_asking = run.length
+    n_asking, n_heads = run.length, q.shape[1]
     if run.n_blocks == 1 and run.stop == packed.n_tokens and run.length < _PRODUCT_TOKENS:
         n_asking = len(q) - run.start  # tokens of no row ask too, so that nothing is filled up afterwards
     queries = _blocks(q, run, run.start, n_asking)
     plain = nearness is None and packed.unseen is None and not run.row_lengths
     sees_all = plain and (window is None or window >= run.length)
     if sees_all and causal and run.length > _CAUSAL_BIAS_TOKENS:
-        keys, values = _blocks(k, run, run.start, run.length), _blocks(v, run, run.start, run.length)
+        keys, values = (_for_heads(_blocks(part, run, run.start, run.length), n_heads) for part in (k, v))
+        grouped = keys.shape[1] != n_heads
         out = F.scaled_dot_product_attention(queries, keys, values, is_causal=True, scale=scale, enable_gqa=grouped)
     else:
         begin, width = _reach(run, len(k))
-        keys, values = _blocks(k, run, begin, width), _blocks(v, run, begin, width)
+        keys, values = (_for_heads(_blocks(part, run, begin, width), n_heads) for part in (k, v))
+        grouped = keys.shape[1] != n_heads
         out_blocks = []
         for first in range(0, n_asking, _QUERY_BLOCK):
             last = min(first + _QUERY_BLOCK, n_asking)
@@ -234,6 +230,16 @@ def _blocks(x: Tensor, run: Run, begin: int, width: int) -> Tensor:
     token, head, number = x.stride()
     size = (run.n_blocks, x.shape[1], width, x.shape[2])
     return x.as_strided(size, (run.length * token, head, token, number), x.storage_offset() + begin * token)
+
+
+def _for_heads(blocks: Tensor, n_heads: int) -> Tensor:
+    """Blocks of keys or values as the fused kernel takes them, `[blocks, kv_heads or heads, width, head_dim]`.
+
+    On a GPU the kernel for float32 wants a copy for each query head; without it PyTorch writes all scores of a row.
+    """
+    if not blocks.is_cuda or blocks.shape[1] == n_heads:
+        return blocks
+    return blocks.repeat_interleave(n_heads // blocks.shape[1], dim=1)
 
 
 def _reach(run: Run, n_tokens: int) -> tuple[int, int]:

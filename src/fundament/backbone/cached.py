@@ -56,7 +56,8 @@ class CachedDecoder:
     def read(self, inputs: Sequence[Tensor], caches: Sequence[Cache]) -> Tensor:
         """The state of each row's last token after the last norm, `[rows, hidden]`.
 
-        The caches are counted on at the very end, so that a pass that fails can be taken again.
+        The caches are not counted on: the caller does, once nothing can fail any more, so that a failed pass can be taken
+        again.
 
         Args:
             inputs: what goes into the first layer for the next tokens of each row, `[tokens, hidden]`.
@@ -88,7 +89,5 @@ class CachedDecoder:
                     scale=shape.attention_scale,
                 )
             x = layer.after_attention(mixed.flatten(1), x)
-        for cache, length in zip(caches, lengths, strict=True):
-            cache.n += length
         assert transformer.final_norm is not None
         return transformer.final_norm(x[last])

@@ -174,21 +174,22 @@ class PictureWriter:
             RowError: scores that are not finite.
         """
         inputs = [self._inputs(answer, size) for answer, size in zip(answers, sizes, strict=True)]
-        before = [answer.cache.n for answer in answers]
         states = self.decoder.read(inputs, [answer.cache for answer in answers])
-        through = [place for place, answer in enumerate(answers) if not answer.n_ahead]
+        through = [place for place, answer in enumerate(answers) if answer.n_ahead == sizes[place]]
+        tokens = self._choose(states[through], [answers[place].sampler for place in through]) if through else []
+        for answer, size in zip(answers, sizes, strict=True):
+            answer.cache.n += size
         chunks: list[Chunk | None] = [None] * len(answers)
-        if not through:
-            return chunks
-        scores = self.head(states[through]).float()
-        if not torch.isfinite(scores).all():
-            for answer, n in zip(answers, before, strict=True):
-                answer.cache.n = n
-            raise RowError("The model's scores are not finite.")
-        tokens = choose(scores, [answers[place].sampler for place in through])
         for place, token in zip(through, tokens, strict=True):
             chunks[place] = self._write(answers[place], token)
         return chunks
+
+    def _choose(self, states: Tensor, samplers: Sequence[Sampler]) -> list[int]:
+        """The next token after each state; `states` is `[rows, hidden]`."""
+        scores = self.head(states).float()
+        if not torch.isfinite(scores).all():
+            raise RowError("The model's scores are not finite.")
+        return choose(scores, samplers)
 
     def _inputs(self, answer: Writing, size: int) -> Tensor:
         """What goes into the first layer for the next tokens, `[size, hidden]`."""

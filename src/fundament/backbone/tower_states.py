@@ -57,6 +57,8 @@ class TowerStates(Generic[K]):
         self._drop(key)
         if states.nbytes > self.capacity_bytes:
             return
+        if states.untyped_storage().nbytes() > states.nbytes:
+            states = states.clone()  # a view keeps all that it is part of
         while self.n_bytes + states.nbytes > self.capacity_bytes:
             self._drop(next(iter(self._kept)))
         self._kept[key] = weakref.ref(array), states

@@ -248,8 +248,10 @@ class Batcher:
         rows: list[Row] = []
         try:
             self._set_up()
-            for rows in self._batches():
+            batches = self._batches()
+            while rows := next(batches, []):
                 self._run(rows)
+                rows = []  # while it waits, a thread keeps nothing of its last batch
         except BaseException as error:
             self._die(error, rows)
 
@@ -257,7 +259,8 @@ class Batcher:
         say("model thread died", level=logging.CRITICAL, error=error, model=self.name)
         with self._condition:
             self.death = error
-            rows = [*running, *(row for lane in self._lanes.values() for row in lane)]
+            unsettled = [row for row in running if row.place not in row.ticket.arrays]
+            rows = [*unsettled, *(row for lane in self._lanes.values() for row in lane)]
             for lane in self._lanes.values():
                 lane.clear()
             self._n_waiting_tokens = self._n_waiting_bytes = 0

@@ -51,6 +51,17 @@ class Use:
     last_used: float
 
 
+def to_drain(uses: Mapping[str, Use], needed_bytes: int, budget_bytes: int) -> set[str]:
+    """The models whose work must end so that `needed_bytes` fit the budget, those without any first."""
+    taken, drained = sum(use.n_bytes for use in uses.values()), set()
+    for model, use in sorted(uses.items(), key=lambda pair: (pair[1].n_leases > 0, pair[1].last_used)):
+        if taken + needed_bytes <= budget_bytes:
+            break
+        drained.add(model)
+        taken -= use.n_bytes
+    return drained
+
+
 def to_evict(uses: Mapping[str, Use], needed_bytes: int, budget_bytes: int) -> list[str] | None:
     """The models to let go, least recently used first, so that `needed_bytes` fit the budget.
 
@@ -89,7 +100,8 @@ class Memory(Generic[R]):
         self.budget_bytes, self.idle_seconds = budget_bytes, idle_seconds
         self._measure, self._load = measure, load
         self._seats: dict[str, _Seat[R]] = {}
-        self._door = asyncio.Lock()  # held while somebody waits for room: nobody overtakes, so nobody starves
+        self._door = asyncio.Lock()  # held while somebody waits for room
+        self._draining: set[str] = set()  # no new work for these meanwhile: nobody overtakes, so nobody starves
         self._freed = asyncio.Event()
 
     @property
@@ -105,7 +117,7 @@ class Memory(Generic[R]):
             UnavailableError: it is larger than the whole budget.
             FundamentError: it does not load; the next lease tries again.
         """
-        seat = None if self._door.locked() else self._seats.get(model)
+        seat = None if model in self._draining else self._seats.get(model)
         if seat is None:
             async with self._door:
                 seat = self._seats.get(model) or await self._sit(model)
@@ -131,7 +143,8 @@ class Memory(Generic[R]):
     async def _let_go_unused_since(self, limit: float) -> None:
         # In a frame of its own, which ends: a name that is still bound while nothing happens would keep the last model.
         for model, seat in list(self._seats.items()):
-            if seat.loaded and seat.n_leases == 0 and seat.last_used < limit:
+            still_here = self._seats.get(model) is seat  # it may have gone while another was let go
+            if still_here and seat.loaded and seat.n_leases == 0 and seat.last_used < limit:
                 del self._seats[model]
                 say("model let go after idling", model=model)
                 await asyncio.to_thread(seat.ready.result().close)
@@ -155,9 +168,7 @@ class Memory(Generic[R]):
                 "Raise --memory-gb, or serve a smaller model.",
                 retry_after_seconds=60,
             )
-        while (evicted := to_evict(self._uses(), needed, self.budget_bytes)) is None:
-            self._freed.clear()
-            await self._freed.wait()
+        evicted = await self._room(needed)
         gone = [self._seats.pop(name) for name in evicted]
         for name in evicted:
             say("model evicted", model=name, room_for=model)
@@ -165,6 +176,17 @@ class Memory(Generic[R]):
         seat.ready.add_done_callback(lambda task: self._seated(model, task))
         self._seats[model] = seat
         return seat
+
+    async def _room(self, needed: int) -> list[str]:
+        """Wait until so many bytes have room; the models to let go for it."""
+        try:
+            while (evicted := to_evict(self._uses(), needed, self.budget_bytes)) is None:
+                self._draining = to_drain(self._uses(), needed, self.budget_bytes)
+                self._freed.clear()
+                await self._freed.wait()
+            return evicted
+        finally:
+            self._draining = set()
 
     def _uses(self) -> dict[str, Use]:
         # A model that is still loading counts as in use.
