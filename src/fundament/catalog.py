@@ -628,6 +628,16 @@ CATALOG: Mapping[str, ModelSpec] = MappingProxyType(
 _ALIASES = {alias: spec.id for spec in CATALOG.values() for alias in spec.aliases}
 
 
+def names(model: str, spec: "ModelSpec") -> bool:
+    """Whether a name that says an owner, as `jina-ai/jina-embeddings-v3` does, says the model's own."""
+    owner = model.rpartition("/")[0]
+    return not owner or _bare(owner) == _bare(spec.owner)
+
+
+def _bare(owner: str) -> str:
+    return owner.lower().replace("-", "").replace("_", "")
+
+
 def short_id(model: str) -> str:
     """The catalogue's id of a long one: `jina-ai/jina-embeddings-v3` and `jinaai/…` mean `jina-embeddings-v3`."""
     name = model.rsplit("/", 1)[-1]

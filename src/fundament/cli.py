@@ -13,7 +13,7 @@ import typer
 from pydantic import ValidationError
 
 from fundament import __version__
-from fundament.catalog import CATALOG, EMBEDDED, ModelSpec, short_id
+from fundament.catalog import CATALOG, EMBEDDED, ModelSpec, names, short_id
 from fundament.config import Settings
 from fundament.engine.weights import Local, directory_of, embedded, where_whole
 from fundament.errors import FundamentError
@@ -480,7 +480,7 @@ def doctor(
 
 def _in_catalogue(model: str) -> ModelSpec:
     spec = CATALOG.get(short_id(model))
-    if spec is None:
+    if spec is None or not names(model, spec):
         raise FundamentError(f"'{model}' is not in the catalogue; `fundament models` lists it.")
     return spec
 

@@ -5,6 +5,7 @@ import errno
 import ipaddress
 import logging
 import os
+import re
 import signal
 import socket
 import sys
@@ -17,12 +18,15 @@ from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
+from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from fundament import __version__
 from fundament.config import Settings
 from fundament.errors import FundamentError
 from fundament.telemetry import configure_logs, log, say
 
+_UPGRADE = re.compile(rb"^upgrade:", re.IGNORECASE | re.MULTILINE)
 _BACKLOG = 2048  # connections that wait to be accepted
 _SWITCH_SECONDS = 0.001  # Python's own is five times as long
 _IDLE_THREAD_SECONDS = 0.5  # that a thread with nothing to do may take to end
@@ -44,6 +48,8 @@ def run(settings: Settings) -> None:
     server = _Server(
         uvicorn.Config(
             app,
+            http=_Protocol,
+            ws="none",
             access_log=False,
             log_config=None,
             log_level="warning",
@@ -54,6 +60,28 @@ def run(settings: Settings) -> None:
     logging.getLogger("uvicorn").handlers = log.handlers  # its warnings, in the form of our own lines
     server.settings = settings
     server.run(sockets)
+
+
+class _Protocol(HttpToolsProtocol):
+    """HTTP/1.1. A client that offers another protocol, as Java's does with its first request, goes on in h11.
+
+    httptools reads no body after such a head; h11, which is slower, ignores the offer, as the standard asks (RFC 9110,
+    section 7.8).
+    """
+
+    _begun = False
+
+    def data_received(self, data: bytes) -> None:
+        """Read what has come."""
+        if not self._begun and _UPGRADE.search(data.partition(b"\r\n\r\n")[0]):
+            self.connections.discard(self)
+            other = H11Protocol(self.config, self.server_state, self.app_state, self.loop)
+            other.connection_made(self.transport)
+            self.transport.set_protocol(other)
+            other.data_received(data)
+            return
+        self._begun = True
+        super().data_received(data)
 
 
 def work(settings: Settings) -> None:

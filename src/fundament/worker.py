@@ -36,8 +36,9 @@ from fundament.api.lines import (
     read,
     too_long,
 )
-from fundament.api.state import State
+from fundament.api.state import State, pick
 from fundament.api.wire import json_bytes
+from fundament.catalog import ModelSpec
 from fundament.depot import INPUT, of_job, of_upload, on_thread
 from fundament.errors import AuthError, BalanceError, FundamentError, LimitError, UnavailableError
 from fundament.store import files, jobs, keys, usage
@@ -195,6 +196,12 @@ class Worker:
     async def _run(self, job: Job, chunk: Chunk) -> None:
         """Embed a chunk's lines and name the files that hold what became of them."""
         defaults = {"model": job.asked.get("model") or job.model, **job.asked.get("line", {})}
+        served = self.state.served()
+
+        def spec_of(name: str) -> ModelSpec | None:
+            spec = pick(served, self.state.answering(name))
+            return spec if spec is not None and spec.id == job.model else None
+
         toll = Toll(self.state.accounts.limits, job.key_id, NO_LIMITS, chunk.n_admitted)
         try:
             if (key := await self._payer(job)) is not None:
@@ -204,7 +211,7 @@ class Worker:
                 lines = [line]
             else:
                 raw = await self.depot.read_part(place, start=span.start, n_bytes=span.n_bytes)
-                lines = await asyncio.to_thread(read, raw, span.first_line, defaults)
+                lines = await asyncio.to_thread(read, raw, span.first_line, defaults, spec_of)
             if chunk.n_tries <= _MOST_TRIES:
                 found = await embed_lines(self.state, lines, caller=job.key_id, bill=toll)
             elif len(lines) == 1:

@@ -12,9 +12,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fundament.api import lines
-from fundament.api.embeddings import EmbeddingsRequest
+from fundament.api.embeddings import EmbeddingsRequest, task_of
 from fundament.api.lines import InputFileError, Line
-from fundament.catalog import CATALOG
+from fundament.api.state import pick
+from fundament.catalog import CATALOG, ModelSpec
 from fundament.core import Embed, Embeddings
 from fundament.errors import FundamentError, InputError, RowError, TooLongError, UnavailableError
 from tests.inprocess import Api, running
@@ -29,8 +30,12 @@ _JSON = st.recursive(
 )
 
 
+def spec_of(name: str) -> ModelSpec | None:
+    return pick({MODEL: CATALOG[MODEL]}, name)
+
+
 def read(text: str | bytes, **defaults: Any) -> list[Line]:
-    return lines.read(text.encode() if isinstance(text, str) else text, 0, {"model": MODEL, **defaults})
+    return lines.read(text.encode() if isinstance(text, str) else text, 0, {"model": MODEL, **defaults}, spec_of)
 
 
 @pytest.fixture
@@ -119,7 +124,7 @@ def test_chunks_cover_every_line_once(path: Path) -> None:
     assert len(spans) > 4
     raw = path.read_bytes()
     parts = [(raw[span.start : span.start + span.n_bytes], span.first_line) for span in spans]
-    found = [line for part, first in parts for line in lines.read(part, first, {"model": MODEL})]
+    found = [line for part, first in parts for line in lines.read(part, first, {"model": MODEL}, spec_of)]
     assert [line.number for line in found] == list(range(1000))
     assert [len(line.request.input[0]) for line in found] == [4 * number for number in range(1000)]  # type: ignore[union-attr, arg-type]
     assert all(span.n_lines <= 256 for span in spans)
@@ -138,7 +143,7 @@ def test_a_line_that_is_too_long_is_a_chunk_of_its_own_and_fails(path: Path, mon
     assert line is not None
     assert isinstance(line.request, InputError)
     assert (line.number, line.custom_id, "longer than" in line.request.detail) == (1, "1", True)
-    [found] = lines.read(raw[last.start : last.start + last.n_bytes], last.first_line, {"model": MODEL})
+    [found] = lines.read(raw[last.start : last.start + last.n_bytes], last.first_line, {"model": MODEL}, spec_of)
     assert (found.number, found.request.input) == (3, ["c"])  # type: ignore[union-attr]
 
 
@@ -196,6 +201,40 @@ def test_what_is_no_csv_is_refused(tmp_path: Path, text: bytes) -> None:
     (tmp_path / "csv").write_bytes(text)
     with pytest.raises(InputFileError, match="CSV"):
         list(lines.csv_lines(tmp_path / "csv"))
+
+
+@pytest.mark.parametrize("model", ["sentence-transformers/all-MiniLM-L6-v2", "All-MiniLM-L6-v2", None])
+def test_a_line_may_name_the_jobs_model_as_any_caller_may(model: str | None) -> None:
+    [line] = read(json.dumps({"body": {"input": "x", "model": model}}))
+    assert isinstance(line.request, EmbeddingsRequest)
+    assert line.request.model == (model or MODEL)
+
+
+@pytest.mark.parametrize("model", ["acme/all-minilm-l6-v2", "bge-m3"])
+def test_a_line_that_names_another_model_fails_alone(model: str) -> None:
+    [line] = read(json.dumps({"body": {"input": "x", "model": model}}))
+    assert isinstance(line.request, InputError)
+    assert MODEL in line.request.detail
+
+
+def test_retrieval_alone_is_the_documents_side_in_a_line_too() -> None:
+    v4 = CATALOG["jina-embeddings-v4"]
+    raw = b"\n".join(
+        b'{"input": "x", "model": "jina-embeddings-v4", "task": "retrieval"%b}' % more
+        for more in (b"", b', "prompt_name": "query"')
+    )
+    found = lines.read(raw, 0, {"model": v4.id}, lambda _: v4)
+    tasks = [task_of(v4, line.request) for line in found if isinstance(line.request, EmbeddingsRequest)]
+    assert tasks == ["retrieval.passage", "retrieval.query"]
+
+
+def test_a_line_with_a_deeply_nested_field_is_read_and_stands_alone() -> None:
+    nested = b'{"a":' * 300 + b"1" + b"}" * 300
+    deep, plain = read(b'{"input": "x", "meta": %b}\n{"input": "y"}' % nested)
+    assert isinstance(deep.request, EmbeddingsRequest)
+    assert isinstance(plain.request, EmbeddingsRequest)
+    assert deep.options is None
+    assert plain.options is not None
 
 
 class Planted:
@@ -310,7 +349,7 @@ def test_any_bytes_are_lines(path: Path, given_lines: list[bytes]) -> None:
         return
     raw = path.read_bytes()
     parts = [(raw[span.start : span.start + span.n_bytes], span.first_line) for span in spans]
-    found = [line for part, first in parts for line in lines.read(part, first, {"model": MODEL})]
+    found = [line for part, first in parts for line in lines.read(part, first, {"model": MODEL}, spec_of)]
     assert [line.number for line in found] == list(range(len(expected)))
     refused = [lines.Embedded(line, line.request) for line in found if isinstance(line.request, FundamentError)]
     assert len([json.loads(line) for line in lines.error_lines(refused)]) == len(refused)

@@ -1,8 +1,10 @@
 """Bodies that no client means well: a clear refusal or a right answer, never a 5xx, and the next request works."""
 
+import gzip
 import json
 import socket
 from collections.abc import Iterator
+from http.client import HTTPResponse
 from typing import Any
 
 import httpx
@@ -45,7 +47,6 @@ def _the_next_request_works(client: httpx.Client) -> Iterator[None]:
         (body(r'"\udc00\ud800"'), "not valid JSON"),
         (body('"\x00"'), "not valid JSON"),  # a bare control character
         (body('"x"').replace(b"x", b"\xff\xfe"), "not valid JSON"),
-        (b"\xef\xbb\xbf" + body('"x"'), "not valid JSON"),
         (b"[" * 100_000, "not valid JSON"),
         (b'{"input":' * 100_000, "not valid JSON"),
         (body("[" * 100_000 + "]" * 100_000), "not valid JSON"),
@@ -153,3 +154,68 @@ def test_wrong_bodies_are_echoed_as_valid_json(client: httpx.Client) -> None:
         response = client.post("/v1/embeddings", json={"model": MODEL, "input": "x", "dimensions": value})
         fault = json.loads(response.content)["errors"][0]
         assert fault["input"].removesuffix("…") == value[:100]
+
+
+def test_a_byte_order_mark_is_no_part_of_a_body(client: httpx.Client) -> None:
+    marked = client.post("/v1/embeddings", content=b"\xef\xbb\xbf" + body('"x"'), headers=JSON)
+    assert marked.json() == client.post("/v1/embeddings", content=body('"x"'), headers=JSON).json()
+
+
+def test_a_packed_body_is_refused_in_words(client: httpx.Client) -> None:
+    packed = client.post(
+        "/v1/embeddings", content=gzip.compress(body('"x"')), headers={**JSON, "Content-Encoding": "gzip"}
+    )
+    assert packed.status_code == 415
+    assert "'gzip'" in packed.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    "offer",
+    [
+        b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk",
+        b"connection: upgrade\r\nupgrade: websocket",
+    ],
+)
+def test_a_client_that_offers_another_protocol_is_answered_in_this_one(client: httpx.Client, offer: bytes) -> None:
+    content = body('"x"')
+    head = (
+        b"POST /v1/embeddings HTTP/1.1\r\nHost: here\r\nContent-Type: application/json\r\nContent-Length: %d\r\n"
+        % len(content)
+    )
+    with socket.create_connection((client.base_url.host, client.base_url.port or 80), timeout=20) as connection:
+        for apart in (False, True, False):  # the body with the head or after it, on one connection
+            for part in (head + offer + b"\r\n\r\n", content) if apart else (head + offer + b"\r\n\r\n" + content,):
+                connection.sendall(part)
+            answer = HTTPResponse(connection, method="POST")
+            answer.begin()
+            assert answer.status == 200
+            assert len(json.loads(answer.read())["data"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("path", "given"),
+    [
+        ("/v1/batch/embeddings", {"input": [1] * 50_000}),
+        (
+            "/v1/batches",
+            {"input_file_id": "f", "endpoint": "/v1/embeddings", "metadata": {str(n): 1 for n in range(50_000)}},
+        ),
+        ("/v1/rerank", {"query": "q", "documents": ["a"], "rank_fields": [1] * 50_000}),
+    ],
+)
+def test_a_body_that_is_wrong_all_over_gets_a_short_answer(
+    client: httpx.Client, path: str, given: dict[str, Any]
+) -> None:
+    answer = client.post(path, json={"model": MODEL, **given})
+    assert answer.status_code == 422
+    assert len(answer.content) < 2_000
+
+
+@pytest.mark.parametrize("levels", range(245, 260))
+def test_a_document_that_no_answer_can_repeat_is_refused(client: httpx.Client, levels: int) -> None:
+    nested = '{"a":' * levels + "1" + "}" * levels
+    content = f'{{"model":"{MODEL}","query":"q","documents":["a",{{"text":"x","meta":{nested}}}]}}'
+    answer = client.post("/v1/rerank", content=content, headers=JSON)
+    if answer.status_code != 200:
+        assert answer.status_code == 422
+        assert answer.json()["detail"].startswith("documents -> 1: It is nested too deeply")

@@ -170,6 +170,7 @@ def video(
     codec: str = "ffv1",
     rate: int = 10,
     tone: bool = False,
+    tone_samples: int = 4000,
 ) -> bytes:
     """A video whose frames are grey, one for each shade."""
     file = io.BytesIO()
@@ -186,8 +187,8 @@ def video(
             frame = av.VideoFrame.from_ndarray(np.full((height, width, 3), shade, np.uint8), format="rgb24")
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
-        if sound:
-            wave = (8000 * np.sin(np.arange(4000) / 5)).astype(np.int16)[None]
+        if sound and tone_samples:
+            wave = (8000 * np.sin(np.arange(tone_samples) / 5)).astype(np.int16)[None]
             heard = av.AudioFrame.from_ndarray(wave, format="s16", layout="mono")
             heard.sample_rate = 8000
             container.mux(sound.encode(heard))

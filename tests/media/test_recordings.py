@@ -107,6 +107,30 @@ def test_channels_become_one_and_the_rate_becomes_what_is_asked() -> None:
     np.testing.assert_allclose(heard(wav(left), 16000)[100:-100:2][:7000], left[50:7050], atol=0.01)
 
 
+@pytest.mark.parametrize("n_channels", [1, 2, 7, 8, 9, 16, 64])
+def test_any_number_of_channels_becomes_one(n_channels: int) -> None:
+    wave = np.sin(np.arange(400) / 10).astype(np.float32)
+    loudness = np.arange(1, n_channels + 1, dtype=np.float32) / n_channels
+    mono = heard(wav((wave[:, None] * loudness).ravel(), n_channels=n_channels))
+    np.testing.assert_allclose(mono, wave * loudness.mean(), atol=1e-5)
+
+
+@pytest.mark.parametrize("rate", [768_001, 100_000_007])
+def test_a_rate_that_takes_long_to_convert_is_refused(rate: int) -> None:
+    assert f"{rate:,} samples a second" in refused(wav(np.zeros(160), rate=rate), "audio")
+
+
+def test_a_video_whose_sound_track_is_empty_has_none() -> None:
+    assert sound(Media("video", video([1, 2], tone=True, tone_samples=0)), 16000) is None
+
+
+def test_a_stream_that_begins_after_the_first_frames_is_no_error_of_the_servers() -> None:
+    tag = bytes([0x2E]) + b"\xff\xfb" + bytes(100)  # MP3, and the file's head tells of no sound
+    late = bytes([8]) + len(tag).to_bytes(3, "big") + bytes([0, 66, 104, 0, 0, 0, 0]) + tag
+    content = video(list(range(200)), "flv", codec="flv1") + late + len(late).to_bytes(4, "big")
+    assert "cannot be decoded" in refused(content)
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_samples_that_are_no_numbers_are_refused(bad: float) -> None:
     samples = np.zeros(1000, np.float32)

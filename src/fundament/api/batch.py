@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request, Response
-from pydantic import Field, JsonValue
+from pydantic import Field
 
 from fundament.api.auth import is_link, owner
 from fundament.api.batches import list_batches
@@ -17,11 +17,10 @@ from fundament.api.embeddings import EmbeddingsRequest, check
 from fundament.api.files import link
 from fundament.api.ids import FORM
 from fundament.api.jobs import Kind, base_url, cancel, describe, download, find, is_signed, submit
-from fundament.api.lines import ENDPOINT, jsonl
+from fundament.api.lines import ENDPOINT, documents_side, jsonl
 from fundament.api.schemas import request_body, responses, streamed
 from fundament.api.state import State, state_of
 from fundament.api.wire import answer
-from fundament.catalog import ModelSpec
 from fundament.depot import on_thread
 from fundament.errors import Fault, InputError, NotFoundError
 from fundament.store import jobs
@@ -36,7 +35,7 @@ _OTHER = {"model", "input", "input_url", "webhook_url", "input_file_id", "endpoi
 class BatchRequest(EmbeddingsRequest):
     """One of `input`, `input_url` and `input_file_id`; the other fields hold for every line that does not say them."""
 
-    input: list[dict[str, JsonValue] | str] | None = Field(  # type: ignore[assignment]
+    input: Annotated[list[dict[str, Any] | str], Field(fail_fast=True)] | None = Field(  # type: ignore[assignment]
         None,
         description='Lines: `{"custom_id": "1", "body": {"input": "…"}}`, `{"input": "…"}`, or the text itself.',
         examples=[[{"custom_id": "1", "body": {"input": "Hello world"}}]],
@@ -68,7 +67,7 @@ async def create_job(state: State, asked: BatchRequest, *, key_id: str, base: st
         FundamentError: a model that is not served, a field that it does not take, or more than may be queued.
     """
     spec = state.find(asked.model)
-    asked = _with_task(spec, asked)
+    asked = documents_side(spec, asked)
     check(state, spec, asked)
     sources = [name for name in ("input", "input_url", "input_file_id") if getattr(asked, name) is not None]
     if len(sources) != 1:
@@ -114,14 +113,6 @@ async def _placing(state: State, asked: BatchRequest, key_id: str) -> Callable[[
         return await state.depot.write(name, on_thread(jsonl(lines)))
 
     return write
-
-
-def _with_task(spec: ModelSpec, asked: BatchRequest) -> BatchRequest:
-    """The request with the task's whole name: here `retrieval` alone is the documents' side."""
-    whole = f"{asked.task}.passage"
-    if asked.prompt_name is not None or asked.task in (None, *spec.tasks) or whole not in spec.tasks:
-        return asked
-    return asked.model_copy(update={"task": whole})
 
 
 _STATUS_ERRORS = (401, 403, 404, 429, 500, 503)

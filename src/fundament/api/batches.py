@@ -1,9 +1,9 @@
 """`/v1/batches` in OpenAI's shape: jobs made from an uploaded file, whose lines name their model."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request, Response
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from fundament.api.auth import owner
 from fundament.api.body import Body, Kept, read_body
@@ -19,15 +19,27 @@ router = APIRouter(tags=["Batches"])
 _MOST_METADATA = 16
 
 
+def _few(value: Any) -> Any:
+    """Refuse too many pairs before any is looked at."""
+    if isinstance(value, dict) and len(value) > _MOST_METADATA:
+        raise ValueError(f"It should have at most {_MOST_METADATA} pairs, not {len(value)}.")
+    return value
+
+
 class BatchesRequest(Body):
     """Fields of OpenAI's batches."""
 
     input_file_id: Annotated[Kept, Field(min_length=1, max_length=256)]
     endpoint: Literal["/v1/embeddings"]
     completion_window: Kept = Field("24h", max_length=16)
-    metadata: dict[Annotated[Kept, Field(max_length=64)], Annotated[Kept, Field(max_length=512)]] | None = Field(
-        None, max_length=_MOST_METADATA
-    )
+    metadata: (
+        Annotated[
+            dict[Annotated[Kept, Field(max_length=64)], Annotated[Kept, Field(max_length=512)]],
+            Field(max_length=_MOST_METADATA),
+            BeforeValidator(_few),
+        ]
+        | None
+    ) = None
 
 
 @router.post(

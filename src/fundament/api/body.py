@@ -16,6 +16,9 @@ M = TypeVar("M", bound=BaseModel)
 
 _ECHO_CHARACTERS = 100
 
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+"""What some programs put before a text in UTF-8."""
+
 
 class Body(BaseModel):
     """A request's body: fields that are not known are ignored, values of a wrong kind are refused."""
@@ -65,9 +68,11 @@ async def read_body(request: Request, model: type[M]) -> M:
         raise BodyError(
             415, f"The body's content type is '{content_type}'. Send JSON: 'Content-Type: application/json'."
         )
+    if (encoding := request.headers.get("content-encoding", "identity").strip().lower()) != "identity":
+        raise BodyError(415, f"The body's content encoding is '{encoding}'. Send it as it is.")
     raw = await _read(request, int(state_of(request).settings.max_body_mb * 1_000_000))
     try:
-        value = orjson.loads(raw)
+        value = orjson.loads(raw.removeprefix(BYTE_ORDER_MARK))
     except orjson.JSONDecodeError as error:
         raise InputError(Fault("body", f"The body is not valid JSON: {error}.", "json_invalid")) from None
     return validated(value, model)

@@ -11,19 +11,22 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate, groupby
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, BinaryIO, NoReturn, TypeVar
 
 import orjson
 
 from fundament.api.answers import EmbeddingsAnswer, contents, divided
-from fundament.api.body import echo, fields_by_synonym, validated
+from fundament.api.body import BYTE_ORDER_MARK, echo, fields_by_synonym, validated
 from fundament.api.embeddings import EmbeddingsRequest, embed
 from fundament.api.state import State
 from fundament.api.wire import json_bytes
+from fundament.catalog import ModelSpec
 from fundament.core import Bill, Priority
 from fundament.errors import Fault, FundamentError, InputError, LimitError, UnavailableError
 from fundament.store.jobs import Span
 from fundament.telemetry import say
+
+R = TypeVar("R", bound=EmbeddingsRequest)
 
 ENDPOINT = "/v1/embeddings"
 
@@ -140,7 +143,7 @@ def model_of(path: Path) -> str:
     with path.open("rb") as file:
         raw = next((raw for raw in iter(lambda: file.readline(_MOST_LINE_BYTES), b"") if raw.strip()), b"")
     try:
-        body = orjson.loads(raw.removeprefix(b"\xef\xbb\xbf"))["body"]
+        body = orjson.loads(raw.removeprefix(BYTE_ORDER_MARK))["body"]
         model = body["model"]
     except (orjson.JSONDecodeError, KeyError, TypeError):
         model = None
@@ -186,37 +189,56 @@ def _rows(rows: Iterator[list[str]]) -> Iterator[dict[str, Any]]:
             yield {**named, "input": text}
 
 
-def read(raw: bytes, first_line: int, defaults: Mapping[str, Any]) -> list[Line]:
+def documents_side(spec: ModelSpec, asked: R) -> R:
+    """The request with the task's whole name: in a batch `retrieval` alone is the documents' side."""
+    whole = f"{asked.task}.passage"
+    if asked.prompt_name is not None or asked.task in (None, *spec.tasks) or whole not in spec.tasks:
+        return asked
+    return asked.model_copy(update={"task": whole})
+
+
+def read(
+    raw: bytes, first_line: int, defaults: Mapping[str, Any], spec_of: Callable[[str], ModelSpec | None]
+) -> list[Line]:
     """The lines of a chunk.
 
     Args:
         raw: the chunk's part of the input.
         first_line: the number of its first line.
         defaults: fields of a request that a line does not say itself, `model` among them.
+        spec_of: the job's model, given a name of it, and None given another's.
     """
     lines = (line for line in raw.split(b"\n") if line.strip())
-    return [_line(number, line, defaults) for number, line in enumerate(lines, start=first_line)]
+    return [_line(number, line, defaults, spec_of) for number, line in enumerate(lines, start=first_line)]
 
 
-def _line(number: int, raw: bytes, defaults: Mapping[str, Any]) -> Line:
+def _line(number: int, raw: bytes, defaults: Mapping[str, Any], spec_of: Callable[[str], ModelSpec | None]) -> Line:
     custom_id = str(number)
     try:
-        value = orjson.loads(raw.removeprefix(b"\xef\xbb\xbf"))
+        value = orjson.loads(raw.removeprefix(BYTE_ORDER_MARK))
         if isinstance(value, dict) and isinstance(given := value.get("custom_id"), str | int):
             custom_id = str(given)
         body = _body(value)
         own = {name: value for name, value in body.items() if name != "input"}
-        if own.get("model", defaults["model"]) != defaults["model"]:
-            _wrong("body -> model", f"This job runs '{defaults['model']}'.", own["model"])
         said = {_FIELD_OF.get(name, name) for name, given in body.items() if given is not None}
         common = {name: value for name, value in defaults.items() if name not in said}
         request = validated(body | common, EmbeddingsRequest)
+        if (spec := spec_of(request.model)) is None:
+            _wrong("body -> model", f"This job runs '{defaults['model']}'.", request.model)
+        request = documents_side(spec, request)
     except orjson.JSONDecodeError as error:
         return Line(number, custom_id, InputError(Fault("line", f"It is not valid JSON: {error}.", "json_invalid")))
     except InputError as error:
         return Line(number, custom_id, error)
-    together = not request.late_chunking
-    return Line(number, custom_id, request, orjson.dumps(own, option=orjson.OPT_SORT_KEYS) if together else None)
+    return Line(number, custom_id, request, None if request.late_chunking else _options(own))
+
+
+def _options(own: dict[str, Any]) -> bytes | None:
+    """What lines that may be embedded together have in common; None of one that is nested too deeply to be written."""
+    try:
+        return orjson.dumps(own, option=orjson.OPT_SORT_KEYS)
+    except orjson.JSONEncodeError:
+        return None
 
 
 def _body(value: Any) -> dict[str, Any]:

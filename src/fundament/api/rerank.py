@@ -15,7 +15,7 @@ from fundament.api.routes import PlainRoute
 from fundament.api.schemas import request_body, responses
 from fundament.api.similarity import rank_by_vectors
 from fundament.api.state import State, state_of
-from fundament.api.wire import long_answer
+from fundament.api.wire import can_write, long_answer
 from fundament.catalog import ModelSpec
 from fundament.core import Media, Output, Ranking, Rerank
 from fundament.errors import Fault, InputError
@@ -46,7 +46,9 @@ def read_content(value: Any, origin: str) -> Part:
     if not isinstance(value, dict):
         message = 'Input should be a string or an object like {"text": "…"}.'
         raise InputError(Fault(origin, message, "string_type", echo(value)))
-    # Beside a text all other keys are the caller's own, `url` among them.
+    # Beside a text all other keys are the caller's own, `url` among them. An answer repeats them.
+    if any(isinstance(kept, dict | list) for kept in value.values()) and not can_write([[[value]]]):
+        raise InputError(Fault(origin, "It is nested too deeply to be repeated in an answer.", "value_error"))
     return read_part({"text": value["text"]} if value.get("text") is not None else value, origin)
 
 
@@ -106,7 +108,9 @@ class RerankRequest(Body):
         None, description="What relevance means, in words (jina-reranker-v3, Qwen3)."
     )
     return_embeddings: bool | None = Field(None, description="Add each document's vector (jina-reranker-v3).")
-    rank_fields: list[str] | None = Field(None, description="Cohere's: nothing else than `text` is read.")
+    rank_fields: Annotated[list[str], Field(fail_fast=True)] | None = Field(
+        None, description="Cohere's: nothing else than `text` is read."
+    )
     return_multivector: bool | None = Field(
         None, description="Score by vectors per token, on an embedding model that gives them too (bge-m3)."
     )

@@ -7,7 +7,7 @@ from typing import Protocol, cast, overload
 from fastapi import Request
 
 from fundament.accounts.visits import Accounts
-from fundament.catalog import CATALOG, ModelSpec, short_id
+from fundament.catalog import CATALOG, ModelSpec, names, short_id
 from fundament.config import Settings
 from fundament.core import Bill, Chunk, Embed, Embedded, Generate, Priority, Ranking, Rerank
 from fundament.depot import Depot
@@ -79,7 +79,7 @@ class State:
         if found := pick(self._known, answering):
             return found
         listed = self.listed()
-        if (name := short_id(model)) in CATALOG:
+        if (name := short_id(model)) in CATALOG and names(model, CATALOG[name]):
             raise ModelNotFoundError(
                 f"Model '{model}' is known, but its weights are not on this machine. "
                 f"Get them: fundament pull {name}. Available models: {listed}."
@@ -101,8 +101,14 @@ class State:
 
 
 def pick(served: Mapping[str, ModelSpec], model: str) -> ModelSpec | None:
-    """The served model of that name, as it stands or by the short form of it."""
-    return served.get(model) or served.get(short_id(model))
+    """The served model of that name, as it stands or by the short form of it.
+
+    Another owner's model of the same short name is another model than the catalogue's.
+    """
+    found = served.get(model) or served.get(short_id(model))
+    if found is None or model in served or found.id not in CATALOG or names(model, found):
+        return found
+    return None
 
 
 def read_aliases(arguments: Iterable[str], served: Mapping[str, ModelSpec]) -> dict[str, str]:

@@ -18,6 +18,15 @@ def json_bytes(value: Any) -> bytes:
     return orjson.dumps(value, option=_OPTIONS)
 
 
+def can_write(value: Any) -> bool:
+    """Whether what was read from JSON can be written as JSON again: orjson writes fewer levels than it reads."""
+    try:
+        orjson.dumps(value)
+    except orjson.JSONEncodeError:
+        return False
+    return True
+
+
 def answer(value: Any, *, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     """A small JSON answer."""
     return Response(json_bytes(value), status, headers, media_type="application/json")

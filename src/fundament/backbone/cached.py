@@ -56,8 +56,7 @@ class CachedDecoder:
     def read(self, inputs: Sequence[Tensor], caches: Sequence[Cache]) -> Tensor:
         """The state of each row's last token after the last norm, `[rows, hidden]`.
 
-        The caches are not counted on: the caller does, once nothing can fail any more, so that a failed pass can be taken
-        again.
+        The caller counts the caches on, once nothing can fail any more, so that a pass that failed can be taken again.
 
         Args:
             inputs: what goes into the first layer for the next tokens of each row, `[tokens, hidden]`.

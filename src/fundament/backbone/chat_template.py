@@ -1,7 +1,8 @@
 """A conversation as the prompt that a checkpoint was trained on: its own chat template, in Jinja."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import groupby
 from typing import Any, NoReturn
 
 from jinja2 import TemplateError
@@ -9,7 +10,7 @@ from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from fundament.backbone.checkpoint import Checkpoint
-from fundament.core import Message
+from fundament.core import Media, Message
 from fundament.errors import CheckpointError, Fault, InputError
 
 _PROBE = "so it says"
@@ -54,8 +55,8 @@ class ChatTemplate:
             {
                 "role": message.role,
                 "content": [
-                    {"type": "text", "text": self.unmarked(part)} if isinstance(part, str) else {"type": "image"}
-                    for part in message.parts
+                    {"type": "image"} if part is None else {"type": "text", "text": part}
+                    for part in self._unmarked(message.parts)
                 ],
             }
             for message in messages
@@ -75,6 +76,16 @@ class ChatTemplate:
     def unmarked(self, text: str) -> str:
         """The text with a space in place of each mark, so that what stood around one makes no other."""
         return self._marks.sub(" ", text)
+
+    def _unmarked(self, parts: Sequence[str | Media]) -> Iterator[str | None]:
+        """Each part's text without marks; None of a picture. Texts that make a mark together become one."""
+        for is_text, run in groupby(parts, key=lambda part: isinstance(part, str)):
+            if not is_text:
+                yield from (None for _ in run)
+                continue
+            texts = [str(part) for part in run]
+            apart, together = [self.unmarked(text) for text in texts], self.unmarked("".join(texts))
+            yield from apart if "".join(apart) == together else [together]
 
     def _render(self, messages: Sequence[dict[str, Any]]) -> str:
         return self._template.render(messages=messages, add_generation_prompt=True, **self._given)

@@ -304,6 +304,8 @@ class OmniEmbedder:
             return
         frames = log_mel(samples, self.n_mels)
         n = n_audio_tokens(frames.shape[1])
+        if n == 0 and file.kind == "video":
+            return
         if n == 0:
             raise InputError(Fault(file.origin, "This sound is shorter than a fortieth of a second.", "audio"))
         row.add([self.marks.before_audio])

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import orjson
 
-from fundament.catalog import CATALOG, EMBEDDED, LISTWISE, PAIRS, ModelSpec, short_id
+from fundament.catalog import CATALOG, EMBEDDED, LISTWISE, PAIRS, ModelSpec, names, short_id
 from fundament.core import Output
 from fundament.errors import CheckpointError
 from fundament.models import families, family_of
@@ -234,10 +234,8 @@ def from_argument(argument: str, data_dir: Path, *, allow_torchscript: bool = Fa
 
 def _catalogued(name: str) -> ModelSpec | None:
     """The catalogue's model of an id, short or long. A long one with another owner is a name of the operator's own."""
-    spec, owner = CATALOG.get(short_id(name)), name.rpartition("/")[0]
-    if spec is None or not owner:
-        return spec
-    return spec if owner.replace("-", "").lower() == spec.owner.replace("-", "").lower() else None
+    spec = CATALOG.get(short_id(name))
+    return spec if spec is not None and names(name, spec) else None
 
 
 def _own(name: str, directory: Path) -> ModelSpec:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _MOST_FRAME_PIXELS = 4096 * 2304  # a decoder keeps up to sixteen frames
 _MOST_CPU_SECONDS = 30
+_MOST_RATE = 768_000  # what is made to convert a rate grows with it, in one step that nobody can stop
 
 
 def frames(media: Media, n: int, *, most_seconds: float = _MOST_CPU_SECONDS) -> Iterator[RGB]:
@@ -57,7 +58,7 @@ def frames(media: Media, n: int, *, most_seconds: float = _MOST_CPU_SECONDS) -> 
 
 
 def sound(media: Media, rate: int, *, most_seconds: float = _MOST_CPU_SECONDS) -> Samples | None:
-    """The mean of all channels, float32 `[samples]` at `rate` per second; None of a video without a sound track.
+    """The mean of all channels, float32 `[samples]` at `rate` per second; None of a video without any.
 
     Args:
         media: the file.
@@ -81,14 +82,20 @@ def sound(media: Media, rate: int, *, most_seconds: float = _MOST_CPU_SECONDS) -
         if stream.codec_context is None:
             raise refusal(media, "This sound's codec is not known here.")
         _check_seconds(media, container, stream)
-        resampler = av.AudioResampler(format="fltp", rate=rate)
+        # Samples of all channels side by side: of planes, PyAV counts more than there are from eight channels on.
+        resampler = av.AudioResampler(format="flt", rate=rate)
         stream.codec_context.thread_count = 1
         for frame in chain(_decoded(media, container, stream, most_seconds), [None]):
+            if frame is not None and frame.sample_rate > _MOST_RATE:
+                told = f"{frame.sample_rate:,} samples a second, more than the {_MOST_RATE:,} allowed"
+                raise refusal(media, f"This {media.kind} has {told}.")
             for piece in resampler.resample(frame):
-                found.append(piece.to_ndarray().mean(axis=0))
+                found.append(piece.to_ndarray().reshape(-1, piece.layout.nb_channels).mean(axis=1))
                 n_samples += len(found[-1])
             if n_samples > most:
                 raise _too_long(media)
+    if n_samples == 0 and media.kind == "video":
+        return None
     if n_samples == 0:
         raise refusal(media, "This sound has no samples that can be decoded.")
     samples = np.concatenate(found)
@@ -185,7 +192,7 @@ def _opened(media: Media) -> Iterator["InputContainer"]:
             metadata_errors="ignore",
         ) as container:
             yield container
-    except (av.FFmpegError, ValueError, MemoryError, OverflowError, UnicodeError) as error:
+    except (av.FFmpegError, ValueError, LookupError, MemoryError, OverflowError, UnicodeError) as error:
         raise _undecodable(media, form) from error
 
 
