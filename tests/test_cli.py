@@ -302,3 +302,38 @@ def test_an_old_schema_is_refused_until_it_is_upgraded(postgres_url: str, monkey
         assert fundament("db", "upgrade")[0] == 0
         assert fundament("keys", "list")[0] == 0
         assert fundament("doctor", "--port", "0")[0] == 0
+
+
+@pytest.mark.parametrize("command", [["serve", "--lazy"], ["doctor"], ["models"], ["keys", "list"]])
+def test_settings_that_are_named_and_not_there_stop_everything(
+    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FUNDAMENT_CONFIG", str(tmp_path / "prd.toml"))
+    result = RUNNER.invoke(cli.app, command)
+    assert result.exit_code == 1
+    assert result.stderr.strip() == f"fundament: FUNDAMENT_CONFIG names {tmp_path / 'prd.toml'}, which is not there."
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"port = \n", "fundament.toml cannot be read: Invalid value"),
+        (b"\xff", "fundament.toml cannot be read"),
+        (b"porrt = 1\n", "fundament.toml: 'porrt' is not a setting"),
+        (b'public_url = "abc"\n', "public_url: Value error, write a web address"),
+    ],
+)
+def test_settings_that_are_wrong_are_refused_in_a_sentence(content: bytes, words: str) -> None:
+    Path("fundament.toml").write_bytes(content)
+    result = RUNNER.invoke(cli.app, ["doctor"])
+    assert result.exit_code == 1
+    assert words in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_a_store_that_is_no_database_is_refused_in_a_sentence(data_dir: Path) -> None:
+    data_dir.mkdir()
+    (data_dir / "fundament.db").write_bytes(b"garbage, and more of it")
+    result = RUNNER.invoke(cli.app, ["keys", "list"])
+    assert result.exit_code == 1
+    assert "cannot be used: file is not a database" in result.stderr

@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from fundament import buckets
-from fundament.depot import Depot, depot_of, of_job, of_upload, on_thread, probe, whole
+from fundament.depot import Depot, depot_of, of_job, of_upload, on_thread, probe, secret, whole
 from fundament.errors import FundamentError, UnavailableError
 from tests.servers import bucket_on, free_port
 from tests.website import website
@@ -141,16 +141,16 @@ def test_what_is_old_is_found_by_its_id(depot: Depot, run: Run) -> None:
 
 def test_a_secret_is_the_same_for_all_who_come_together(made: Callable[[], Depot], run: Run) -> None:
     async def secrets() -> set[bytes]:
-        return set(await asyncio.gather(*(made().secret("links") for _ in range(8))))
+        return set(await asyncio.gather(*(secret(made(), "links") for _ in range(8))))
 
-    [secret] = run(secrets())
-    assert len(secret) == 32
-    assert run(made().secret("links")) == secret
-    assert run(made().secret("webhook")) != secret
+    [found] = run(secrets())
+    assert len(found) == 32
+    assert run(secret(made(), "links")) == found
+    assert run(secret(made(), "webhook")) != found
 
 
 def test_a_secret_is_its_users_alone(tmp_path: Path, run: Run) -> None:
-    run(depot_of("", tmp_path).secret("links"))
+    run(secret(depot_of("", tmp_path), "links"))
     assert (tmp_path / "links.secret").stat().st_mode & 0o777 == 0o600
 
 
@@ -210,7 +210,7 @@ def test_a_bucket_that_does_not_answer(deaf: Depot, run: Run) -> None:
         whole(deaf.read("files/a")),
         deaf.read_part("files/a", start=0, n_bytes=1),
         deaf.old("files", seconds=0),
-        deaf.secret("links"),
+        secret(deaf, "links"),
     ):
         with pytest.raises(UnavailableError, match="cannot be reached now") as caught:
             run(work)
@@ -224,7 +224,7 @@ def test_a_bucket_that_is_not_there(bucket: str, run: Run, tmp_path: Path) -> No
         depot.write("files/a", pieces(b"x")),
         depot.write("files/a", pieces(bytes(PART), b"x")),
         depot.old("files", seconds=0),
-        depot.secret("links"),
+        secret(depot, "links"),
     ):
         with pytest.raises(UnavailableError):
             run(work)

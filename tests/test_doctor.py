@@ -297,3 +297,10 @@ def test_the_redis_of_the_limits_is_asked(redis_url: str) -> None:
     assert check_redis(redis_url) == [Finding("ok", "limits", "Redis answers")]
     for url in ("redis://127.0.0.1:1/0", "nonsense"):
         assert [finding.level for finding in check_redis(url)] == ["problem"]
+
+
+def test_a_store_that_cannot_be_made_is_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor.os, "access", lambda path, mode: Path(path) != tmp_path)
+    [store, *_] = check_store(Settings(data_dir=tmp_path / "data"))
+    assert store.level == "problem"
+    assert "is not writable" in store.detail

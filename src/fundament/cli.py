@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from fundament import __version__
 from fundament.catalog import CATALOG, EMBEDDED, ModelSpec, names, short_id
-from fundament.config import Settings
+from fundament.config import Settings, check_file, config_file
 from fundament.engine.weights import Local, directory_of, embedded, where_whole
 from fundament.errors import FundamentError
 from fundament.models import families
@@ -602,10 +602,19 @@ def _progress(title: str) -> Iterator[Callable[[int, int], None]]:
 
 def _settings(**given: Any) -> Settings:
     try:
+        check_file()
         return Settings(**{name: value for name, value in given.items() if value is not None})
     except ValidationError as error:
-        faults = (f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
-        _refuse("; ".join(faults))
+        _refuse("; ".join(map(_told, error.errors())))
+    except FundamentError as error:
+        _refuse(error.detail)
+
+
+def _told(fault: Any) -> str:
+    name = ".".join(map(str, fault["loc"]))
+    if fault["type"] == "extra_forbidden":
+        return f"{config_file()}: '{name}' is not a setting; docs/settings.md lists them"
+    return f"{name}: {fault['msg']}"
 
 
 def _refuse(reason: str) -> NoReturn:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import aiohttp
 
@@ -101,15 +102,18 @@ class Server:
                 with lines.open("rb") as file:
                     form = aiohttp.FormData({"purpose": "batch"})
                     form.add_field("file", file, filename=f"{path.stem}.jsonl")
-                    sent = await _answer(session.post("/v1/files", data=form))
-                made = await _answer(session.post("/v1/batch/embeddings", json={**fields, "input_file_id": sent["id"]}))
-                await _answer(session.delete(f"/v1/files/{sent['id']}"))  # the job keeps the lines
+                    sent = await _answer(session.post("v1/files", data=form))
+                asked = {**fields, "input_file_id": sent["id"]}
+                try:
+                    made = await _answer(session.post("v1/batch/embeddings", json=asked))
+                finally:
+                    await _answer(session.delete(f"v1/files/{sent['id']}"))  # a job keeps the lines
         return str(made["id"])
 
     async def status(self, job: str) -> Report:
         """How far a job is."""
         async with self._session() as session:
-            return Report.of(await _answer(session.get(f"/v1/batch/{job}")))
+            return Report.of(await _answer(session.get(f"v1/batch/{job}")))
 
     async def wait(self, job: str, seen: Callable[[Report], None]) -> Report:
         """Wait for a job's end, and show `seen` how it goes. A server that has answered once may be away for a minute.
@@ -121,7 +125,7 @@ class Server:
         async with self._session() as session:
             while True:
                 try:
-                    now = Report.of(await _answer(session.get(f"/v1/batch/{job}")))
+                    now = Report.of(await _answer(session.get(f"v1/batch/{job}")))
                 except (LaterError, aiohttp.ClientError, TimeoutError):
                     if answered_at is None or time.monotonic() > answered_at + _PATIENCE_SECONDS:
                         raise
@@ -135,7 +139,7 @@ class Server:
     async def cancel(self, job: str) -> Report:
         """Stop a job."""
         async with self._session() as session:
-            return Report.of(await _answer(session.delete(f"/v1/batch/{job}")))
+            return Report.of(await _answer(session.delete(f"v1/batch/{job}")))
 
     async def fetch(self, job: str, kind: str, target: Path) -> int:
         """Write a job's output or errors to a file; it is there whole or not at all.
@@ -145,7 +149,7 @@ class Server:
         """
         part = target.with_name(f".{target.name}.part")
         n_bytes = 0
-        async with self._session() as session, session.get(f"/v1/batch/{job}/{kind}") as response:
+        async with self._session() as session, session.get(f"v1/batch/{job}/{kind}") as response:
             await _refuse(response)
             try:
                 with await asyncio.to_thread(part.open, "wb") as file:
@@ -160,11 +164,23 @@ class Server:
     @asynccontextmanager
     async def _session(self) -> AsyncIterator[aiohttp.ClientSession]:
         headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
-        async with aiohttp.ClientSession(self.url, headers=headers, timeout=_TIMEOUT) as session:
+        async with aiohttp.ClientSession(base(self.url), headers=headers, timeout=_TIMEOUT) as session:
             try:
                 yield session
             except (aiohttp.ClientError, TimeoutError) as error:
                 raise ClientError(f"{self.url} does not answer: {error}. Name another with --url.") from error
+
+
+def base(url: str) -> str:
+    """A server's address, given that or the `…/v1` that other clients want.
+
+    Raises:
+        ClientError: it is no web address.
+    """
+    found = urlsplit(url if "://" in url else f"http://{url}")
+    if found.scheme not in ("http", "https") or not found.hostname:
+        raise ClientError(f"'{url}' is not a server's address; write --url http://127.0.0.1:8080.")
+    return f"{found.scheme}://{found.netloc}{found.path.rstrip('/').removesuffix('/v1')}/"
 
 
 async def _answer(asking: Any) -> dict[str, Any]:

@@ -7,9 +7,11 @@ A flag wins over the environment (`FUNDAMENT_PORT`), which wins over the file (`
 import base64
 import os
 import re
+import tomllib
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
 from pydantic_settings import (
@@ -19,6 +21,8 @@ from pydantic_settings import (
     SettingsConfigDict,
     TomlConfigSettingsSource,
 )
+
+from fundament.errors import FundamentError
 
 
 def default_data_dir() -> Path:
@@ -55,6 +59,13 @@ def _secret(value: str) -> str:
     except ValueError as error:
         raise ValueError("write whsec_ and base64, as in whsec_MDEyMzQ1Njc4OWFiY2RlZg==") from error
     return value
+
+
+def _web(value: str) -> str:
+    found = urlsplit(value)
+    if value and (found.scheme not in ("http", "https") or not found.hostname or found.query or found.fragment):
+        raise ValueError("write a web address, as in https://search.example.com")
+    return value.rstrip("/")
 
 
 def _networks(value: list[str]) -> list[str]:
@@ -226,7 +237,7 @@ class Settings(BaseSettings):
     job_lease_seconds: float = Field(
         default=20, gt=0, description="After how long without a sign of life a worker's chunks go to another one."
     )
-    public_url: str = Field(
+    public_url: Annotated[str, AfterValidator(_web)] = Field(
         default="", description="Where callers reach this server, for links in answers. None: as the request came."
     )
     webhook_secret: Annotated[str, AfterValidator(_secret)] = Field(
@@ -254,8 +265,7 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Flag, environment, file."""
         del dotenv_settings, file_secret_settings
-        file = TomlConfigSettingsSource(settings_cls, Path(os.environ.get("FUNDAMENT_CONFIG", "fundament.toml")))
-        return init_settings, env_settings, file
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, config_file())
 
     @field_validator("input_buckets")
     @classmethod
@@ -277,3 +287,26 @@ class Settings(BaseSettings):
     def tier_names(self) -> list[str]:
         """Every name that a key's tier can have."""
         return sorted({*TIERS, *self.tiers})
+
+
+def config_file() -> Path:
+    """The file of settings, which need not be there unless `FUNDAMENT_CONFIG` names it."""
+    return Path(os.environ.get("FUNDAMENT_CONFIG") or "fundament.toml")
+
+
+def check_file() -> None:
+    """Refuse a file of settings that cannot be read: without it a server could be open that should ask for keys.
+
+    Raises:
+        FundamentError: it is named and not there, or is no TOML.
+    """
+    path = config_file()
+    try:
+        with path.open("rb") as file:
+            tomllib.load(file)
+    except FileNotFoundError as error:
+        if os.environ.get("FUNDAMENT_CONFIG"):
+            raise FundamentError(f"FUNDAMENT_CONFIG names {path}, which is not there.") from error
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise FundamentError(f"The settings in {path} cannot be read: {reason}.") from error

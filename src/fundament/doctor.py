@@ -207,10 +207,17 @@ def check_data_dir(data_dir: Path) -> Finding:
     free = shutil.disk_usage(there).free
     told = f"{data_dir}, {free / 1e9:.1f} GB free"
     if not os.access(there, os.W_OK | os.X_OK):
-        return Finding("warning", "data", f"{told}, but not writable: models can be served, not pulled; --data-dir")
+        return Finding("warning", "data", f"{told}, but not writable: nothing can be pulled; --data-dir")
     if free < _LITTLE_DISK_BYTES:
         return Finding("warning", "data", f"{told}: too little for most models; make room, or --data-dir")
     return Finding("ok", "data", told)
+
+
+def _check_place(file: Path) -> Finding:
+    there = next(path for path in file.parents if path.exists())
+    if there.is_dir() and os.access(there, os.W_OK | os.X_OK):
+        return Finding("ok", "store", f"{file}, made at the first start")
+    return Finding("problem", "store", f"{file} cannot be made: {there} is not writable; --data-dir, or store_url")
 
 
 def check_store(settings: Settings) -> list[Finding]:
@@ -219,7 +226,7 @@ def check_store(settings: Settings) -> list[Finding]:
     try:
         url = locate(settings.store_url, settings.data_dir)
         if is_sqlite(url) and not Path(str(url.database)).exists():
-            findings.append(Finding("ok", "store", f"{url.database}, made at the first start"))
+            findings.append(_check_place(Path(str(url.database))))
         else:
             with connected(url) as connection:
                 found = migrate.version_of(connection)

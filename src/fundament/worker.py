@@ -6,6 +6,7 @@ the leases lapse and another one takes the chunks.
 """
 
 import asyncio
+import errno
 import logging
 import os
 import secrets
@@ -39,9 +40,10 @@ from fundament.api.lines import (
 from fundament.api.state import State, pick
 from fundament.api.wire import json_bytes
 from fundament.catalog import ModelSpec
-from fundament.depot import INPUT, of_job, of_upload, on_thread
+from fundament.depot import INPUT, OWNER, of_job, of_upload, on_thread
 from fundament.errors import AuthError, BalanceError, FundamentError, LimitError, UnavailableError
 from fundament.store import files, jobs, keys, usage
+from fundament.store.database import name_of
 from fundament.store.jobs import Chunk, Job, Written
 from fundament.store.keys import Key
 from fundament.store.usage import Line
@@ -53,6 +55,7 @@ _INPUTS_AT_A_TIME = 4  # of each kind: those that lie here, and those that are f
 _WEBHOOKS_AT_A_TIME = 8
 _MOST_TRIES = 3  # of a chunk over which workers die; then its lines are tried one by one, and of a line then
 _IDLE_SECONDS = 1.0  # between looks at a store that has nothing to do
+_PASSING = (errno.EMFILE, errno.ENFILE)  # connections take files too, and end
 _STRAY_SECONDS = 3600.0  # an upload may take as long before a row knows it
 _FORGET_AFTER = timedelta(days=30)
 
@@ -168,7 +171,10 @@ class Worker:
         except FundamentError as error:
             await self._end(job, f"The input cannot be used. {error.detail}")
         except OSError as error:
-            await self._end(job, _reason(error))
+            if error.errno in _PASSING:
+                say("job waits", level=logging.WARNING, job=job.id, reason=error.strerror)
+            else:
+                await self._end(job, _reason(error))
         except Exception as error:
             say("unexpected error", level=logging.ERROR, error=error, job=job.id)
             await self._end(job, "An unexpected error occurred while the input was read.")
@@ -226,7 +232,10 @@ class Worker:
         except FundamentError as error:
             await self._end(job, error.detail)
         except OSError as error:
-            await self._end(job, _reason(error))
+            if error.errno in _PASSING:
+                await self._put_off(job, chunk, UnavailableError(str(error.strerror)), n_admitted=toll.n_admitted)
+            else:
+                await self._end(job, _reason(error))
         except Exception as error:
             say("unexpected error", level=logging.ERROR, error=error, job=job.id)
             await self._end(job, "An unexpected error occurred.")
@@ -347,7 +356,17 @@ class Worker:
         await asyncio.sleep(_IDLE_SECONDS)
 
     async def _sweep(self) -> None:
-        """Remove what a killed process left behind: bytes that no row knows."""
+        """Remove what a killed process left behind: bytes that no row knows, unless another store's may."""
+        here = name_of(self.state.settings.store_url, self.state.settings.data_dir).encode()
+        if (owner := await self.depot.claim(OWNER, here)) != here:
+            say(
+                f"jobs' files here are another store's, so nothing is removed; if they are this one's, remove {OWNER}",
+                level=logging.WARNING,
+                store=here.decode(),
+                owner=owner.decode(errors="replace"),
+            )
+            await asyncio.sleep(_STRAY_SECONDS)
+            return
         old_jobs = await self.depot.old("jobs", seconds=_STRAY_SECONDS)
         old_files = await self.depot.old("files", seconds=_STRAY_SECONDS)
         async with self.store.read() as connection:

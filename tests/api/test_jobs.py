@@ -1,6 +1,7 @@
 """Whose jobs are, how many there may be, what they cost, and how they end."""
 
 import asyncio
+import errno
 import json
 import os
 from collections.abc import Iterator
@@ -12,8 +13,11 @@ import httpx
 import pytest
 from sqlalchemy import update
 
+from fundament import worker
 from fundament.config import Tier
+from fundament.depot.directory import Directory
 from fundament.store.jobs import jobs
+from fundament.worker import Worker
 from tests.accounts.keys import bearer, id_of, make_key, read_key
 from tests.inprocess import Api, running, work_until
 from tests.served import MODEL
@@ -299,3 +303,49 @@ def test_what_a_killed_process_left_is_removed(api: Api, folder: Path) -> None:
     work_until(api, swept)
     assert young.exists()
     assert (folder / "jobs" / kept).exists()
+
+
+def test_what_another_stores_rows_may_know_stays(api: Api, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stray = folder / "jobs" / "batch_of_another"
+    stray.mkdir(parents=True)
+    os.utime(stray, (0, 0))
+    key = new_key(api, folder)
+    work(api, key, submit(api, key, ["one"]))  # whoever works first has the files
+    stray.mkdir(exist_ok=True)
+    os.utime(stray, (0, 0))
+    monkeypatch.setattr(worker, "name_of", lambda *_: "postgresql://elsewhere/fundament")
+    swept = Worker(api.app.state.parts)
+    monkeypatch.setattr(worker, "_STRAY_SECONDS", 0.0)
+    api.run(swept._sweep())
+    assert stray.exists()
+    monkeypatch.undo()
+    monkeypatch.setattr(worker, "_STRAY_SECONDS", 0.0)
+    api.run(swept._sweep())
+    assert not stray.exists()
+
+
+def test_a_batch_knows_its_model_from_the_start(api: Api, folder: Path) -> None:
+    key = new_key(api, folder)
+    line = {"custom_id": "a", "body": {"model": "sentence-transformers/all-MiniLM-L6-v2", "input": "x"}}
+    sent = ask(api, key, "POST", "/v1/files", files={"file": ("a.jsonl", json.dumps(line))}, data={"purpose": "batch"})
+    asked = {"input_file_id": sent.json()["id"], "endpoint": "/v1/embeddings"}
+    made = ask(api, key, "POST", "/v1/batches", json=asked).json()
+    assert made["model"] == MODEL
+
+
+def test_a_job_waits_while_the_process_has_no_files_left(
+    api: Api, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = new_key(api, folder)
+    job, read_part, n_tries = submit(api, key, ["one"]), Directory.read_part, 0
+
+    async def refusing(depot: Directory, name: str, *, start: int, n_bytes: int) -> bytes:
+        nonlocal n_tries
+        n_tries += 1
+        if n_tries == 1:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return await read_part(depot, name, start=start, n_bytes=n_bytes)
+
+    monkeypatch.setattr(Directory, "read_part", refusing)
+    assert work(api, key, job)["status"] == "completed"
+    assert n_tries == 2

@@ -10,6 +10,7 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
+from fundament.client import ClientError, base
 from tests.served import MODEL, Served, serving, wait_until
 from tests.servers import free_port
 
@@ -114,3 +115,35 @@ def test_what_goes_wrong_is_said_in_a_line(server: Served, folder: Path, argumen
     assert ran.returncode == 1
     assert said in ran.stderr
     assert "Traceback" not in ran.stderr
+
+
+@pytest.mark.parametrize("form", ["{}", "{}/", "{}/v1", "{}/v1/"])
+def test_any_form_of_a_servers_address_does(server: Served, folder: Path, form: str) -> None:
+    submitted = batch(server, folder, "submit", "a.txt", "--url", form.format(server.url))
+    assert submitted.returncode == 0, submitted.stderr
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        ("127.0.0.1:8080", "http://127.0.0.1:8080/"),
+        ("https://host/search/v1", "https://host/search/"),
+        ("ftp://host", None),
+        ("", None),
+        ("http://", None),
+    ],
+)
+def test_what_is_no_address_is_refused(given: str, found: str | None) -> None:
+    if found is None:
+        with pytest.raises(ClientError, match="is not a server's address"):
+            base(given)
+    else:
+        assert base(given) == found
+
+
+def test_a_job_that_is_refused_leaves_no_upload(server: Served, folder: Path) -> None:
+    before = server.http.get("/v1/files").json()["data"]
+    refused = batch(server, folder, "submit", "a.txt", "--model", "nope")
+    assert refused.returncode == 1
+    assert "nope" in refused.stderr
+    assert server.http.get("/v1/files").json()["data"] == before

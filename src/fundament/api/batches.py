@@ -9,14 +9,18 @@ from fundament.api.auth import owner
 from fundament.api.body import Body, Kept, read_body
 from fundament.api.files import link, page
 from fundament.api.jobs import base_url, cancel, describe, find, submit
+from fundament.api.lines import model_named
 from fundament.api.schemas import request_body, responses
 from fundament.api.state import State, state_of
 from fundament.api.wire import answer
+from fundament.depot import of_upload
+from fundament.errors import FundamentError
 from fundament.store import jobs
 
 router = APIRouter(tags=["Batches"])
 
 _MOST_METADATA = 16
+_HEAD_BYTES = 1_000_000  # of an upload, among which its first line is looked for
 
 
 def _few(value: Any) -> Any:
@@ -51,13 +55,14 @@ class BatchesRequest(Body):
 async def create(request: Request) -> Response:
     """Queue the lines of an uploaded file."""
     state, key_id, asked = state_of(request), owner(request), await read_body(request, BatchesRequest)
+    place = await link(state, asked.input_file_id, key_id)
     job = await submit(
         state,
         "openai",
         key_id=key_id,
-        model=None,
+        model=await _model(state, asked.input_file_id),
         asked={**asked.model_dump(), "base_url": base_url(state, request)},
-        place=await link(state, asked.input_file_id, key_id),
+        place=place,
     )
     return answer(await describe(state, job))
 
@@ -83,6 +88,18 @@ async def stop(request: Request, batch_id: str) -> Response:
     state = state_of(request)
     job = await find(state, batch_id, owner(request), "openai")
     return answer(await describe(state, await cancel(state, job)))
+
+
+async def _model(state: State, file_id: str) -> str | None:
+    """The model that an upload's first line names, so that only a worker that serves it takes the job.
+
+    None where it names none that is served here; whoever reads the lines then says so.
+    """
+    try:
+        head = await state.depot.read_part(of_upload(file_id), start=0, n_bytes=_HEAD_BYTES)
+        return state.find(model_named(head.lstrip().partition(b"\n")[0])).id
+    except (FundamentError, OSError):
+        return None
 
 
 async def list_batches(

@@ -18,7 +18,7 @@ from fundament.api.body import echo
 from fundament.api.ids import checked_id
 from fundament.api.state import State
 from fundament.buckets import is_listed
-from fundament.depot import INPUT, Depot, of_job
+from fundament.depot import INPUT, Depot, of_job, secret
 from fundament.errors import (
     BodyError,
     BusyError,
@@ -256,14 +256,14 @@ async def is_signed(state: State, request: Request, job_id: str, kind: Kind) -> 
 
 
 async def _signature(state: State, job_id: str, kind: Kind, expires: int) -> str:
-    return hmac.digest(await state.depot.secret("links"), f"{job_id}/{kind}/{expires}".encode(), sha256).hex()
+    return hmac.digest(await secret(state.depot, "links"), f"{job_id}/{kind}/{expires}".encode(), sha256).hex()
 
 
 async def message_secret(state: State) -> bytes:
     """What signs webhooks."""
     if given := state.settings.webhook_secret:
         return base64.b64decode(given.removeprefix("whsec_"))
-    return await state.depot.secret("webhook")
+    return await secret(state.depot, "webhook")
 
 
 async def describe(state: State, job: Job) -> dict[str, Any]:

@@ -33,6 +33,7 @@ ENDPOINT = "/v1/embeddings"
 # A chunk is what a worker takes at a time, and what is done again when it dies.
 _CHUNK_LINES, _CHUNK_BYTES = 256, 256 * 1024
 _MOST_LINE_BYTES = 32_000_000
+csv.field_size_limit(_MOST_LINE_BYTES)  # a cell is a text; the library's own limit is 128 KiB
 _OWN_KEYS = ("custom_id", "id", "method", "url")
 _FIELD_OF = fields_by_synonym(EmbeddingsRequest)
 TEXT_COLUMNS = ("text", "input", "content", "sentence", "document", "body")
@@ -142,6 +143,15 @@ def model_of(path: Path) -> str:
     """
     with path.open("rb") as file:
         raw = next((raw for raw in iter(lambda: file.readline(_MOST_LINE_BYTES), b"") if raw.strip()), b"")
+    return model_named(raw)
+
+
+def model_named(raw: bytes) -> str:
+    """The model that a line names.
+
+    Raises:
+        InputFileError: it names none.
+    """
     try:
         body = orjson.loads(raw.removeprefix(BYTE_ORDER_MARK))["body"]
         model = body["model"]

@@ -4,6 +4,7 @@
     jobs/ID/NAME         its lines, where they had to be fetched or converted, and what became of each chunk
     files/ID             an upload
     NAME.secret          random bytes to sign with, the same for all that share the depot
+    store.owner          which store names the files here: no other one's worker removes what it does not know
 
 Nothing here knows whose they are: that, and what counts, is the store's. A file is written once, by one try, under a
 name of that try's own; one that no row names never happened.
@@ -21,6 +22,7 @@ from fundament.errors import FundamentError
 
 Kind = Literal["jobs", "files"]
 INPUT = "input"
+OWNER = "store.owner"
 
 PIECE_BYTES = 256 * 1024
 
@@ -68,8 +70,8 @@ class Depot(Protocol):
         """The ids of jobs or uploads of which nothing was written for so long."""
         ...
 
-    async def secret(self, name: str) -> bytes:
-        """32 random bytes, the same at every start."""
+    async def claim(self, name: str, content: bytes) -> bytes:
+        """Write a small file unless there is one of that name; what is there now. The first one's stands for all."""
         ...
 
 
@@ -97,6 +99,11 @@ def depot_of(url: str, data_dir: Path) -> Depot:
     from fundament.depot.bucket import Bucket
 
     return Bucket(url)
+
+
+async def secret(depot: Depot, name: str) -> bytes:
+    """32 random bytes, the same at every start."""
+    return await depot.claim(f"{name}.secret", secrets.token_bytes(32))
 
 
 async def whole(pieces: AsyncIterable[bytes]) -> bytes:

@@ -4,7 +4,6 @@ import asyncio
 import errno
 import logging
 import os
-import secrets
 import tempfile
 from collections.abc import AsyncIterable, AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
@@ -39,7 +38,7 @@ class Bucket:
         except BaseError as error:
             raise FundamentError(f"{url} cannot be used: {buckets.first_line(error)}") from error
         self.url = url
-        self._secrets: dict[str, bytes] = {}
+        self._claimed: dict[str, bytes] = {}
 
     async def write(self, name: str, pieces: AsyncIterable[bytes]) -> int:
         """See `Depot`; what is longer than a part is sent in parts, so that few of them lie in memory.
@@ -115,18 +114,16 @@ class Bucket:
         before = datetime.now(UTC) - timedelta(seconds=seconds)
         return [found for found, last in written.items() if last < before]
 
-    async def secret(self, name: str) -> bytes:
+    async def claim(self, name: str, content: bytes) -> bytes:
         """See `Depot`; readable by whoever has the bucket's credentials."""
-        if name not in self._secrets:
-            place = f"{name}.secret"
+        if name not in self._claimed:
             try:
-                self._secrets[name] = await whole(self.read(place))
+                self._claimed[name] = await whole(self.read(name))
             except FileNotFoundError:
-                # Of processes that come together one is first, and its secret stands for all.
                 with self._answering(), suppress(AlreadyExistsError):
-                    await obstore.put_async(self._store, place, secrets.token_bytes(32), mode="create")
-                self._secrets[name] = await whole(self.read(place))
-        return self._secrets[name]
+                    await obstore.put_async(self._store, name, content, mode="create")
+                self._claimed[name] = await whole(self.read(name))
+        return self._claimed[name]
 
     @contextmanager
     def _answering(self, name: str | None = None) -> Iterator[None]:

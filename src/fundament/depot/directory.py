@@ -91,9 +91,9 @@ class Directory:
 
         return await asyncio.to_thread(find)
 
-    async def secret(self, name: str) -> bytes:
+    async def claim(self, name: str, content: bytes) -> bytes:
         """See `Depot`; readable by this user only."""
-        return await asyncio.to_thread(_secret, self.root / f"{name}.secret")
+        return await asyncio.to_thread(_claim, self.root / name, content)
 
 
 def _create(path: Path) -> BufferedWriter:
@@ -107,14 +107,16 @@ def _settle(file: BufferedWriter) -> int:
     return file.tell()
 
 
-def _secret(path: Path) -> bytes:
+def _claim(path: Path, content: bytes) -> bytes:
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         made = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
         made.touch(mode=0o600)
-        made.write_bytes(secrets.token_bytes(32))
+        with made.open("wb") as file:
+            file.write(content)
+            _settle(file)
         try:
-            path.hardlink_to(made)  # another process may have been first: then its secret stands
+            path.hardlink_to(made)  # another process may have been first
         except FileExistsError:
             pass
         finally:

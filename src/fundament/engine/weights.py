@@ -206,9 +206,10 @@ def from_argument(argument: str, data_dir: Path, *, allow_torchscript: bool = Fa
         raise CheckpointError(f"'{spec.id}' is in the catalogue, but this release does not serve its family yet")
     if not given:
         if spec is None:
+            own = f"my-model={name}" if Path(name).is_dir() else f"{name}=/path/to/it"
             raise CheckpointError(
                 f"'{name}' is not in the catalogue (see `fundament models`). "
-                f"To serve a directory of your own: --model {name}=/path/to/it"
+                f"To serve a directory of your own: --model {own}"
             )
         if spec is EMBEDDED and (local := embedded()):
             return local

@@ -10,7 +10,7 @@ from typing import Any
 
 from sqlalchemy import Dialect, Engine, create_engine, event
 from sqlalchemy.engine import URL, Connection, make_url
-from sqlalchemy.exc import ArgumentError, InterfaceError, NoSuchModuleError, OperationalError
+from sqlalchemy.exc import ArgumentError, DatabaseError, InterfaceError, NoSuchModuleError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
@@ -41,6 +41,19 @@ def locate(store_url: str, data_dir: Path) -> URL:
     if kind == "sqlite" and url.database in (None, "", ":memory:"):
         raise FundamentError("store_url names no file: write sqlite:////absolute/path/fundament.db.")
     return url.set(drivername=kind)
+
+
+def name_of(store_url: str, data_dir: Path) -> str:
+    """What a depot calls the store: where it is, without who asks; one in the data directory goes wherever that does.
+
+    Raises:
+        FundamentError: as `locate`.
+    """
+    url = locate(store_url, data_dir)
+    if is_sqlite(url):
+        path = Path(str(url.database)).absolute()
+        return str(path.relative_to(data_dir) if path.is_relative_to(data_dir) else path)
+    return url.set(username=None, password=None, query={}).render_as_string()
 
 
 def is_sqlite(url: URL) -> bool:
@@ -110,7 +123,10 @@ def connected(url: URL) -> Iterator[Connection]:
     try:
         with engine.begin() as connection:
             yield connection
-    except (OperationalError, InterfaceError) as error:
+    except (DatabaseError, InterfaceError) as error:
+        # A file that is no database is the plain one of these; the others are statements at fault, which are ours.
+        if type(error) not in (DatabaseError, OperationalError, InterfaceError):
+            raise
         raise FundamentError(f"The store {url.render_as_string()} cannot be used: {_first_line(error)}") from error
     finally:
         engine.dispose()
