@@ -61,7 +61,8 @@ A setting can be given in three places. The first one that names it wins:
 1. a **flag** of `fundament serve`;
 2. an **environment** variable: `FUNDAMENT_` and the setting's name in capital letters. A list is written with commas:
    `FUNDAMENT_MODELS=jina-embeddings-v3,jina-reranker-v3`;
-3. the **file** `fundament.toml` in the working directory, or the file that `FUNDAMENT_CONFIG` names, which must be there:
+3. the **file** `fundament.toml` in the working directory, or the file that `FUNDAMENT_CONFIG` names, which must
+   be there:
 
    ```toml
    models = ["jina-embeddings-v3", "mine=/srv/models/mine"]

@@ -606,8 +606,8 @@ def _settings(**given: Any) -> Settings:
         return Settings(**{name: value for name, value in given.items() if value is not None})
     except ValidationError as error:
         _refuse("; ".join(map(_told, error.errors())))
-    except FundamentError as error:
-        _refuse(error.detail)
+    except ValueError as error:
+        _refuse(str(error))
 
 
 def _told(fault: Any) -> str:

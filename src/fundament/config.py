@@ -22,8 +22,6 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
-from fundament.errors import FundamentError
-
 
 def default_data_dir() -> Path:
     """`$XDG_DATA_HOME/fundament`, or `~/.local/share/fundament`."""
@@ -298,7 +296,7 @@ def check_file() -> None:
     """Refuse a file of settings that cannot be read: without it a server could be open that should ask for keys.
 
     Raises:
-        FundamentError: it is named and not there, or is no TOML.
+        ValueError: it is named and not there, or is no TOML.
     """
     path = config_file()
     try:
@@ -306,7 +304,7 @@ def check_file() -> None:
             tomllib.load(file)
     except FileNotFoundError as error:
         if os.environ.get("FUNDAMENT_CONFIG"):
-            raise FundamentError(f"FUNDAMENT_CONFIG names {path}, which is not there.") from error
+            raise ValueError(f"FUNDAMENT_CONFIG names {path}, which is not there.") from error
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
-        raise FundamentError(f"The settings in {path} cannot be read: {reason}.") from error
+        raise ValueError(f"The settings in {path} cannot be read: {reason}.") from error

@@ -6,6 +6,7 @@ import ipaddress
 import logging
 import os
 import re
+import resource
 import signal
 import socket
 import sys
@@ -28,6 +29,8 @@ from fundament.telemetry import configure_logs, log, say
 
 _UPGRADE = re.compile(rb"^upgrade:", re.IGNORECASE | re.MULTILINE)
 _BACKLOG = 2048  # connections that wait to be accepted
+_SILENT_SECONDS = 60.0
+_MOST_FILES = 65_536  # connections are files: the usual limit of 1,024 is for programs that look at each in turn
 _SWITCH_SECONDS = 0.001  # Python's own is five times as long
 _IDLE_THREAD_SECONDS = 0.5  # that a thread with nothing to do may take to end
 
@@ -63,17 +66,35 @@ def run(settings: Settings) -> None:
 
 
 class _Protocol(HttpToolsProtocol):
-    """HTTP/1.1. A client that offers another protocol, as Java's does with its first request, goes on in h11.
+    """HTTP/1.1. A connection on which nothing is asked for a minute is closed: it holds a file of this process.
+
+    A client that offers another protocol, as Java's does with its first request, goes on in h11.
 
     httptools reads no body after such a head; h11, which is slower, ignores the offer, as the standard asks (RFC 9110,
     section 7.8).
     """
 
     _begun = False
+    _silence: asyncio.TimerHandle
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Greet nobody, and wait."""
+        super().connection_made(transport)
+        self._silence = self.loop.call_later(_SILENT_SECONDS, self._close_silent)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget the connection."""
+        self._silence.cancel()
+        super().connection_lost(exc)
+
+    def _close_silent(self) -> None:
+        if self.cycle is None:  # no head of a request has come whole
+            self.transport.close()
 
     def data_received(self, data: bytes) -> None:
         """Read what has come."""
         if not self._begun and _UPGRADE.search(data.partition(b"\r\n\r\n")[0]):
+            self._silence.cancel()
             self.connections.discard(self)
             other = H11Protocol(self.config, self.server_state, self.app_state, self.loop)
             other.connection_made(self.transport)
@@ -132,6 +153,9 @@ def leave(threads: ThreadPoolExecutor, deadline: float) -> None:
 
 
 def _prepare(settings: Settings) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < (most := _MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, _MOST_FILES)):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
     # Text is tokenized on our own worker threads; the tokenizer's pool would compete with the models for cores.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # Compiled products are kept by shape, some hundred for each model; the default holds 1,024 in all.

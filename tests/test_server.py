@@ -1,0 +1,45 @@
+"""The server's own protocol: connections that ask nothing."""
+
+import asyncio
+from typing import Any
+
+import pytest
+import uvicorn
+from uvicorn.server import ServerState
+
+from fundament import server
+
+
+async def answering(scope: dict[str, Any], receive: Any, send: Any) -> None:
+    del scope, receive
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+    await send({"type": "http.response.body", "body": b"ok"})
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET / HTTP/1.1\r\nHost: he"], ids=["nothing", "half a head"])
+def test_a_connection_that_asks_nothing_is_closed(
+    runner: asyncio.Runner, monkeypatch: pytest.MonkeyPatch, sent: bytes
+) -> None:
+    monkeypatch.setattr(server, "_SILENT_SECONDS", 0.1)
+
+    async def scenario() -> None:
+        config, state = uvicorn.Config(answering, ws="none", log_config=None, timeout_keep_alive=60), ServerState()
+        made = lambda: server._Protocol(config, state, {})  # noqa: E731
+        listening = await asyncio.get_running_loop().create_server(made, "127.0.0.1", 0)
+        address = listening.sockets[0].getsockname()
+        async with asyncio.timeout(20):
+            asking, out = await asyncio.open_connection(*address)
+            out.write(b"GET / HTTP/1.1\r\nHost: here\r\n\r\n")
+            assert (await asking.readuntil(b"ok")).startswith(b"HTTP/1.1 200")
+            silent, other = await asyncio.open_connection(*address)
+            other.write(sent)
+            assert await silent.read() == b""
+            assert len(state.connections) == 1  # the one that has asked
+            out.write(b"GET / HTTP/1.1\r\nHost: here\r\n\r\n")
+            assert (await asking.readuntil(b"ok")).startswith(b"HTTP/1.1 200")
+        for writer in (out, other):
+            writer.close()
+            await writer.wait_closed()
+        listening.close()
+
+    runner.run(scenario())
