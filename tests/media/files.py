@@ -42,11 +42,15 @@ def png(width: int, height: int, data: bytes = b"", *more: tuple[bytes, bytes]) 
     return _png(struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0), data, *more)
 
 
-def deep_png(pixels: np.ndarray[Any, np.dtype[np.uint16]]) -> bytes:
-    """A PNG of 16 bits per channel, which Pillow reads and does not write; pixels are `[height, width, 3 or 4]`."""
+def deep_png(pixels: np.ndarray[Any, np.dtype[np.uint16]], hidden: Sequence[int] = ()) -> bytes:
+    """A PNG of 16 bits per channel, which Pillow reads and does not write; pixels are `[height, width, 1, 3 or 4]`.
+
+    Those of the hidden colour are transparent.
+    """
     height, width, n_channels = pixels.shape
     lines = b"".join(b"\0" + line.astype(">u2").tobytes() for line in pixels)
-    return _png(struct.pack(">IIBBBBB", width, height, 16, {3: 2, 4: 6}[n_channels], 0, 0, 0), lines)
+    more = [(b"tRNS", struct.pack(f">{n_channels}H", *hidden))] if hidden else []
+    return _png(struct.pack(">IIBBBBB", width, height, 16, {1: 0, 3: 2, 4: 6}[n_channels], 0, 0, 0), lines, *more)
 
 
 def _png(header: bytes, data: bytes, *more: tuple[bytes, bytes]) -> bytes:

@@ -104,6 +104,16 @@ def test_sixteen_bits_of_colours_become_eight() -> None:
     assert decoded(deep_png(np.concatenate([levels, alpha], axis=2))).tolist() == [[[0, 128, 255], [*WHITE]]]
 
 
+@pytest.mark.parametrize("n_channels", [1, 3])
+def test_a_colour_of_16_bits_that_is_not_seen_is_white(n_channels: int) -> None:
+    pixels = np.full((1, 2, n_channels), 0x1234, np.uint16)
+    pixels[0, 1] = 0x8080
+    found = decoded(deep_png(pixels, hidden=[0x1234] * n_channels))
+    assert found[0, 0].tolist() == [*WHITE]
+    assert found[0, 1].tolist() == [128] * 3
+    assert decoded(deep_png(pixels))[0, 0].tolist() == [18] * 3
+
+
 @pytest.mark.parametrize("form", ["TIFF", "JPEG"])
 @pytest.mark.parametrize(
     ("ink", "colour"),

@@ -172,7 +172,7 @@ def check(state: State, spec: ModelSpec, request: ChatRequest) -> None:
         "response_format": told.get("type") != "text",
     }
     faults = [Fault(f"body -> {name}", "It is not served; leave it out.") for name, asked in refused.items() if asked]
-    if not isinstance((request.stream_options or {}).get("include_usage", False), bool):
+    if not isinstance((request.stream_options or {}).get("include_usage"), bool | None):
         faults.append(Fault("body -> stream_options -> include_usage", "Input should be a valid boolean", "bool_type"))
     if faults:
         raise InputError(*faults)

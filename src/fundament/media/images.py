@@ -83,12 +83,16 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _rgb(media: Media, image: Image.Image) -> RGB:
+    hidden = image.info.get("transparency")  # of a PNG without alpha: the colour that is not seen
     if image.mode.startswith("I"):
-        return _of_grey(media, np.asarray(image))
+        grey = np.asarray(image)
+        return _of_grey(media, grey if hidden is None else np.where(grey == hidden, 0xFFFF, grey))
     if image.mode == "F":
         raise refusal(media, "This image has floating-point pixels, whose range nothing tells. Send 8 or 16 bits.")
     if image.mode == "La":
         image = image.convert("LA")
+    if isinstance(hidden, tuple) and max(hidden) > 0xFF:  # of 16 bits; Pillow keeps the upper eight of each pixel's
+        image.info["transparency"] = tuple(part >> 8 for part in hidden)
     if image.has_transparency_data:
         white = Image.new("RGBA", image.size, "white")
         white.alpha_composite(image.convert("RGBA"))
