@@ -1,12 +1,15 @@
-"""Transactions end with their block, however it ends."""
+"""Transactions end with their block, however it ends; a database that says nothing is given up."""
 
 import asyncio
+import socket
 from pathlib import Path
 
 import pytest
 from sqlalchemy import inspect, text
 
-from fundament.store.database import Database, connected, locate
+from fundament.errors import FundamentError
+from fundament.store import database
+from fundament.store.database import Database, connected, locate, name_of
 
 # Its first row takes a while and more follow, so who is cancelled meanwhile leaves an unfinished statement behind.
 _SLOW = text(
@@ -38,3 +41,24 @@ def test_a_cancelled_transaction_is_undone_at_once(
     # The task keeps what was raised, and that the frames with the statement: nobody may have to wait for their end.
     with connected(locate(store_url, Path())) as connection:
         assert not inspect(connection).has_table("half")
+
+
+def test_a_postgresql_that_says_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("psycopg")
+    monkeypatch.setitem(database._VANISHED, "connect_timeout", 2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # connects, and nobody answers
+        url = locate(f"postgresql://127.0.0.1:{silent.getsockname()[1]}/x", Path("/"))
+        with pytest.raises(FundamentError, match="cannot be used"), connected(url):
+            pass
+
+
+def test_what_the_url_says_of_timeouts_goes_before() -> None:
+    url = locate("postgresql://host/x?connect_timeout=3", Path("/"))
+    assert "connect_timeout" not in database._options(url)["connect_args"]
+    assert database._options(url)["connect_args"]["tcp_user_timeout"]
+
+
+def test_a_stores_name_tells_no_password(tmp_path: Path) -> None:
+    assert name_of("postgresql://me:secret@host:5/x?a=b", tmp_path) == "postgresql://host:5/x"
+    assert name_of("", tmp_path) == "fundament.db"
+    assert name_of("sqlite:////elsewhere/a.db", tmp_path) == "/elsewhere/a.db"
