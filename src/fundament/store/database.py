@@ -53,7 +53,7 @@ def name_of(store_url: str, data_dir: Path) -> str:
     if is_sqlite(url):
         path = Path(str(url.database)).absolute()
         return str(path.relative_to(data_dir) if path.is_relative_to(data_dir) else path)
-    return url.set(username=None, password=None, query={}).render_as_string()
+    return URL.create(url.drivername, host=url.host, port=url.port, database=url.database).render_as_string()
 
 
 def is_sqlite(url: URL) -> bool:
