@@ -10,6 +10,7 @@ import errno
 import logging
 import os
 import secrets
+from collections import Counter
 from collections.abc import Callable, Coroutine
 from contextlib import aclosing
 from dataclasses import replace
@@ -42,6 +43,7 @@ from fundament.api.wire import json_bytes
 from fundament.catalog import ModelSpec
 from fundament.depot import INPUT, OWNER, of_job, of_upload, on_thread
 from fundament.errors import AuthError, BalanceError, FundamentError, LimitError, UnavailableError
+from fundament.fetching import Fetcher, read_networks
 from fundament.store import files, jobs, keys, usage
 from fundament.store.database import name_of
 from fundament.store.jobs import Chunk, Job, Written
@@ -52,7 +54,7 @@ from fundament.webhooks import DELAYS, deliver
 
 _CHUNKS_AT_A_TIME = 4
 _INPUTS_AT_A_TIME = 4  # of each kind: those that lie here, and those that are fetched
-_WEBHOOKS_AT_A_TIME = 8
+_WEBHOOKS_AT_A_TIME, _WEBHOOKS_OF_A_KEY = 8, 4
 _MOST_TRIES = 3  # of a chunk over which workers die; then its lines are tried one by one, and of a line then
 _IDLE_SECONDS = 1.0  # between looks at a store that has nothing to do
 _PASSING = (errno.EMFILE, errno.ENFILE)  # connections take files too, and end
@@ -75,7 +77,9 @@ class Worker:
         self._suspect: asyncio.Task[None] | None = None  # runs a chunk over which a worker died; nothing runs beside it
         self._inputs: dict[str, asyncio.Task[None]] = {}
         self._fetches: dict[str, asyncio.Task[None]] = {}
-        self._webhooks: set[asyncio.Task[None]] = set()
+        self._webhooks: dict[asyncio.Task[None], str] = {}  # each with whose job it tells of
+        # Of its own: requests that wait for slow servers hold up no job and no webhook.
+        self._fetcher = Fetcher(read_networks(state.settings.allowed_networks))
 
     def wake(self) -> None:
         """Look for work at once."""
@@ -92,6 +96,7 @@ class Worker:
             for task in held:
                 task.cancel()
             await asyncio.gather(*held, return_exceptions=True)
+            await self._fetcher.close()
             async with self.store.write() as connection:
                 await jobs.release(connection, self.name)
 
@@ -189,7 +194,7 @@ class Worker:
         """
         settings, name = self.state.settings, f"lines.{secrets.token_hex(4)}"
         if job.url is not None:
-            read_url = buckets.read if buckets.is_listed(job.url, settings.input_buckets) else self.state.fetcher.read
+            read_url = buckets.read if buckets.is_listed(job.url, settings.input_buckets) else self._fetcher.read
             async with aclosing(read_url(job.url, max_bytes=int(settings.max_job_mb * 1e6))) as pieces:
                 await self.depot.write(of_job(job.id, name), pieces)
             return name
@@ -351,8 +356,8 @@ class Worker:
             await self.depot.remove(name)
         while len(self._webhooks) < _WEBHOOKS_AT_A_TIME and (job := await self._due()):
             task = asyncio.create_task(self._call(job))
-            self._webhooks.add(task)
-            task.add_done_callback(self._webhooks.discard)
+            self._webhooks[task] = job.key_id
+            task.add_done_callback(self._webhooks.pop)
         await asyncio.sleep(_IDLE_SECONDS)
 
     async def _sweep(self) -> None:
@@ -377,7 +382,9 @@ class Worker:
 
     async def _due(self) -> Job | None:
         async with self.store.write() as connection:
-            return await jobs.call(connection, DELAYS, now=_now())
+            at_once = Counter(self._webhooks.values())
+            busy = [key_id for key_id, n in at_once.items() if n >= _WEBHOOKS_OF_A_KEY]
+            return await jobs.call(connection, DELAYS, now=_now(), but_for=busy)
 
     async def _call(self, job: Job) -> None:
         assert job.webhook_url is not None
@@ -391,7 +398,7 @@ class Worker:
             "data": await describe(self.state, then),
         }
         reason = await deliver(
-            self.state.fetcher,
+            self._fetcher,
             job.webhook_url,
             json_bytes(told),
             secret=await message_secret(self.state),

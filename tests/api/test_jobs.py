@@ -4,8 +4,10 @@ import asyncio
 import errno
 import json
 import os
+import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from fundament.store.jobs import jobs
 from fundament.worker import Worker
 from tests.accounts.keys import bearer, id_of, make_key, read_key
 from tests.inprocess import Api, running, work_until
-from tests.served import MODEL
+from tests.served import MODEL, PATIENCE_SECONDS
 from tests.website import website
 
 
@@ -349,3 +351,32 @@ def test_a_job_waits_while_the_process_has_no_files_left(
     monkeypatch.setattr(Directory, "read_part", refusing)
     assert work(api, key, job)["status"] == "completed"
     assert n_tries == 2
+
+
+def test_a_key_whose_webhooks_are_slow_holds_up_its_own_alone(
+    api: Api, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "_WEBHOOKS_AT_A_TIME", 2)
+    monkeypatch.setattr(worker, "_WEBHOOKS_OF_A_KEY", 1)
+    slow, quick, answers = new_key(api, folder), new_key(api, folder), threading.Event()
+    in_time: list[bool] = []  # that the slow ones have answered
+    with website() as site:
+
+        def wait(handler: BaseHTTPRequestHandler) -> None:
+            in_time.append(answers.wait(PATIENCE_SECONDS))
+            handler.send_response(200)
+            handler.end_headers()
+
+        hooks = [(slow, site.serve("/slow", wait))] * 2 + [(quick, site.say("/quick"))]
+        for key, url in hooks:
+            asked = {"model": MODEL, "input": ["x"], "webhook_url": url}
+            assert ask(api, key, "POST", "/v1/batch/embeddings", json=asked).status_code == 200
+
+        async def told() -> bool:
+            return any(each.path == "/quick" for each in site.asked)
+
+        try:
+            work_until(api, told)
+            assert not in_time
+        finally:
+            answers.set()

@@ -626,11 +626,20 @@ async def forget(connection: AsyncConnection, *, before: datetime) -> None:
     await connection.execute(jobs.delete().where(jobs.c.state == "expired", jobs.c.expires_at < before))
 
 
-async def call(connection: AsyncConnection, delays: Sequence[timedelta], *, now: datetime) -> Job | None:
-    """Take a job whose webhook is due, and put its next try off by the delay that follows this one."""
+async def call(
+    connection: AsyncConnection, delays: Sequence[timedelta], *, now: datetime, but_for: Collection[str] = ()
+) -> Job | None:
+    """Take a job whose webhook is due, and put its next try off by the delay that follows this one.
+
+    Args:
+        connection: of a transaction that writes.
+        delays: after each try.
+        now: the moment.
+        but_for: keys whose jobs' turn it is not.
+    """
     due = (
         select(jobs.c.id, jobs.c.webhook_attempts)
-        .where(jobs.c.webhook_state == "pending", jobs.c.webhook_at <= now)
+        .where(jobs.c.webhook_state == "pending", jobs.c.webhook_at <= now, jobs.c.key_id.not_in(but_for))
         .order_by(jobs.c.webhook_at)
         .limit(1)
         .with_for_update(skip_locked=True)
