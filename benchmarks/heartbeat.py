@@ -1,4 +1,4 @@
-"""The server with a task that notes how late its event loop is: `python benchmarks/heartbeat.py [--model ...]`.
+"""The server with a task that notes how late its event loop is: `python benchmarks/heartbeat.py`.
 
 It prints a line for every millisecond's sleep that took more than five: when it ended on the system's steady clock, in
 seconds; how long it was, in milliseconds; and for how many of these the loop was ready to run and the machine had no
@@ -12,9 +12,8 @@ import time
 
 import uvicorn
 
-from fundament.app import create_app
 from fundament.config import Settings
-from fundament.telemetry import configure_logs
+from fundament.server import configured, listen, prepare
 
 WORTH_NOTING = 0.005
 
@@ -39,15 +38,17 @@ class _Beating(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         self.heart = asyncio.ensure_future(beat())
-        port = self.servers[0].sockets[0].getsockname()[1]
+        port = (sockets or [])[0].getsockname()[1]
         print(f"serving url=http://127.0.0.1:{port}", flush=True)
 
 
 def main() -> None:
     """Serve on a free port."""
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    configure_logs("text", "info")
-    _Beating(uvicorn.Config(create_app(Settings()), port=0, access_log=False, log_level="warning")).run()
+    settings = Settings()
+    prepare(settings)
+    from fundament.app import create_app
+
+    _Beating(configured(create_app(settings), settings)).run(listen("127.0.0.1", 0))
 
 
 if __name__ == "__main__":

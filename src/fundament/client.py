@@ -4,7 +4,7 @@ import asyncio
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
@@ -106,8 +106,9 @@ class Server:
                 asked = {**fields, "input_file_id": sent["id"]}
                 try:
                     made = await _answer(session.post("v1/batch/embeddings", json=asked))
-                finally:
-                    await _answer(session.delete(f"v1/files/{sent['id']}"))  # a job keeps the lines
+                finally:  # a job keeps the lines
+                    with suppress(FundamentError, aiohttp.ClientError, TimeoutError):
+                        await _answer(session.delete(f"v1/files/{sent['id']}"))
         return str(made["id"])
 
     async def status(self, job: str) -> Report:
@@ -177,7 +178,10 @@ def base(url: str) -> str:
     Raises:
         ClientError: it is no web address.
     """
-    found = urlsplit(url if "://" in url else f"http://{url}")
+    try:
+        found = urlsplit(url if "://" in url else f"http://{url}")
+    except ValueError:
+        found = urlsplit("")
     if found.scheme not in ("http", "https") or not found.hostname:
         raise ClientError(f"'{url}' is not a server's address; write --url http://127.0.0.1:8080.")
     return f"{found.scheme}://{found.netloc}{found.path.rstrip('/').removesuffix('/v1')}/"

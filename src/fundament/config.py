@@ -289,7 +289,7 @@ class Settings(BaseSettings):
 
 def config_file() -> Path:
     """The file of settings, which need not be there unless `FUNDAMENT_CONFIG` names it."""
-    return Path(os.environ.get("FUNDAMENT_CONFIG") or "fundament.toml")
+    return Path(os.environ.get("FUNDAMENT_CONFIG") or "fundament.toml").expanduser()
 
 
 def check_file() -> None:

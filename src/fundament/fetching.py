@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 import aiohttp
 from aiohttp.abc import AbstractResolver
 
-from fundament.errors import FetchError
+from fundament.errors import FetchError, UnavailableError
 from fundament.telemetry import say
 
 Address = IPv4Address | IPv6Address
@@ -182,6 +182,8 @@ class Fetcher:
             raise FetchError("scheme", "The URL leads to something other than http or https.") from error
         except aiohttp.ClientConnectorError as error:
             refused = isinstance(getattr(error, "os_error", None), _NotAllowedError)
+            if getattr(error.os_error, "errno", None) in (errno.EMFILE, errno.ENFILE):
+                raise UnavailableError("The server has no connections left. Try again shortly.") from error
             if refused:
                 say("address refused", level=logging.WARNING, host=urlsplit(url).hostname)
             raise FetchError.unreachable("address" if refused else "unreachable") from error

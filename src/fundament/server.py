@@ -27,7 +27,8 @@ from fundament.config import Settings
 from fundament.errors import FundamentError
 from fundament.telemetry import configure_logs, log, say
 
-_UPGRADE = re.compile(rb"^upgrade:", re.IGNORECASE | re.MULTILINE)
+_UPGRADE, _HEAD_END = re.compile(rb"^upgrade:", re.IGNORECASE | re.MULTILINE), re.compile(rb"\n\r?\n")
+_MOST_HEAD_BYTES = 65_536
 _BACKLOG = 2048  # connections that wait to be accepted
 _SILENT_SECONDS = 60.0
 _MOST_FILES = 65_536  # connections are files: the usual limit of 1,024 is for programs that look at each in turn
@@ -41,40 +42,41 @@ def run(settings: Settings) -> None:
     Raises:
         FundamentError: something that cannot be served here.
     """
-    _prepare(settings)
+    prepare(settings)
     refuse_open(settings.host, settings.auth)
     # Before the application, so that a port that is taken is said at once.
     sockets = listen(settings.host, settings.port)
     from fundament.app import create_app
 
     app = create_app(settings)
-    server = _Server(
-        uvicorn.Config(
-            app,
-            http=_Protocol,
-            ws="none",
-            access_log=False,
-            log_config=None,
-            log_level="warning",
-            server_header=False,
-            timeout_graceful_shutdown=int(settings.shutdown_seconds),
-        )
-    )
+    server = _Server(configured(app, settings))
     logging.getLogger("uvicorn").handlers = log.handlers  # its warnings, in the form of our own lines
     server.settings = settings
     server.run(sockets)
 
 
+def configured(app: FastAPI, settings: Settings) -> uvicorn.Config:
+    """How the application is served."""
+    return uvicorn.Config(
+        app,
+        http=_Protocol,
+        ws="none",
+        access_log=False,
+        log_config=None,
+        log_level="warning",
+        server_header=False,
+        timeout_graceful_shutdown=int(settings.shutdown_seconds),
+    )
+
+
 class _Protocol(HttpToolsProtocol):
-    """HTTP/1.1. A connection on which nothing is asked for a minute is closed: it holds a file of this process.
+    """HTTP/1.1. A connection on which no request's head comes within a minute is closed: it holds a file of the process.
 
-    A client that offers another protocol, as Java's does with its first request, goes on in h11.
-
-    httptools reads no body after such a head; h11, which is slower, ignores the offer, as the standard asks (RFC 9110,
-    section 7.8).
+    A client that offers another protocol, as Java's does, goes on in h11. httptools reads no body after such a head;
+    h11, which is slower, ignores the offer, as the standard asks (RFC 9110, section 7.8).
     """
 
-    _begun = False
+    _head, _inside = b"", False
     _silence: asyncio.TimerHandle
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -87,22 +89,46 @@ class _Protocol(HttpToolsProtocol):
         self._silence.cancel()
         super().connection_lost(exc)
 
-    def _close_silent(self) -> None:
-        if self.cycle is None:  # no head of a request has come whole
-            self.transport.close()
+    def on_message_begin(self) -> None:
+        """A request begins."""
+        self._inside = True
+        super().on_message_begin()
+
+    def on_message_complete(self) -> None:
+        """It has come whole."""
+        self._inside = False
+        super().on_message_complete()
 
     def data_received(self, data: bytes) -> None:
-        """Read what has come."""
-        if not self._begun and _UPGRADE.search(data.partition(b"\r\n\r\n")[0]):
-            self._silence.cancel()
-            self.connections.discard(self)
-            other = H11Protocol(self.config, self.server_state, self.app_state, self.loop)
-            other.connection_made(self.transport)
-            self.transport.set_protocol(other)
-            other.data_received(data)
-            return
-        self._begun = True
+        """Read what has come; of a head all at once."""
+        if not self._inside:
+            self._head += data
+            end = _HEAD_END.search(self._head)
+            if end is None and self._head[:1].isalpha() and len(self._head) < _MOST_HEAD_BYTES:
+                return
+            data, self._head = self._head, b""
+            if _UPGRADE.search(data, 0, end.start() if end else len(data)):
+                self._hand_over(data)
+                return
         super().data_received(data)
+
+    def _hand_over(self, data: bytes) -> None:
+        self._silence.cancel()
+        self._unset_keepalive_if_required()
+        self.connections.discard(self)
+        other = _PlainH11(self.config, self.server_state, self.app_state, self.loop)
+        other.connection_made(self.transport)
+        self.transport.set_protocol(other)
+        other.data_received(data)
+
+    def _close_silent(self) -> None:
+        if self.cycle is None:
+            self.transport.close()
+
+
+class _PlainH11(H11Protocol):
+    def _get_upgrade(self) -> None:
+        """Nothing that is offered is taken, and nobody need be told."""
 
 
 def work(settings: Settings) -> None:
@@ -111,7 +137,7 @@ def work(settings: Settings) -> None:
     Raises:
         FundamentError: something that cannot be served here.
     """
-    _prepare(settings)
+    prepare(settings)
     from fundament.app import create_app
 
     asyncio.run(_work(create_app(settings.model_copy(update={"worker": True}))))
@@ -152,7 +178,8 @@ def leave(threads: ThreadPoolExecutor, deadline: float) -> None:
         os._exit(0)
 
 
-def _prepare(settings: Settings) -> None:
+def prepare(settings: Settings) -> None:
+    """What holds for the whole process: its files, its threads, its logs."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < (most := _MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, _MOST_FILES)):
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))

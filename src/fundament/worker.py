@@ -54,7 +54,7 @@ from fundament.webhooks import DELAYS, deliver
 
 _CHUNKS_AT_A_TIME = 4
 _INPUTS_AT_A_TIME = 4  # of each kind: those that lie here, and those that are fetched
-_WEBHOOKS_AT_A_TIME, _WEBHOOKS_OF_A_KEY = 8, 4
+_WEBHOOKS_AT_A_TIME, _WEBHOOKS_OF_A_KEY = 8, 2
 _MOST_TRIES = 3  # of a chunk over which workers die; then its lines are tried one by one, and of a line then
 _IDLE_SECONDS = 1.0  # between looks at a store that has nothing to do
 _PASSING = (errno.EMFILE, errno.ENFILE)  # connections take files too, and end
@@ -362,7 +362,8 @@ class Worker:
 
     async def _sweep(self) -> None:
         """Remove what a killed process left behind: bytes that no row knows, unless another store's may."""
-        here = name_of(self.state.settings.store_url, self.state.settings.data_dir).encode()
+        settings = self.state.settings
+        here = name_of(settings.store_url, settings.data_dir, shared=bool(settings.files_url)).encode()
         if (owner := await self.depot.claim(OWNER, here)) != here:
             say(
                 f"jobs' files here are another store's, so nothing is removed; if they are this one's, remove {OWNER}",
@@ -382,7 +383,7 @@ class Worker:
 
     async def _due(self) -> Job | None:
         async with self.store.write() as connection:
-            at_once = Counter(self._webhooks.values())
+            at_once = Counter(key_id for key_id in self._webhooks.values() if key_id)
             busy = [key_id for key_id, n in at_once.items() if n >= _WEBHOOKS_OF_A_KEY]
             return await jobs.call(connection, DELAYS, now=_now(), but_for=busy)
 

@@ -315,7 +315,7 @@ def test_what_another_stores_rows_may_know_stays(api: Api, folder: Path, monkeyp
     work(api, key, submit(api, key, ["one"]))  # whoever works first has the files
     stray.mkdir(exist_ok=True)
     os.utime(stray, (0, 0))
-    monkeypatch.setattr(worker, "name_of", lambda *_: "postgresql://elsewhere/fundament")
+    monkeypatch.setattr(worker, "name_of", lambda *_, shared: "postgresql://elsewhere/fundament")
     swept = Worker(api.app.state.parts)
     monkeypatch.setattr(worker, "_STRAY_SECONDS", 0.0)
     api.run(swept._sweep())

@@ -163,6 +163,29 @@ def test_who_waits_for_room_holds_up_only_the_models_that_must_go(runner: asynci
     run(runner, scenario)
 
 
+def test_two_models_under_steady_use_do_not_starve_a_third(runner: asyncio.Runner) -> None:
+    async def scenario() -> None:
+        world, done, n_uses = World(), asyncio.Event(), 0
+
+        async def steadily(name: str) -> None:
+            nonlocal n_uses
+            while not done.is_set():
+                async with world.memory.lease(name):
+                    await asyncio.sleep(0.001)
+                n_uses += 1
+
+        crowd = [asyncio.ensure_future(steadily(name)) for name in "ab" * 20]
+        while n_uses < 100:
+            await asyncio.sleep(0)
+        before = n_uses
+        await world.use("c")
+        done.set()
+        await asyncio.gather(*crowd)
+        assert n_uses < before + 200
+
+    run(runner, scenario)
+
+
 def test_a_crowd_cycling_through_more_models_than_fit_is_served(runner: asyncio.Runner) -> None:
     async def scenario() -> None:
         world = World()

@@ -1,5 +1,7 @@
 """Images of every format and mode, as a viewer shows them."""
 
+import struct
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -7,7 +9,7 @@ from PIL import Image
 from fundament.core import Media, MediaLimits
 from fundament.errors import InputError
 from fundament.media import pictures
-from tests.media.files import BLUE, GREEN, RED, WHITE, Pixels, animation, deep_png, noise, plain, png, saved, webp
+from tests.media.files import BLUE, GREEN, RED, WHITE, Pixels, _png, animation, deep_png, noise, plain, png, saved, webp
 
 
 def decoded(content: bytes, limits: MediaLimits | None = None) -> Pixels:
@@ -102,6 +104,17 @@ def test_sixteen_bits_of_colours_become_eight() -> None:
     assert decoded(deep_png(levels)).tolist() == [[[0, 128, 255], [200, 50, 1]]]
     alpha = np.array([[[0xFFFF], [0]]], dtype=np.uint16)
     assert decoded(deep_png(np.concatenate([levels, alpha], axis=2))).tolist() == [[[0, 128, 255], [*WHITE]]]
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4, 8])
+def test_a_grey_that_is_not_seen_is_white(depth: int) -> None:
+    header = struct.pack(">IIBBBBB", 2, 1, depth, 0, 0, 0, 0)
+    line = b"\0" + (bytes([0, 1]) if depth == 8 else bytes([1 << (8 - 2 * depth)]))  # black and the next grey
+    hidden = _png(header, line, (b"tRNS", struct.pack(">H", 0)))
+    assert decoded(hidden)[0, 0].tolist() == [*WHITE]
+    assert decoded(hidden)[0, 1].tolist() == [255 // (2**depth - 1)] * 3
+    next_one = decoded(_png(header, line, (b"tRNS", struct.pack(">H", 1))))
+    assert next_one[0].tolist() == [[0, 0, 0], [*WHITE]]
 
 
 @pytest.mark.parametrize("n_channels", [1, 3])

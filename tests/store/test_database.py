@@ -1,6 +1,7 @@
 """Transactions end with their block, however it ends; a database that says nothing is given up."""
 
 import asyncio
+import platform
 import socket
 from pathlib import Path
 
@@ -59,6 +60,19 @@ def test_what_the_url_says_of_timeouts_goes_before() -> None:
 
 
 def test_a_stores_name_tells_no_password(tmp_path: Path) -> None:
-    assert name_of("postgresql://me:secret@host:5/x?a=b", tmp_path) == "postgresql://host:5/x"
-    assert name_of("", tmp_path) == "fundament.db"
-    assert name_of("sqlite:////elsewhere/a.db", tmp_path) == "/elsewhere/a.db"
+    def name(url: str, *, shared: bool = False) -> str:
+        return name_of(url, tmp_path, shared=shared)
+
+    assert name("postgresql://me:secret@host/x?connect_timeout=1") == "postgresql://host:5432/x"
+    assert name("postgresql:///x?host=/sockets/a&options=-csearch_path%3Ds") == (
+        "postgresql://:5432/x host=/sockets/a options=-csearch_path=s"
+    )
+    assert name("") == "fundament.db"
+    assert name("sqlite:////elsewhere/a.db") == "/elsewhere/a.db"
+
+
+def test_a_store_on_this_machine_is_no_other_machines(tmp_path: Path) -> None:
+    for url in ("", "sqlite:////elsewhere/a.db", "postgresql://localhost/x"):
+        assert name_of(url, tmp_path, shared=True).startswith(f"{platform.node()}:")
+    assert name_of("postgresql://host/x", tmp_path, shared=True) == "postgresql://host:5432/x"
+    assert name_of("", tmp_path, shared=True) != name_of("", tmp_path / "other", shared=True)

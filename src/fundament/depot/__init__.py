@@ -28,7 +28,13 @@ PIECE_BYTES = 256 * 1024
 
 
 class Depot(Protocol):
-    """Files by name. What fails for want of the disk raises `OSError`, for want of the bucket `UnavailableError`."""
+    """Files by name. What fails for want of the disk raises `OSError`, for want of the bucket `UnavailableError`.
+
+    Attributes:
+        secrets: those that have been read, by name.
+    """
+
+    secrets: dict[str, bytes]
 
     async def write(self, name: str, pieces: AsyncIterable[bytes]) -> int:
         """Write a new file, so that it outlives a loss of power; there is none where this fails.
@@ -103,7 +109,9 @@ def depot_of(url: str, data_dir: Path) -> Depot:
 
 async def secret(depot: Depot, name: str) -> bytes:
     """32 random bytes, the same at every start."""
-    return await depot.claim(f"{name}.secret", secrets.token_bytes(32))
+    if name not in depot.secrets:
+        depot.secrets[name] = await depot.claim(f"{name}.secret", secrets.token_bytes(32))
+    return depot.secrets[name]
 
 
 async def whole(pieces: AsyncIterable[bytes]) -> bytes:

@@ -38,7 +38,7 @@ class Bucket:
         except BaseError as error:
             raise FundamentError(f"{url} cannot be used: {buckets.first_line(error)}") from error
         self.url = url
-        self._claimed: dict[str, bytes] = {}
+        self.secrets: dict[str, bytes] = {}
 
     async def write(self, name: str, pieces: AsyncIterable[bytes]) -> int:
         """See `Depot`; what is longer than a part is sent in parts, so that few of them lie in memory.
@@ -116,14 +116,12 @@ class Bucket:
 
     async def claim(self, name: str, content: bytes) -> bytes:
         """See `Depot`; readable by whoever has the bucket's credentials."""
-        if name not in self._claimed:
-            try:
-                self._claimed[name] = await whole(self.read(name))
-            except FileNotFoundError:
-                with self._answering(), suppress(AlreadyExistsError):
-                    await obstore.put_async(self._store, name, content, mode="create")
-                self._claimed[name] = await whole(self.read(name))
-        return self._claimed[name]
+        try:
+            return await whole(self.read(name))
+        except FileNotFoundError:
+            with self._answering(), suppress(AlreadyExistsError):
+                await obstore.put_async(self._store, name, content, mode="create")
+            return await whole(self.read(name))
 
     @contextmanager
     def _answering(self, name: str | None = None) -> Iterator[None]:

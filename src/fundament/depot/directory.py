@@ -22,6 +22,7 @@ class Directory:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self.secrets: dict[str, bytes] = {}
 
     async def write(self, name: str, pieces: AsyncIterable[bytes]) -> int:
         """See `Depot`."""
@@ -112,10 +113,10 @@ def _claim(path: Path, content: bytes) -> bytes:
         path.parent.mkdir(parents=True, exist_ok=True)
         made = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
         made.touch(mode=0o600)
-        with made.open("wb") as file:
-            file.write(content)
-            _settle(file)
         try:
+            with made.open("wb") as file:
+                file.write(content)
+                _settle(file)
             path.hardlink_to(made)  # another process may have been first
         except FileExistsError:
             pass

@@ -181,7 +181,9 @@ class Memory(Generic[R]):
         """Wait until so many bytes have room; the models to let go for it."""
         try:
             while (evicted := to_evict(self._uses(), needed, self.budget_bytes)) is None:
-                self._draining = to_drain(self._uses(), needed, self.budget_bytes)
+                kept = sum(use.n_bytes for name, use in self._uses().items() if name not in self._draining)
+                if kept + needed > self.budget_bytes:  # added to only: a set that changed could always let somebody in
+                    self._draining |= to_drain(self._uses(), needed, self.budget_bytes)
                 self._freed.clear()
                 await self._freed.wait()
             return evicted

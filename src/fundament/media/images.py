@@ -2,6 +2,7 @@
 
 import io
 import struct
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -30,6 +31,7 @@ _DAMAGES = (
 )
 
 _ORIENTATION_TAG = 0x0112
+_PNG_DEPTH = 24  # where the bits of a channel are said
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -83,7 +85,7 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _rgb(media: Media, image: Image.Image) -> RGB:
-    hidden = image.info.get("transparency")  # of a PNG without alpha: the colour that is not seen
+    hidden = _hidden(media, image)
     if image.mode.startswith("I"):
         grey = np.asarray(image)
         return _of_grey(media, grey if hidden is None else np.where(grey == hidden, 0xFFFF, grey))
@@ -91,13 +93,29 @@ def _rgb(media: Media, image: Image.Image) -> RGB:
         raise refusal(media, "This image has floating-point pixels, whose range nothing tells. Send 8 or 16 bits.")
     if image.mode == "La":
         image = image.convert("LA")
-    if isinstance(hidden, tuple) and max(hidden) > 0xFF:  # of 16 bits; Pillow keeps the upper eight of each pixel's
-        image.info["transparency"] = tuple(part >> 8 for part in hidden)
+    if hidden is not None:
+        image.info["transparency"] = hidden
     if image.has_transparency_data:
         white = Image.new("RGBA", image.size, "white")
         white.alpha_composite(image.convert("RGBA"))
         image = white
     return np.array(image.convert("RGB"))
+
+
+def _hidden(media: Media, image: Image.Image) -> Any:
+    """The colour of a PNG that is not seen, in the numbers that Pillow gives its pixels; None where there is none.
+
+    Of 16-bit colours Pillow keeps the upper eight bits of each pixel, and widens greys of 2 and 4 bits to eight.
+    """
+    hidden = image.info.get("transparency")
+    if hidden is None or not media.content.startswith(b"\x89PNG"):
+        return hidden
+    depth = media.content[_PNG_DEPTH]
+    if isinstance(hidden, tuple) and depth == 16:
+        return tuple(part >> 8 for part in hidden)
+    if isinstance(hidden, int) and image.mode == "L" and depth < 8:
+        return hidden * 255 // (2**depth - 1)
+    return hidden
 
 
 def _of_grey(media: Media, grey: Array) -> RGB:

@@ -1,6 +1,7 @@
 """The database: SQLite in the data directory, or PostgreSQL by URL, spoken to in the same way."""
 
 import asyncio
+import platform
 import sqlite3
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -43,17 +44,24 @@ def locate(store_url: str, data_dir: Path) -> URL:
     return url.set(drivername=kind)
 
 
-def name_of(store_url: str, data_dir: Path) -> str:
-    """What a depot calls the store: where it is, without who asks; one in the data directory goes wherever that does.
+def name_of(store_url: str, data_dir: Path, *, shared: bool) -> str:
+    """What a depot calls the store: where it is, without who asks.
+
+    Args:
+        store_url: as the setting.
+        data_dir: one in it goes wherever that does.
+        shared: several machines have the depot, so what is on this one is told apart by its name.
 
     Raises:
         FundamentError: as `locate`.
     """
-    url = locate(store_url, data_dir)
+    url, here = locate(store_url, data_dir), f"{platform.node()}:" if shared else ""
     if is_sqlite(url):
         path = Path(str(url.database)).absolute()
-        return str(path.relative_to(data_dir) if path.is_relative_to(data_dir) else path)
-    return URL.create(url.drivername, host=url.host, port=url.port, database=url.database).render_as_string()
+        return here + str(path.relative_to(data_dir) if path.is_relative_to(data_dir) and not shared else path)
+    told = [f" {name}={url.query[name]}" for name in _PLACES if name in url.query]
+    local = here if url.host in (None, "localhost", "127.0.0.1", "::1") else ""
+    return f"{local}postgresql://{url.host or ''}:{url.port or 5432}/{url.database or ''}{''.join(told)}"
 
 
 def is_sqlite(url: URL) -> bool:
@@ -145,6 +153,8 @@ class _Connection(sqlite3.Connection):
         finally:
             super().close()
 
+
+_PLACES = ("host", "port", "dbname", "service", "options")  # of a URL's query, what says where a database is
 
 # A machine that is gone says nothing: without these its connections wait for hours. What the URL says goes before.
 _VANISHED = {
