@@ -70,7 +70,7 @@ def configured(app: FastAPI, settings: Settings) -> uvicorn.Config:
 
 
 class _Protocol(HttpToolsProtocol):
-    """HTTP/1.1. A connection on which no request's head comes within a minute is closed: it holds a file of the process.
+    """HTTP/1.1. A connection on which no request's head comes within a minute is closed: it is a file of the process.
 
     A client that offers another protocol, as Java's does, goes on in h11. httptools reads no body after such a head;
     h11, which is slower, ignores the offer, as the standard asks (RFC 9110, section 7.8).
