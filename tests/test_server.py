@@ -1,6 +1,7 @@
 """The server's own protocol: connections that ask nothing."""
 
 import asyncio
+from functools import partial
 from typing import Any
 
 import pytest
@@ -24,7 +25,7 @@ def test_a_connection_that_asks_nothing_is_closed(
 
     async def scenario() -> None:
         config, state = uvicorn.Config(answering, ws="none", log_config=None, timeout_keep_alive=60), ServerState()
-        made = lambda: server._Protocol(config, state, {})  # noqa: E731
+        made = partial(server._Protocol, config, state, {})
         listening = await asyncio.get_running_loop().create_server(made, "127.0.0.1", 0)
         address = listening.sockets[0].getsockname()
         async with asyncio.timeout(20):

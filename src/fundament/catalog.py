@@ -628,7 +628,7 @@ CATALOG: Mapping[str, ModelSpec] = MappingProxyType(
 _ALIASES = {alias: spec.id for spec in CATALOG.values() for alias in spec.aliases}
 
 
-def names(model: str, spec: "ModelSpec") -> bool:
+def names(model: str, spec: ModelSpec) -> bool:
     """Whether a name that says an owner, as `jina-ai/jina-embeddings-v3` does, says the model's own."""
     owner = model.rpartition("/")[0]
     return not owner or _bare(owner) == _bare(spec.owner)

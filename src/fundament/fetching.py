@@ -181,8 +181,9 @@ class Fetcher:
         except aiohttp.NonHttpUrlClientError as error:
             raise FetchError("scheme", "The URL leads to something other than http or https.") from error
         except aiohttp.ClientConnectorError as error:
-            refused = isinstance(getattr(error, "os_error", None), _NotAllowedError)
-            if getattr(error.os_error, "errno", None) in (errno.EMFILE, errno.ENFILE):
+            cause = getattr(error, "os_error", None)
+            refused = isinstance(cause, _NotAllowedError)
+            if getattr(cause, "errno", None) in (errno.EMFILE, errno.ENFILE):
                 raise UnavailableError("The server has no connections left. Try again shortly.") from error
             if refused:
                 say("address refused", level=logging.WARNING, host=urlsplit(url).hostname)

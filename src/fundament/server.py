@@ -107,7 +107,8 @@ class _Protocol(HttpToolsProtocol):
             if end is None and self._head[:1].isalpha() and len(self._head) < _MOST_HEAD_BYTES:
                 return
             data, self._head = self._head, b""
-            if _UPGRADE.search(data, 0, end.start() if end else len(data)):
+            answered = self.cycle is None or self.cycle.response_complete  # two protocols never write at once
+            if answered and _UPGRADE.search(data, 0, end.start() if end else len(data)):
                 self._hand_over(data)
                 return
         super().data_received(data)

@@ -77,12 +77,12 @@ def test_a_step_that_fails_after_the_layers_can_be_taken_again(
     model: PictureWriter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = [asked(text, max_tokens=6, temperature=0.0) for text in ("the search engine", "what people mean")]
-    whole, head, n_failures = write(model, *calls), model.head, 0
+    whole, head, n_calls = write(model, *calls), model.head, 0
 
     def failing(states: Tensor) -> Tensor:
-        nonlocal n_failures
-        n_failures += 1
-        if n_failures % 2:
+        nonlocal n_calls
+        n_calls += 1
+        if n_calls % 2:
             raise torch.OutOfMemoryError("no room for the scores")
         return head(states)
 
@@ -97,7 +97,7 @@ def test_a_step_that_fails_after_the_layers_can_be_taken_again(
 
     monkeypatch.setattr(model, "step", stubborn)
     assert write(model, *calls) == whole
-    assert n_failures > 6
+    assert n_calls > 6
 
 
 # Tiles

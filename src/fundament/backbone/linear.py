@@ -26,8 +26,8 @@ _FUSED: dict[Activation, tuple[str, str]] = {  # activation → oneDNN's name an
     "tanh": ("tanh", ""),
 }
 _FUSED_BYTES = 1 << 20
-"""Up to this size a residual or a gate is fused into a product: a larger one, which no second-level cache holds, slows
-the product more than an operator of its own costs (`benchmarks/attention.py`)."""
+"""Up to this size a residual or a gate is fused into a product: a larger one slows the product more than an operator of
+its own costs (`benchmarks/attention.py`)."""
 
 _BY_CONFIG: dict[str, Activation] = {
     "gelu": "gelu",
