@@ -78,7 +78,7 @@ class Worker:
         self._inputs: dict[str, asyncio.Task[None]] = {}
         self._fetches: dict[str, asyncio.Task[None]] = {}
         self._webhooks: dict[asyncio.Task[None], str] = {}  # each with whose job it tells of
-        # Of its own: requests that wait for slow servers hold up no job and no webhook.
+        # Of its own: requests that wait for slow servers hold up no input of a job and no webhook.
         self._fetcher = Fetcher(read_networks(state.settings.allowed_networks))
 
     def wake(self) -> None:
