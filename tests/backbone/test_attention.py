@@ -62,17 +62,16 @@ def plain(
     return out.flatten(1)
 
 
-KERNELS = {"fused": 0, "products": 256, "products of few queries": 16}
-"""How many queries two products take per step, if rows go through them, whatever processor this is."""
+KERNELS = {"fused": (64, 0), "products": (1, 256), "products of few queries": (1, 16), "either": (30, 256)}
+"""From how many tokens on rows go through two products, and how many queries these take per step."""
 
 
 @contextmanager
 def served_by(kernel: str) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(attention, "multiplies_faster", lambda device, dtype: kernel != "fused")
-        if kernel != "fused":
-            patched.setattr(attention, "_PRODUCT_TOKENS", 1)
-        patched.setattr(attention, "_PRODUCT_QUERIES", KERNELS[kernel])
+        patched.setattr(attention, "_PRODUCT_TOKENS", KERNELS[kernel][0])
+        patched.setattr(attention, "_PRODUCT_QUERIES", KERNELS[kernel][1])
         yield
 
 

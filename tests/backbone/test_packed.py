@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fundament.backbone.packed import BASE, Span, edge_of, pack, rounded
+from fundament.backbone.packed import BASE, Span, edge_of, pack, rounded, rounded_closely
 
 CPU = torch.device("cpu")
 
@@ -42,6 +42,13 @@ def test_every_row_has_one_token_on_an_edge_with_its_adapter(rows: list[tuple[in
             begin, end = span.window
             assert 0 <= begin <= span.start < span.stop <= end <= len(edge.tokens)
         assert found.tolist() == [adapter for adapter, _ in rows]
+
+
+@given(st.integers(1, 100_000))
+def test_a_batch_is_filled_up_by_little(n: int) -> None:
+    assert n <= rounded_closely(n) <= rounded(n) < n + max(32, n / 16)
+    assert rounded_closely(n) < n + max(4, n / 32)
+    assert len(pack([np.zeros(min(n, 999))], CPU, fit=rounded_closely).ids) == rounded_closely(min(n, 999))
 
 
 @given(st.lists(st.integers(1, 4), min_size=1, max_size=12))

@@ -20,13 +20,16 @@ def made(n_batch: int, n_group: int, n: int, n_keys: int) -> tuple[Tensor, Tenso
 
 @pytest.mark.parametrize("score_bytes", [1, 40_000, 2**21])  # a key head at a time, several, all at once
 @pytest.mark.parametrize("bias", [None, (1, 1, 1, 5), (1, 1, 9, 64), (6, 2, 9, 64), (6, 1, 1, 3)])
+@pytest.mark.parametrize("n", [9, 32])  # queries that are filled up, and whole lanes
+@pytest.mark.parametrize("by_head", [False, True])
 def test_products_are_attention(
-    bias: tuple[int, ...] | None, score_bytes: int, monkeypatch: pytest.MonkeyPatch
+    bias: tuple[int, ...] | None, score_bytes: int, n: int, by_head: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(products, "_SCORE_BYTES", score_bytes)
-    q, keys, values = made(6, 2, 9, 64)
-    added = None if bias is None else torch.randn(bias).masked_fill(torch.rand(bias) < 0.3, -math.inf)
-    out = torch.empty(9, 12, 16).unflatten(1, (6, 2)).permute(1, 2, 0, 3)  # by token, as rows lie
+    q, keys, values = made(6, 2, n, 64)
+    size = None if bias is None else tuple(n if part == 9 else part for part in bias)
+    added = None if size is None else torch.randn(size).masked_fill(torch.rand(size) < 0.3, -math.inf)
+    out = torch.empty_like(q) if by_head else torch.empty(n, 12, 16).unflatten(1, (6, 2)).permute(1, 2, 0, 3)
     attend_in_products(q, keys, values, out, added, 0.3)
     scores = torch.einsum("bgnd,bkd->bgnk", q, keys) * 0.3
     if added is not None:

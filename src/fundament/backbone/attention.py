@@ -55,15 +55,20 @@ def attend(
     if has_varlen(q) and nearness is None and packed.unseen is None:
         seen = (window - 1 if window else -1, 0) if causal else (-1, -1)
         return _attend_varlen(q, k, v, packed, packed.offsets, packed.longest, seen, scale)
-    products = multiplies_faster(q.device, q.dtype)
-    parts = [
-        (_attend_run_in_products if products and run.length >= _PRODUCT_TOKENS else _attend_run)(
-            q, k, v, packed, run, causal, window, nearness, scale
-        )
-        for run in packed.runs
-    ]
-    mixed = parts[0] if len(parts) == 1 else torch.cat(parts)
-    return mixed if len(mixed) == len(q) else F.pad(mixed, (0, 0, 0, len(q) - len(mixed)))
+    in_products = [run.length >= _PRODUCT_TOKENS and multiplies_faster(q.device, q.dtype) for run in packed.runs]
+    if not any(in_products):
+        parts = [_attend_run(q, k, v, packed, run, causal, window, nearness, scale) for run in packed.runs]
+        mixed = parts[0] if len(parts) == 1 else torch.cat(parts)
+        return mixed if len(mixed) == len(q) else F.pad(mixed, (0, 0, 0, len(q) - len(mixed)))
+    mixed = q.new_empty(q.shape)
+    for run, multiplies in zip(packed.runs, in_products, strict=True):
+        if multiplies:
+            _attend_run_in_products(q, k, v, packed, run, causal, window, nearness, scale, mixed)
+        else:
+            found = _attend_run(q, k, v, packed, run, causal, window, nearness, scale)
+            mixed[run.start : run.start + len(found)] = found.view(-1, *q.shape[1:])
+    mixed[packed.n_tokens :] = 0
+    return mixed.flatten(1)
 
 
 def has_varlen(q: Tensor) -> bool:
@@ -194,15 +199,19 @@ def _attend_run_in_products(
     window: int | None,
     nearness: Nearness | None,
     scale: float | None,
-) -> Tensor:
+    mixed: Tensor,
+) -> None:
+    """Write what the run's tokens mix, in their places of `mixed`, which is as `q`."""
     n_kv, length = k.shape[1], run.length
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     # Of each key head, what it serves lies together; keys and values are filled up to whole lanes.
     queries = _blocks(q, run, run.start, length).unflatten(1, (n_kv, -1)).flatten(0, 1)
-    keys, values = (
-        F.pad(_blocks(part, run, run.start, length), (0, 0, 0, -length % LANES)).flatten(0, 1) for part in (k, v)
-    )
-    out = torch.empty_like(queries)
+    keys, values = (_blocks(part, run, run.start, length) for part in (k, v))
+    if more := -length % LANES:  # filling up with nothing is a copy too
+        keys, values = (F.pad(part, (0, 0, 0, more)) for part in (keys, values))
+    keys, values = keys.flatten(0, 1), values.flatten(0, 1)
+    places = _blocks(mixed, run, run.start, length).unflatten(1, (n_kv, -1))
+    out = torch.empty_like(queries) if run.n_blocks > 1 else places[0]
     for first in range(0, length, _PRODUCT_QUERIES):
         last = min(first + _PRODUCT_QUERIES, length)
         end = -(-(last if causal else length) // LANES) * LANES
@@ -218,8 +227,8 @@ def _attend_run_in_products(
             bias = _by_key_head(_bias(packed, scores, causal, window, nearness, q), run.n_blocks, n_kv)
         block, unseen = slice(first, last), max(0, end - length)
         attend_in_products(queries[:, :, block], keys[:, :end], values[:, :end], out[:, :, block], bias, scale, unseen)
-    by_head: Tensor = out.unflatten(0, (-1, n_kv)).flatten(1, 2)
-    return by_head.transpose(1, 2).reshape(run.n_blocks * length, -1)
+    if run.n_blocks > 1:
+        places.copy_(out.view_as(places))
 
 
 def _blocks(x: Tensor, run: Run, begin: int, width: int) -> Tensor:

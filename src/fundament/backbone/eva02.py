@@ -115,7 +115,7 @@ class EVA02:
         n, hidden = len(images), self.places.shape[1]
         patches = self.embedding(images).view(n, -1, hidden) + self.places
         x = torch.cat((self.first.expand(n, 1, hidden), patches), dim=1).flatten(0, 1)
-        packed = rows_of([self.n_tokens] * n, x.device, few_lengths=True)
+        packed = rows_of([self.n_tokens] * n, x.device, fit=int)
         cosines, sines = (part.repeat(n, 1, 1) for part in self.rotation)
         layers = [packed] * len(self.transformer.layers)
         return self.transformer.run(x, layers, (cosines, sines), edge_of(packed, "first")).float()

@@ -138,8 +138,28 @@ BASE = -1
 """The adapter of a row that uses the base weights."""
 
 
+def rounded(n_tokens: int) -> int:
+    """A near number of tokens, not below: 16 of them up to 64, then up to 32 between one power of two and the next.
+
+    oneDNN compiles a product for every shape it meets, which takes longer than the product itself; few shapes are all
+    met soon (`benchmarks/attention.py`). A few short queries are little work, to which a lane of nothing would add.
+    """
+    least = 4 if n_tokens <= _FEW_TOKENS else 16 if n_tokens < 512 else 32
+    step = max(least, 1 << max(0, n_tokens.bit_length() - 6))
+    return -(-n_tokens // step) * step
+
+
+def rounded_closely(n_tokens: int) -> int:
+    """A nearer number than `rounded` gives, one of up to 64 between one power of two and the next.
+
+    For models of billions of weights: what is filled up takes them longer than another shape takes to compile.
+    """
+    step = max(4, 1 << max(0, n_tokens.bit_length() - 7))
+    return -(-n_tokens // step) * step
+
+
 def pack(
-    rows: Sequence[Array], device: torch.device, adapters: Sequence[int] = (), *, few_lengths: bool = False
+    rows: Sequence[Array], device: torch.device, adapters: Sequence[int] = (), *, fit: Callable[[int], int] = rounded
 ) -> Packed:
     """Lay rows of token ids end to end, in the given order: sort them first, so that runs and spans are long.
 
@@ -147,11 +167,11 @@ def pack(
         rows: token ids of each row.
         device: where the batch goes.
         adapters: each row's adapter or `BASE`; left out, all rows use the base weights.
-        few_lengths: batches come in few lengths anyway, so that none is filled up to a round number.
+        fit: up to how many tokens so many are filled up on a CPU; `int` leaves them as they are.
     """
     lengths = [len(row) for row in rows]
     n_tokens = sum(lengths)
-    fit = rounded if device.type == "cpu" and not few_lengths else int
+    fit = fit if device.type == "cpu" else int
     more = np.zeros(fit(n_tokens) - n_tokens, dtype=np.int64)
     ids = torch.from_numpy(np.concatenate([*rows, more]).astype(np.int64, copy=False))
     positions = torch.from_numpy(np.concatenate([*(np.arange(length) for length in lengths), more]))
@@ -167,17 +187,6 @@ def pack(
         max(lengths),
         spread(adapters, lengths, fit) if adapters else (),
     )
-
-
-def rounded(n_tokens: int) -> int:
-    """A near number of tokens, not below: 16 of them up to 64, then up to 32 between one power of two and the next.
-
-    oneDNN compiles a product for every shape it meets, which takes longer than the product itself; few shapes are all
-    met soon (`benchmarks/attention.py`). A few short queries are little work, to which a lane of nothing would add.
-    """
-    least = 4 if n_tokens <= _FEW_TOKENS else 16 if n_tokens < 512 else 32
-    step = max(least, 1 << max(0, n_tokens.bit_length() - 6))
-    return -(-n_tokens // step) * step
 
 
 def spread(adapters: Sequence[int], lengths: Sequence[int], fit: Callable[[int], int]) -> tuple[Span, ...]:

@@ -71,7 +71,10 @@ def attend_in_products(
         if n_unseen:
             scores[..., n_keys - n_unseen :] = -math.inf  # several times as fast as a bias
         torch.softmax(scores, dim=-1, out=weights)
-        out[part] = torch.bmm(weights, values[part]).unflatten(1, (n_group, n))[:, :, :n_asked]
+        if out.is_contiguous() and not more:  # no copy: what is mixed goes where it stays
+            torch.bmm(weights, values[part], out=out[part].flatten(1, 2))
+        else:
+            out[part] = torch.bmm(weights, values[part]).unflatten(1, (n_group, n))[:, :, :n_asked]
 
 
 _kept = threading.local()

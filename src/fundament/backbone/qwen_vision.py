@@ -17,6 +17,7 @@ from fundament.backbone.checkpoint import Checkpoint, Config, Source, Weights
 from fundament.backbone.device import Placement
 from fundament.backbone.images import Patches
 from fundament.backbone.linear import Linear, read_activation
+from fundament.backbone.packed import rounded_closely
 from fundament.backbone.transformer import Shape, Transformer, parameters
 from fundament.backbone.vision import PatchEmbedding, grid_rotation, padded, rows_of
 from fundament.core import Array
@@ -174,8 +175,9 @@ class QwenVision:
         shape = self.shape
         plans = [plan(image.rows, image.columns, shape.merge, shape.window) for image in images]
         x = self.embedding([_ordered(image, plan, shape.merge) for image, plan in zip(images, plans, strict=True)])
-        whole = rows_of([len(image.pixels) for image in images], x.device)
-        parts = rows_of([length for plan in plans for length in plan.windows.tolist()], x.device)
+        whole = rows_of([len(image.pixels) for image in images], x.device, fit=rounded_closely)
+        windows = [length for plan in plans for length in plan.windows.tolist()]
+        parts = rows_of(windows, x.device, fit=rounded_closely)
         places = torch.from_numpy(np.concatenate([plan.places for plan in plans])).to(x.device)
         cosines, sines = grid_rotation(places, shape.layers.head_dim, shape.layers.rope_theta, x.dtype)
         layers = [

@@ -1,6 +1,6 @@
 """What vision towers share: patches of many images end to end, and rotations by row and column."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fundament.backbone.images import Patches
 from fundament.backbone.linear import Linear
-from fundament.backbone.packed import Packed, pack
+from fundament.backbone.packed import Packed, pack, rounded
 from fundament.backbone.positions import Rotation, rotation_by
 
 
@@ -38,9 +38,9 @@ class PatchEmbedding:
         return self.linear(self.numbers(images).to(self.dtype))
 
 
-def rows_of(lengths: Sequence[int], device: torch.device, *, few_lengths: bool = False) -> Packed:
+def rows_of(lengths: Sequence[int], device: torch.device, *, fit: Callable[[int], int] = rounded) -> Packed:
     """A batch of rows that have states and no token ids; the rest as `pack` takes it."""
-    return pack([np.zeros(length, dtype=np.int64) for length in lengths], device, few_lengths=few_lengths)
+    return pack([np.zeros(length, dtype=np.int64) for length in lengths], device, fit=fit)
 
 
 def padded(x: Tensor, packed: Packed) -> Tensor:

@@ -17,7 +17,7 @@ from fundament.backbone.images import Patches, Pixels, check_form, check_process
 from fundament.backbone.llama import LAYOUT as LLAMA
 from fundament.backbone.llama import read_shape
 from fundament.backbone.mrope import Slot, mrope_rotation, positions
-from fundament.backbone.packed import BASE, Packed, pack
+from fundament.backbone.packed import BASE, Packed, pack, rounded_closely
 from fundament.backbone.qwen_vision import QwenVision, TowerShape, load_qwen_vision, read_tower
 from fundament.backbone.tokenizing import TextTokenizer
 from fundament.backbone.tower_states import TowerStates
@@ -157,7 +157,7 @@ class VisionLanguage:
         order = sorted(range(len(items)), key=lambda place: (adapters[place], len(items[place].features["ids"])))
         rows = [items[place].features for place in order]
         device, shape = self.transformer.tokens.device, self.transformer.shape
-        packed = pack([row["ids"] for row in rows], device, [adapters[place] for place in order])
+        packed = pack([row["ids"] for row in rows], device, [adapters[place] for place in order], fit=rounded_closely)
         slots = [_slots(row) for row in rows]
         places = torch.zeros(3, len(packed.ids), dtype=torch.int64)
         found = [positions(len(row["ids"]), inside) for row, inside in zip(rows, slots, strict=True)]
