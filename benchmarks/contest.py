@@ -2,12 +2,20 @@
 
 import os
 import platform
+import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from statistics import median
+from typing import ParamSpec, TypeVar
 
 import torch
 
+from fundament.backbone.device import use_cores
+from fundament.backbone.linear import Linear
+
+P = ParamSpec("P")
 T = TypeVar("T")
 
 
@@ -55,6 +63,35 @@ def machine() -> str:
     known = torch.cpu.get_capabilities()
     has = [feature for feature in ("amx_bf16", "avx512_bf16", "avx512_vnni", "avx2", "bf16") if known.get(feature)]
     return f"{n_cores()} cores, {name}, {' '.join(has)}, torch {torch.__version__}"
+
+
+def apart(work: Callable[P, T]) -> Callable[P, T]:
+    """The same in a thread of its own, on all cores.
+
+    OpenMP's threads end with it. Kept, they would be more than cores, and the engine's would sleep after each operator.
+    """
+
+    def run(*args: P.args, **kwargs: P.kwargs) -> T:
+        with ThreadPoolExecutor(1, initializer=partial(use_cores, n_cores())) as thread:
+            return thread.submit(work, *args, **kwargs).result()
+
+    return run
+
+
+def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """Operations per second of a large product on a device, with the weight laid out as the device likes it."""
+    n = 8192 if device.type == "cuda" else 2048
+
+    def laps() -> list[float]:
+        x, found = torch.randn(n, n, device=device, dtype=dtype), []
+        product = Linear(x)
+        for _ in range(10):
+            started = time.perf_counter()
+            float(product(x)[0, 0])  # waits for the device
+            found.append(time.perf_counter() - started)
+        return found
+
+    return 2 * n**3 / median(apart(laps)())
 
 
 def n_cores() -> int:

@@ -11,7 +11,6 @@ import asyncio
 import json
 import os
 import tempfile
-import time
 from functools import partial
 from pathlib import Path
 from shutil import copy
@@ -22,7 +21,7 @@ from sentence_transformers import SentenceTransformer
 from transformers import EuroBertConfig, EuroBertModel, PretrainedConfig, PreTrainedModel, Qwen3Config, Qwen3Model
 
 import corpus
-from contest import machine, n_cores, rounds, table, verdict
+from contest import machine, matrix_rate, n_cores, rounds, table, verdict
 from direct import effort
 from fundament.core import Embed
 from fundament.engine.local import EngineOptions, LocalEngine
@@ -81,19 +80,6 @@ def random_model(scratch: Path, name: str) -> Path:
     return directory
 
 
-def matrix_rate(device: torch.device) -> float:
-    """Operations per second of a large bfloat16 product on the device."""
-    a = torch.randn(8192, 8192, device=device, dtype=torch.bfloat16)
-    laps = []
-    for _ in range(10):
-        torch.cuda.synchronize(device)
-        started = time.perf_counter()
-        a @ a
-        torch.cuda.synchronize(device)
-        laps.append(time.perf_counter() - started)
-    return 2 * 8192**3 / median(laps)
-
-
 def compare(name: str, scratch: Path, texts: list[str], n_rounds: int, device: str) -> None:
     """Tokens per second of both sides."""
     directory = random_model(scratch, name)
@@ -124,7 +110,7 @@ def compare(name: str, scratch: Path, texts: list[str], n_rounds: int, device: s
     if device != "cpu":
         weights = sum(parameter.numel() for parameter in reference[0].parameters())
         embedding = SHAPES[name][1].vocab_size * SHAPES[name][1].hidden_size
-        share = 2 * (weights - embedding) * rate["engine"] / matrix_rate(torch.device(device))
+        share = 2 * (weights - embedding) * rate["engine"] / matrix_rate(torch.device(device), torch.bfloat16)
         print(f"share of the card's measured matrix rate: {share:.1%}")
     target = 1.3 if device == "cpu" else 2.0
     verdict(

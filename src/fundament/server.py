@@ -188,6 +188,8 @@ def prepare(settings: Settings) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # Compiled products are kept by shape, some hundred for each model; the default holds 1,024 in all.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "8192")
+    # Tensors of 2 MiB and more lie in huge pages, which spares large models faults and lookups of pages.
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     # A model's thread asks for the interpreter between any two operators, and should not wait for whole requests
     # (`benchmarks/server.py --only crowd`).
     sys.setswitchinterval(_SWITCH_SECONDS)
