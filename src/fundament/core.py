@@ -1,7 +1,8 @@
 """The nouns that every layer shares: calls, items, results. Plain data; no torch, no HTTP."""
 
 from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any, Literal, Protocol, TypeVar, cast
@@ -51,13 +52,32 @@ class MediaLimits:
 
 @dataclass(slots=True, eq=False)
 class Interest:
-    """Whether anybody waits for what is made of a file: decoding asks now and then.
+    """Whether anybody waits for what is made of a file: decoding asks now and then, and what cannot ask is ended.
 
     Attributes:
         lost: nobody does any more.
+        endings: what is called when it is lost.
     """
 
     lost: bool = False
+    endings: set[Callable[[], None]] = field(default_factory=set)
+
+    def lose(self) -> None:
+        """Nobody waits any more; from any thread."""
+        self.lost = True
+        for end in tuple(self.endings):
+            end()
+
+    @contextmanager
+    def ending(self, end: Callable[[], None]) -> Iterator[None]:
+        """Call `end`, too, if the interest is lost before the block ends, or was before it began."""
+        self.endings.add(end)
+        try:
+            if self.lost:
+                end()
+            yield
+        finally:
+            self.endings.discard(end)
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,9 @@ from tests.media.files import (
     bmp,
     encrypted,
     gif,
+    jpeg_video,
     many_pages,
+    many_scans,
     noise,
     painted,
     pdf,
@@ -66,6 +68,7 @@ HOSTILE = {
     "a GIF bomb": ("image", gif(65_535, 65_535), "65535 x 65535 pixels"),
     "a BMP bomb": ("image", bmp(50_000, 50_000), "50000 x 50000 pixels"),
     "a TIFF bomb": ("image", tiff(60_000, 60_000), "60000 x 60000 pixels"),
+    "a JPEG of 100,000 scans": ("image", many_scans(100_000), "a JPEG of 100,000 scans, more than the 100 allowed"),
     "a line": ("image", plain(RED, 10_000, 1), "10000 x 1 pixels"),
     "text that unfolds": ("image", png(8, 8, b"", (b"zTXt", b"a\0\0" + zeros(200))), "damaged or cut short"),
     "a sound for an image": ("image", wav(np.zeros(100)), "its bytes are WAV"),
@@ -95,6 +98,7 @@ HOSTILE_RECORDINGS = {
     "frames as large as a wall": ("video", still(2, 4000, 2500), "frames of 4000 x 2500 pixels"),
     "more frames than minutes hold": ("video", still(10_001, 16, 16), "more than the 10,000 frames allowed"),
     "large frames again and again": ("video", still(1_100, 4096, 2304), "10,381 million pixels in all its frames"),
+    "a frame of 100,000 scans": ("video", jpeg_video(many_scans(100_000)), "a JPEG of 100,000 scans"),
     "a list of other files": ("video", b"ffconcat version 1.0\nfile /etc/passwd\n", "not a video of a known format"),
     "a video for a sound": ("audio", video([1, 2]), "no sound track"),
 }
@@ -102,10 +106,12 @@ TAKEN = {
     "trailing bytes": ("image", PNG + b"PK\x03\x04" + bytes(1000)),
     "a damaged EXIF block": ("image", saved(noise(8, 8), "JPEG", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff")),
     "a page as large as a country": ("pdf", pdf([painted(RED)], box="0 0 1000000 1000000")),
+    "as many scans as are allowed": ("image", many_scans(100)),
     "a page of a large image": ("pdf", page_of_a_large_image()),
 }
 TAKEN_RECORDINGS = {
     "as many frames as are allowed": ("video", still(10_000, 16, 16)),
+    "a frame of as many scans as are allowed": ("video", jpeg_video(many_scans(100))),
     "a sound that unfolds": ("audio", wav(np.zeros(299), rate=1)),
 }
 ROWS = {name: (CLIP, *row) for name, row in {**HOSTILE, **TAKEN}.items()}

@@ -30,6 +30,35 @@ def plain(colour: tuple[int, int, int], width: int = 8, height: int = 8, form: s
     return saved(Image.new("RGB", (width, height), colour), form)
 
 
+def many_scans(n: int, side: int = 64) -> bytes:
+    """A progressive JPEG of one grey: the first scan draws all of it, each of the others nothing once more."""
+
+    def segment(mark: int, body: bytes) -> bytes:
+        return bytes((0xFF, mark)) + struct.pack(">H", 2 + len(body)) + body
+
+    one_code = bytes([1, *[0] * 15])
+    frame = struct.pack(">BHHB", 8, side, side, 1) + b"\1\x11\0"
+    start = b"\xff\xd8" + segment(0xDB, b"\0" + b"\1" * 64) + segment(0xC2, frame)
+    start += segment(0xC4, b"\0" + one_code + b"\0") + segment(0xC4, b"\x10" + one_code + b"\x60")
+    first = segment(0xDA, b"\1\1\0\0\0\0") + bytes(side * side // 512)
+    return start + first + (segment(0xDA, b"\1\1\0\1\x3f\0") + b"\1") * (n - 1) + b"\xff\xd9"
+
+
+def jpeg_video(*frames: bytes) -> bytes:
+    """A video of JPEGs, 64 pixels wide and high."""
+    file = io.BytesIO()
+    with av.open(file, "w", format="avi") as container:
+        stream = container.add_stream("mjpeg", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 64, "yuvj420p"
+        container.start_encoding()
+        for place, frame in enumerate(frames):
+            packet = av.Packet(frame)
+            packet.stream, packet.time_base, packet.is_keyframe = stream, stream.time_base, True
+            packet.pts = packet.dts = place
+            container.mux(packet)
+    return file.getvalue()
+
+
 def animation(form: str, colours: Sequence[tuple[int, int, int]] = (RED, GREEN, BLUE)) -> bytes:
     first, *others = [Image.new("RGB", (8, 8), colour) for colour in colours]
     return saved(

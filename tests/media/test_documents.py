@@ -1,5 +1,8 @@
 """PDFs: a picture of each page, in order, whatever the pages ask for."""
 
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 
@@ -81,10 +84,22 @@ def test_pages_that_nobody_wants_are_not_drawn() -> None:
     found.close()
 
 
+def test_the_process_of_a_page_that_nobody_waits_for_any_more_is_ended() -> None:
+    interest = Interest()
+    with ThreadPoolExecutor(1) as thread:
+        drawing = thread.submit(list, pages(Media("pdf", unfolding(), interest=interest), most_seconds=300))
+        while not interest.endings:
+            assert not drawing.done()
+            time.sleep(0.01)
+        interest.lose()
+        assert isinstance(drawing.exception(timeout=60), InputError)
+    assert not interest.endings
+
+
 def test_pages_that_nobody_waits_for_any_more_are_not_drawn() -> None:
     interest = Interest()
     found = pages(Media("pdf", many_pages(100), interest=interest))
     assert next(found).shape == (150, 150, 3)
-    interest.lost = True
+    interest.lose()
     with pytest.raises(InputError, match="Nobody waits"):
         next(found)

@@ -170,7 +170,7 @@ def test_decoding_ends_when_nobody_waits_any_more() -> None:
     interest = Interest()
     found = frames(Media("video", video(SHADES), interest=interest), 10)
     assert next(found).shape == (16, 32, 3)
-    interest.lost = True
+    interest.lose()
     with pytest.raises(InputError, match="Nobody waits"):
         next(found)
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from transformers import Qwen3Config, Qwen3Model, SiglipVisionConfig, SiglipVisionModel
+from transformers import Qwen3Config, Qwen3Model, Siglip2VisionConfig, Siglip2VisionModel
 
 from fundament.backbone.picture_writer import PictureWriter, Writing
 from fundament.backbone.tiles import COLUMN, PATCH, START, STOP, Tiles
@@ -204,14 +204,14 @@ def test_lines_are_refused(model: PictureWriter) -> None:
 
 @pytest.fixture(scope="module")
 def tower() -> nn.Module:
-    """transformers' SigLIP on the same weights; it has no pooling of its own here."""
-    made = SiglipVisionModel(
-        SiglipVisionConfig(
+    """transformers' SigLIP 2 on the same weights; it has no pooling of its own here."""
+    made = Siglip2VisionModel(
+        Siglip2VisionConfig(
             hidden_size=tiny.SEEN,
             intermediate_size=tiny.SEEN_INNER,
             num_hidden_layers=tiny.SEEN_LAYERS,
             num_attention_heads=tiny.SEEN_HEADS,
-            image_size=tiny.SIDE,
+            num_patches=(tiny.SIDE // tiny.PATCH) ** 2,
             patch_size=tiny.PATCH,
             hidden_act="gelu_pytorch_tanh",
             vision_use_head=False,
@@ -220,9 +220,7 @@ def tower() -> nn.Module:
     inside = "model.vision_model."
     found = {name.removeprefix(inside): t for name, t in tiny.tensors().items() if name.startswith(inside)}
     state = {
-        "embeddings.patch_embedding.weight": found["patch_embed.proj.weight"]
-        .unflatten(1, (tiny.PATCH, tiny.PATCH, 3))
-        .permute(0, 3, 1, 2),
+        "embeddings.patch_embedding.weight": found["patch_embed.proj.weight"],
         "embeddings.patch_embedding.bias": found["patch_embed.proj.bias"],
         "embeddings.position_embedding.weight": found["pos_embed"],
         "post_layernorm.weight": found["post_lnorm.weight"],
@@ -249,10 +247,9 @@ def slow_states(tower: nn.Module, crops: Tensor) -> Tensor:
     """The states of each cell of one picture's crops, cell by cell, `[crops * 16, hidden]`."""
     inside = "model.vision_model.vl_connector."
     weights = {name.removeprefix(inside): t for name, t in tiny.tensors().items() if name.startswith(inside)}
-    n = len(crops)
-    images = crops.unflatten(1, (7, 7)).unflatten(3, (14, 14, 3)).permute(0, 5, 1, 3, 2, 4).reshape(n, 3, 98, 98)
+    whole = {"pixel_attention_mask": torch.ones(crops.shape[:2]), "spatial_shapes": torch.tensor([[7, 7]] * len(crops))}
     with torch.inference_mode():
-        hidden = tower(pixel_values=images, output_hidden_states=True).hidden_states[1:]  # the first are embeddings
+        hidden = tower(pixel_values=crops, output_hidden_states=True, **whole).hidden_states[1:]  # without embeddings
     read = torch.cat([hidden[7], hidden[1]], dim=-1)  # -4 and -10 of ten layers and the last norm
     read[(crops == -1).flatten(1).all(1)] = 0
     read[-1] = read[-1] + weights["pad_embed"][1]

@@ -12,10 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import Qwen2VLImageProcessorPil, WhisperFeatureExtractor
 
 from fundament import media
+from fundament.backbone.images import Patches
 from fundament.backbone.omni import OmniEmbedder
 from fundament.backbone.sounds import log_mel, mel_bands
 from fundament.catalog import CATALOG
@@ -77,15 +79,18 @@ def vectors(model: OmniEmbedder, asked: Sequence[tuple[Input, str]]) -> Tensor:
 # By hand: the parts of an input as ids and states, one after the other.
 
 
-def merged(size: Size, task: str, frames: Sequence[Pixels], limits: tuple[int, int]) -> Tensor:
-    """What the language model is given of a picture of one frame or two."""
-    processor = Qwen2VLImageProcessorPil(
+def processor(limits: tuple[int, int]) -> Qwen2VLImageProcessorPil:
+    return Qwen2VLImageProcessorPil(
         patch_size=16,
         size={"shortest_edge": limits[0], "longest_edge": limits[1]},
         image_mean=[0.5] * 3,
         image_std=[0.5] * 3,
     )
-    read = [processor(images=[Image.fromarray(frame)], return_tensors="pt") for frame in frames]
+
+
+def merged(size: Size, task: str, frames: Sequence[Pixels], limits: tuple[int, int]) -> Tensor:
+    """What the language model is given of a picture of one frame or two."""
+    read = [processor(limits)(images=[Image.fromarray(frame)], return_tensors="pt") for frame in frames]
     both = [one["pixel_values"].view(-1, 3, 2, 256) for one in read]
     pixels = torch.stack([both[0][:, :, 0], both[-1][:, :, 0]], dim=2).flatten(1)
     with torch.inference_mode():
@@ -180,13 +185,25 @@ def test_every_kind_of_input_equals_transformers(models: dict[str, OmniEmbedder]
     assert_same(vectors(models[size], asked), wanted)
 
 
+@pytest.mark.parametrize("size", [(64, 96), (200, 70), (33, 300), (500, 500)])
+def test_what_the_tower_is_given_equals_transformers_bit_for_bit(
+    models: dict[str, OmniEmbedder], size: tuple[int, int]
+) -> None:
+    model, image = models["small"], picture(*size)
+    [item] = model.prepare(Embed(inputs=[png(image)]))
+    read = processor(IMAGE)(images=[Image.fromarray(image)], return_tensors="pt")
+    [[_, rows, columns]] = read["image_grid_thw"].tolist()
+    patches = Patches(item.features["pixels0"], rows, columns)
+    assert torch.equal(model.vision.embedding.numbers([patches]), read["pixel_values"])
+
+
 @pytest.mark.parametrize("n", [400, 16_000, 16_001, 480_000, 500_000])
 def test_frames_of_sounds_equal_whispers(n: int) -> None:
     samples = np.random.default_rng(n).normal(scale=0.1, size=n).astype(np.float32)
     extractor = WhisperFeatureExtractor(feature_size=128)
     read = extractor(samples, sampling_rate=16_000, return_attention_mask=True, return_tensors="np")
     n_frames = int(read["attention_mask"].sum())
-    np.testing.assert_allclose(log_mel(samples, 128), read["input_features"][0, :, :n_frames], atol=1e-5)
+    np.testing.assert_array_equal(log_mel(samples, 128), read["input_features"][0, :, :n_frames])
     np.testing.assert_allclose(mel_bands(128), extractor.mel_filters.T, atol=1e-7)
 
 
@@ -307,3 +324,23 @@ def test_an_id_that_is_no_token_is_refused(tmp_path: Path) -> None:
 def test_tensors_that_do_not_fit_are_named(tmp_path: Path, name: str, change: Tensor | None, message: str) -> None:
     with pytest.raises(CheckpointError, match=message):
         loaded(resave(omni(tmp_path, "small"), **{name: change}))
+
+
+ADAPTER = "base_model.model.language_model.layers.1.mlp.up_proj.lora_B.weight"
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        (ADAPTER, None, r"not in the checkpoint: .*layers\.1\.mlp\.up_proj"),
+        (ADAPTER.replace(".1.", ".7."), torch.zeros(96, 4), r"not known to the model: .*layers\.7\.mlp\.up_proj"),
+        (ADAPTER, torch.zeros(96, 3), "should have the shape"),
+    ],
+)
+def test_adapters_that_do_not_fit_are_named(tmp_path: Path, name: str, change: Tensor | None, message: str) -> None:
+    [path] = omni(tmp_path, "small").glob("adapters/clustering/*.safetensors")
+    tensors = load_file(path)
+    assert ADAPTER in tensors
+    save_file({key: tensor for key, tensor in (tensors | {name: change}).items() if tensor is not None}, path)
+    with pytest.raises(CheckpointError, match=message):
+        loaded(tmp_path)

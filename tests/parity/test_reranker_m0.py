@@ -106,8 +106,12 @@ def test_a_pair_alone_equals_the_pair_in_mixed_company(
     model: VisionRanker, query: Side, one: Side, company: list[Side], place: int
 ) -> None:
     place = min(place, len(company))
-    among = scores(model, query, [*company[:place], one, *company[place:]])[place]
-    assert_same(among, scores(model, query, [one])[0])
+    call = Rerank(query=sent(query), documents=[sent(one)])
+    items = model.prepare(call)
+    others = model.prepare(Rerank(query="another caller's", documents=[*map(sent, company)])) if company else []
+    arrays = model.forward([*others[:place], *items, *others[place:]])
+    among = model.finish(call, items, [arrays[place]]).scores
+    assert_same(torch.from_numpy(among), scores(model, query, [one]))
 
 
 def test_a_query_that_is_a_picture_is_read_once_whatever_the_batches(

@@ -121,7 +121,7 @@ async def opened(state: State, sent: Sequence[Sent], field: str = "body -> input
             Group([part_of(part) for part in value]) if isinstance(value, tuple) else part_of(value) for value in sent
         ]
     finally:
-        interest.lost = True  # a file that is still being decoded is nobody's: the client has gone
+        interest.lose()  # a file that is still being decoded is nobody's: the client has gone
         state.n_file_bytes -= n_bytes
 
 

@@ -1,5 +1,7 @@
 """What decoded media is, and how a file is refused."""
 
+import re
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -20,6 +22,21 @@ def check_interest(media: Media) -> None:
     """
     if media.interest.lost:
         raise refusal(media, "Nobody waits for this file any more.")
+
+
+_SCAN = re.compile(rb"\xff\xda\0[\x06-\x0e][\x01-\x04]")
+_MOST_SCANS = 100  # a progressive JPEG has ten
+
+
+def check_scans(media: Media, jpeg: bytes) -> None:
+    """Refuse a JPEG that goes over its picture again and again, which a hundred bytes ask for (ITU-T T.81, B.2.3).
+
+    Raises:
+        InputError: it has too many scans.
+    """
+    if (n_scans := sum(1 for _ in _SCAN.finditer(jpeg))) > _MOST_SCANS:
+        told = f"holds a JPEG of {n_scans:,} scans, more than the {_MOST_SCANS} allowed. Save it anew."
+        raise refusal(media, f"This {media.kind} {told}")
 
 
 def refusal(media: Media, message: str) -> InputError:

@@ -9,25 +9,31 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fundament.core import Interest
 
 _MOST_BYTES = 2 * 1024**3
 
 
 @contextmanager
-def bounded(program: str, *arguments: int, seconds: int) -> Iterator["subprocess.Popen[bytes]"]:
-    """Start a Python program with pipes; it has ended when the block has.
+def bounded(program: str, *arguments: int, seconds: int, interest: "Interest") -> Iterator["subprocess.Popen[bytes]"]:
+    """Start a Python program with pipes; it has ended when the block has, and ends when nobody waits for it any more.
 
     Args:
         program: its file.
         arguments: what it is given.
         seconds: most processor time that it may take.
+        interest: whether anybody waits.
     """
     command = [sys.executable, "-P", __file__, str(seconds), str(_MOST_BYTES), program, *map(str, arguments)]
     with subprocess.Popen(  # noqa: S603 no word of the command is a caller's
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
     ) as process:
         try:
-            yield process
+            with interest.ending(process.kill):
+                yield process
         finally:
             process.kill()
 

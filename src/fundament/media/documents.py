@@ -33,7 +33,7 @@ def pages(media: Media, *, most_seconds: int = _MOST_CPU_SECONDS) -> Iterator[RG
     """
     expect(media)
     numbers = (_DOTS_PER_INCH, _MOST_PAGE_PIXELS, media.limits.pdf_pages)
-    with bounded(pdfium.__file__, *numbers, seconds=most_seconds) as process:
+    with bounded(pdfium.__file__, *numbers, seconds=most_seconds, interest=media.interest) as process:
         assert process.stdout is not None
         feed(process, media.content)
         for number in range(_count(media, process.stdout)):

@@ -41,7 +41,8 @@ def draw(media: Media) -> RGB:
         raise refusal(media, f"This SVG is larger than {_MOST_BYTES / 1e6:g} MB. Send it as PNG.")
     if _REFERS.search(media.content):
         raise refusal(media, "This SVG refers to something outside itself or holds pictures. Send it as PNG.")
-    with bounded(str(Path(__file__).with_name("resvg.py")), _SIDE_PIXELS, seconds=_MOST_CPU_SECONDS) as process:
+    program = str(Path(__file__).with_name("resvg.py"))
+    with bounded(program, _SIDE_PIXELS, seconds=_MOST_CPU_SECONDS, interest=media.interest) as process:
         assert process.stdout is not None
         feed(process, media.content)
         drawn = process.stdout.read()

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from fundament.core import Array, Media
-from fundament.media.arrays import RGB, refusal
+from fundament.media.arrays import RGB, check_scans, refusal
 from fundament.media.drawings import draw
 from fundament.media.formats import SVG, expect
 
@@ -54,6 +54,8 @@ def picture(media: Media) -> RGB:
     form = expect(media)
     if form is SVG:
         return draw(media)
+    if form.reader == "JPEG":
+        check_scans(media, media.content)
     if form.reader == "HEIF":
         _register_heif(media)
     if form.reader == "WEBP":  # Pillow's reader makes room for the whole canvas before it tells its size

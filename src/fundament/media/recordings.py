@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 
 from fundament.core import Array, Media
-from fundament.media.arrays import RGB, Samples, check_interest, refusal
+from fundament.media.arrays import RGB, Samples, check_interest, check_scans, refusal
 from fundament.media.formats import Format, expect
 
 if TYPE_CHECKING:
@@ -112,6 +112,7 @@ def _decoded(media: Media, container: "InputContainer", stream: "Stream", most_s
     end = time.thread_time() + most_seconds
     for packet in container.demux(stream):
         check_interest(media)
+        check_scans(media, bytes(packet))  # of a video of JPEGs, each is decoded in one go
         if time.thread_time() >= end:
             raise refusal(media, f"This {media.kind} takes too much to decode. Send a part of it, or send it smaller.")
         yield from packet.decode()
