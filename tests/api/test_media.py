@@ -22,12 +22,13 @@ from fundament.engine import local
 from fundament.engine.weights import Local, embedded
 from fundament.errors import InputError
 from tests.checkpoints.clip import WIDTH, clip
+from tests.checkpoints.qwen_vl import HIDDEN, qwen_vl
 from tests.contract.schemas import conforms
 from tests.inprocess import Api, running
 from tests.media.files import BLUE, GREEN, RED, painted, pdf, plain, saved, video, wav
 from tests.website import Website, website
 
-CLIP, EYE = "jina-clip-v2", "eye"
+CLIP, V4, EYE = "jina-clip-v2", "jina-embeddings-v4", "eye"
 
 
 class Eye:
@@ -103,11 +104,12 @@ def api(tmp_path_factory: pytest.TempPathFactory, the_eye: Eye) -> Iterator[Api]
     def with_the_eye(settings: Settings) -> dict[str, Local]:
         return {**named_models(settings), EYE: Local(spec, there.directory)}
 
-    settings = {"models": [EMBEDDED.id, f"{CLIP}={clip(root / 'clip')}"], "allowed_networks": ["127.0.0.0/8"]}
+    models = [EMBEDDED.id, f"{CLIP}={clip(root / 'clip')}", f"{V4}={qwen_vl(root / 'v4', 'v4')}"]
+    settings = {"models": models, "allowed_networks": ["127.0.0.0/8"]}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(local, "load_model", load_any)
         patch.setattr("fundament.app.named_models", with_the_eye)
-        with running(root, dims={CLIP: WIDTH}, dtype="float32", max_media=20, **settings) as api:
+        with running(root, dims={CLIP: WIDTH, V4: HIDDEN}, dtype="float32", max_media=20, **settings) as api:
             yield api
 
 
@@ -238,7 +240,7 @@ def test_a_group_is_one_vector_of_its_parts_in_order(api: Api, eye: Eye) -> None
         (
             EMBEDDED.id,
             {"image": "AAAA"},
-            "takes text only. Models served here that take image input: eye, jina-clip-v2.",
+            "takes text only. Models served here that take image input: eye, jina-clip-v2, jina-embeddings-v4.",
         ),
         (EMBEDDED.id, {"video": "AAAA"}, "takes text only. Models served here that take video input: eye."),
         (EMBEDDED.id, {"content": [{"text": "a"}]}, "Models served here that take groups of parts: eye."),
@@ -392,15 +394,16 @@ def post(api: Api, path: str, **body: object) -> httpx.Response:
     return answer
 
 
-def test_images_are_classified_by_labels_and_by_what_was_learned(api: Api) -> None:
+@pytest.mark.parametrize("model", [CLIP, V4])
+def test_images_are_classified_by_labels_and_by_what_was_learned(api: Api, model: str) -> None:
     red, blue = ({"image": text_of(plain(colour, 32, 32))} for colour in (RED, BLUE))
-    answer = post(api, "/v1/classify", model=CLIP, input=[red, "a text", blue, red], labels=["warm", "cold"])
+    answer = post(api, "/v1/classify", model=model, input=[red, "a text", blue, red], labels=["warm", "cold"])
     assert answer.status_code == 200, answer.text
     scores = [[each["score"] for each in item["predictions"]] for item in answer.json()["data"]]
     assert scores[0] == scores[3]
     assert scores[0] != scores[2]
     given = [{**red, "label": "warm"}, {**blue, "label": "cold"}, {"text": "ice", "label": "cold"}]
-    trained = post(api, "/v1/train", model=CLIP, input=given)
+    trained = post(api, "/v1/train", model=model, input=given)
     assert trained.status_code == 200, trained.text
     learned = post(api, "/v1/classify", classifier_id=trained.json()["classifier_id"], input=[blue, red]).json()
     assert [item["prediction"] for item in learned["data"]] == ["cold", "warm"]
