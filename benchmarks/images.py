@@ -4,9 +4,10 @@ python benchmarks/images.py                     jina-clip-v2's image tower and j
 python benchmarks/images.py --layers 2          with fewer layers, to see that it runs
 
 Both sides decode the same JPEG files and end with one vector each. The plain loops run in a process of their own, as
-anybody's program would; ours has what `fundament serve` sets for its process. The plain loop of clip is EVA02 as its
-publisher's code computes it without xformers: scores, softmax and mix, one after the other, in the better of batches of
-one and four. The same with PyTorch's fused attention stands beside it. The plain loop of v4 is transformers' class and
+anybody's program would. With `THP_MEM_ALLOC_ENABLE=1` in its environment, which PyTorch reads before this program could
+set it, ours has huge pages as in `fundament serve`; they never have. The plain loop of clip is EVA02 as its publisher's
+code computes it without xformers: scores, softmax and mix, one after the other, in the better of batches of one and
+four. The same with PyTorch's fused attention stands beside it. The plain loop of v4 is transformers' class and
 processor, image by image.
 
 On a GPU with `--device cuda`. Either way the share of the device's measured matrix rate is printed beside: the
@@ -87,7 +88,6 @@ VISION = {
 IDS = {"vision_start_token_id": 151_652, "vision_end_token_id": 151_653, "image_token_id": 151_655}
 
 FUSED = "fused attention"
-HUGE_PAGES = "THP_MEM_ALLOC_ENABLE"
 
 Side = Callable[[Sequence[bytes]], list[Tensor]]
 
@@ -289,7 +289,7 @@ class Elsewhere:
     """Plain loops in a process of their own."""
 
     def __init__(self, make: Callable[[], dict[str, Side]]) -> None:
-        os.environ.pop(HUGE_PAGES, None)  # what ours sets for its own process
+        os.environ.pop("THP_MEM_ALLOC_ENABLE", None)  # huge pages, which ours may have
         self.process = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _begin, (make,))
         self.names = self.process.submit(_names).result()
 
@@ -362,7 +362,6 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--models", nargs="+", choices=("clip", "v4"), default=("clip", "v4"))
     asked = parser.parse_args()
-    os.environ.setdefault(HUGE_PAGES, "1")  # read at the first tensor
     print(machine())
     use_cores(1)  # of this thread, as in a server: the others say how many they have
     placement, images = place(asked.device, asked.dtype), files(asked.images)
