@@ -90,7 +90,7 @@ class Worker:
         loops = (self._work, self._keep_leases, self._keep_house, self._sweep)
         tasks = [asyncio.create_task(_forever(loop)) for loop in loops]
         try:
-            await asyncio.gather(*tasks)
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
         finally:
             held = [*tasks, *self._chunks.values(), *self._inputs.values(), *self._fetches.values(), *self._webhooks]
             for task in held:

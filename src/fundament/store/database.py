@@ -5,12 +5,13 @@ import platform
 import sqlite3
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager, nullcontext
+from contextlib import asynccontextmanager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Dialect, Engine, create_engine, event
 from sqlalchemy.engine import URL, Connection, make_url
+from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import ArgumentError, DatabaseError, InterfaceError, NoSuchModuleError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
@@ -203,8 +204,14 @@ def _wait_for_closing(dialect: Dialect) -> None:
 
     SQLAlchemy closes it in a task of its own, and where cancelled again stops its thread; that task never ends then.
     """
+
+    def close(connection: DBAPIConnection) -> None:
+        # Who is cancelled again waits no longer; the connection's thread closes it all the same.
+        with suppress(asyncio.CancelledError):
+            dialect.do_close(connection)
+
     dialect.has_terminate = False
-    dialect.do_terminate = dialect.do_close  # type: ignore[method-assign]
+    dialect.do_terminate = close  # type: ignore[method-assign, assignment]
 
 
 def _write_ahead(connection: sqlite3.Connection, record: object) -> None:
