@@ -231,6 +231,22 @@ def test_a_few_rows_wait_for_a_batch_of_few_and_not_for_a_long_one(
         assert model.batches == [[0], [1, 2]]
 
 
+def test_a_few_rows_do_not_wait_for_a_batch_with_which_they_are_many(runner: asyncio.Runner, model: Doubler) -> None:
+    batcher = started(model, n_threads=2)
+
+    async def scenario() -> None:
+        first = submit(batcher, items(0, n_tokens=60))
+        await until(lambda: model.batches)
+        later = submit(batcher, items(1, n_tokens=40))
+        await until(lambda: len(model.batches) == 2)
+        model.gate.set()
+        await asyncio.gather(first.done, later.done)
+
+    model.gate.clear()
+    runner.run(scenario())
+    batcher.close()
+
+
 def test_many_rows_do_not_wait_for_a_batch_of_few(runner: asyncio.Runner, model: Doubler) -> None:
     batcher = started(model, n_threads=2)
 

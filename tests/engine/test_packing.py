@@ -126,17 +126,17 @@ def test_threads_that_are_free_share_all_that_waits(n_waiting: int, n_free: int)
     shares, left = [], n_waiting
     for n in range(n_free, 0, -1):
         if left:
-            shares.append(share(left, n, few=False))
+            shares.append(share(left, n, n_alone=0))
             left -= shares[-1]
     assert left == 0
     assert max(shares) <= max(FEW_TOKENS, -(-n_waiting // n_free))
 
 
-def test_a_few_tokens_stay_together_and_wait_for_as_few() -> None:
-    assert share(FEW_TOKENS, 2, few=False) == FEW_TOKENS
-    assert share(FEW_TOKENS, 1, few=True) == 0
-    assert share(FEW_TOKENS + 1, 1, few=True) == FEW_TOKENS + 1
+def test_a_few_tokens_stay_together_and_wait_where_they_are_few_with_what_runs() -> None:
+    assert share(FEW_TOKENS, 2, n_alone=0) == FEW_TOKENS
+    assert share(FEW_TOKENS - 10, 1, n_alone=10) == 0
+    assert share(FEW_TOKENS - 9, 1, n_alone=10) == FEW_TOKENS - 9
 
 
 def test_what_waits_waits_while_no_thread_is_free() -> None:
-    assert share(1, 0, few=False) == share(1_000, 0, few=False) == 0
+    assert share(1, 0, n_alone=0) == share(1_000, 0, n_alone=0) == 0

@@ -19,7 +19,7 @@ BUNDLE_TOKENS = 64
 """Most tokens of a bundle: whole lanes, and few enough that what it masks costs little (`benchmarks/attention.py`)."""
 
 
-_FEW_TOKENS = 64
+_FEW_TOKENS = 96
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +139,7 @@ BASE = -1
 
 
 def rounded(n_tokens: int) -> int:
-    """A near number of tokens, not below: 16 of them up to 64, then up to 32 between one power of two and the next.
+    """A near number of tokens, not below: 24 of them up to 96, then up to 32 between one power of two and the next.
 
     oneDNN compiles a product for every shape it meets, which takes longer than the product itself; few shapes are all
     met soon (`benchmarks/attention.py`). A few short queries are little work, to which a lane of nothing would add.

@@ -1,7 +1,7 @@
 """The threads that own a model: rows of many callers wait here and go through it together.
 
 There is no timer. A thread that is free takes the next batch as soon as no rows are on their way that could share it,
-and few rows once a batch of few is done, which has all cores; while all are busy, rows gather.
+and few rows once a batch of few is done; while all are busy, rows gather.
 """
 
 import asyncio
@@ -141,7 +141,7 @@ class Batcher:
         self._clock = dict.fromkeys(Priority, 0.0)
         self._n_calls: Counter[str] = Counter()
         self._n_waiting_tokens, self._n_waiting_bytes, self._n_expected, self._closing = 0, 0, 0, False
-        self._n_busy, self._few = 0, False  # whether a batch of few tokens runs alone
+        self._n_busy, self._n_alone = 0, 0  # the second: tokens of a batch of few that runs alone
         self._tokens_per_second = 0.0
         self._condition = threading.Condition()
         self._queue_seconds = metrics.queue_seconds.labels(name)
@@ -221,7 +221,7 @@ class Batcher:
         """How many of the tokens that wait a thread should take; 0 where they should wait."""
         if self._n_expected and self._n_waiting_tokens < _COMPANY_TOKENS and not self._closing:
             return 0
-        return share(self._n_waiting_tokens, len(self._threads) - self._n_busy, few=self._few)
+        return share(self._n_waiting_tokens, len(self._threads) - self._n_busy, n_alone=self._n_alone)
 
     def drop(self, ticket: Ticket) -> None:
         """Forget a call that nobody waits for any more: its waiting rows cost nothing. Any thread may call this."""
@@ -275,14 +275,17 @@ class Batcher:
                     if self._closing:
                         return
                     self._condition.wait()
-                few = not self._n_busy and not self.n_waiting and sum(row.n_tokens for row in rows) <= FEW_TOKENS
+                n_tokens = sum(row.n_tokens for row in rows)
+                alone = not self._n_busy and not self.n_waiting and n_tokens <= FEW_TOKENS
                 self._n_busy += 1
-                self._few = self._few or few
+                if alone:
+                    self._n_alone = n_tokens
                 self._wake()  # another thread, for the rest
             yield rows
             with self._condition:
                 self._n_busy -= 1
-                self._few = self._few and not few
+                if alone:
+                    self._n_alone = 0
 
     def _take(self) -> list[Row]:
         """A batch; an empty one where nothing waits, or what waits should wait on."""

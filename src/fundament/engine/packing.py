@@ -91,21 +91,22 @@ def take_batch(rows: Sequence[Waiting], budget: int) -> list[int]:
     return batch
 
 
-def share(n_waiting: int, n_free: int, *, few: bool) -> int:
+def share(n_waiting: int, n_free: int, *, n_alone: int) -> int:
     """How many of the tokens that wait a free thread takes.
 
     Threads that are free together divide what waits, so that one large call uses all cores. A few tokens stay together,
-    and wait for a batch of as few that runs.
+    and wait for a batch that runs alone where they are few with it: their callers then ask together again. Where they
+    are not, one group would stand still whenever the other runs.
 
     Args:
         n_waiting: tokens that wait.
         n_free: threads without a batch.
-        few: whether a batch of few tokens runs alone.
+        n_alone: tokens of a batch that runs alone; 0 where none does.
 
     Returns:
         Tokens; 0 where they should wait.
     """
-    if not n_free or (few and n_waiting <= FEW_TOKENS):
+    if not n_free or (n_alone and n_alone + n_waiting <= FEW_TOKENS):
         return 0
     return n_waiting if n_waiting <= FEW_TOKENS else -(-n_waiting // n_free)
 
