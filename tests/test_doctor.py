@@ -1,5 +1,6 @@
 """What would stop a start is found before it, with the way out."""
 
+import json
 import shutil
 import socket
 import sys
@@ -180,6 +181,22 @@ def test_a_directory_of_ones_own_is_opened(directory: Path, tmp_path: Path) -> N
     findings, _ = check_models([f"mine={directory}"], tmp_path / "data")
     assert findings[0].level == "problem"
     assert "not a whole safetensors file" in findings[0].detail
+
+
+def test_a_directory_that_would_not_load_is_a_problem(directory: Path, tmp_path: Path) -> None:
+    def told() -> str:
+        [finding], fine = check_models([f"mine={directory}"], tmp_path / "data")
+        assert (finding.level, fine) == ("problem", [])
+        return finding.detail
+
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 3}))
+    assert "does not fit the model: not in the checkpoint: encoder.layer.1." in told()
+    (directory / "config.json").write_text(json.dumps(config | {"hidden_size": 2 * config["hidden_size"]}))
+    assert "does not fit its config.json" in told()
+    (directory / "config.json").write_text(json.dumps(config))
+    (directory / "tokenizer.json").unlink()
+    assert "tokenizer" in told()
 
 
 def test_a_directory_of_another_family_is_a_problem(directory: Path, tmp_path: Path) -> None:

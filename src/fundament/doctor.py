@@ -12,16 +12,14 @@ import torch
 from sqlalchemy.engine import URL
 
 from fundament.api.state import read_aliases
-from fundament.backbone.checkpoint import Checkpoint
 from fundament.backbone.device import Dtype, Placement, bfloat16_speed, free_bytes, n_cores, place
 from fundament.buckets import first_line
 from fundament.catalog import EMBEDDED
 from fundament.config import Settings
 from fundament.depot import depot_of, probe
-from fundament.engine.local import family_for, needed_bytes
+from fundament.engine.local import load_model, needed_bytes
 from fundament.engine.weights import (
     PROGRAM,
-    WITHOUT_SAFETENSORS,
     Local,
     damage,
     embedded,
@@ -53,11 +51,16 @@ class Finding:
 def examine(settings: Settings) -> list[Finding]:
     """Every check, in the order in which a start would meet them."""
     findings = [check_device(settings.device, settings.dtype), check_cores(settings.threads)]
-    models, locals_ = check_models(settings.models, settings.data_dir, allow_torchscript=settings.allow_torchscript)
+    placement = None if findings[0].level == "problem" else place(settings.device, settings.dtype)
+    models, locals_ = check_models(
+        settings.models,
+        settings.data_dir,
+        dtype=placement.dtype if placement else torch.float32,
+        allow_torchscript=settings.allow_torchscript,
+    )
     findings += models
     findings += check_aliases(settings.aliases, locals_, settings.data_dir)
-    if findings[0].level != "problem":
-        placement = place(settings.device, settings.dtype)
+    if placement:
         budget = int(settings.memory_gb * 1e9) or int(0.8 * free_bytes(placement.device))
         findings.append(check_memory(locals_, placement, budget))
     return [
@@ -104,9 +107,9 @@ def check_cores(n_threads: int) -> Finding:
 
 
 def check_models(
-    arguments: Iterable[str], data_dir: Path, *, allow_torchscript: bool = False
+    arguments: Iterable[str], data_dir: Path, *, dtype: torch.dtype = torch.float32, allow_torchscript: bool = False
 ) -> tuple[list[Finding], list[Local]]:
-    """The models that would be served: there, whole, of a known family.
+    """The models that would be served: there, whole, and as their families load them.
 
     Returns:
         The findings, and the models asked for that are fine.
@@ -115,7 +118,7 @@ def check_models(
     for argument in list(arguments) or [EMBEDDED.id]:
         try:
             local = from_argument(argument, data_dir, allow_torchscript=allow_torchscript)
-            finding = check_weights(local)
+            finding = check_weights(local, dtype)
         except CheckpointError as error:
             finding = Finding("problem", f"model {argument}", error.detail)
         else:
@@ -125,7 +128,7 @@ def check_models(
     for model, local in pulled(data_dir).items():
         if model not in named:
             try:
-                findings.append(check_weights(local))
+                findings.append(check_weights(local, dtype))
             except CheckpointError as error:
                 findings.append(Finding("problem", f"model {model}", error.detail))
     return findings, fine
@@ -144,31 +147,29 @@ def check_aliases(arguments: Iterable[str], locals_: Iterable[Local], data_dir: 
     return [Finding("ok", "aliases", ", ".join(f"{name} answers as {model}" for name, model in aliases.items()))]
 
 
-def check_weights(local: Local) -> Finding:
-    """Whether a model's files are of its family, and the ones that were published as far as that is known.
+def check_weights(local: Local, dtype: torch.dtype = torch.float32) -> Finding:
+    """Whether a model's files are the ones that were published, as far as that is known, and load.
+
+    They are loaded but for the numbers, which stay on the disk: names, shapes, tokenizer and settings are looked at.
 
     Raises:
         CheckpointError: they are not.
     """
     spec, subject = local.spec, f"model {local.spec.id}"
     size = f"family {spec.family}, {local.n_bytes / 1e6:,.0f} MB"
+    if spec.family == PROGRAM:  # nothing of it is looked at without running it
+        return Finding("ok", subject, f"{size}, in {local.directory}")
     if local == embedded():
         verify_embedded(local)
         return Finding("ok", subject, f"{size}, SHA-256 as released")
-    if spec.family == PROGRAM:  # nothing of it is looked at without running it
-        return Finding("ok", subject, f"{size}, in {local.directory}")
-    family_for(Checkpoint(local.directory), spec)
     receipt = read_receipt(local.directory)
-    if receipt is None:
-        if missing := [name for name in WITHOUT_SAFETENSORS.get(spec.id, ()) if not (local.directory / name).is_file()]:
-            raise CheckpointError(f"{local.directory} has no {', '.join(missing)}")
-        if spec.id not in WITHOUT_SAFETENSORS and not list(Checkpoint(local.directory).names):
-            raise CheckpointError(f"{local.directory} has no tensors")
-        return Finding("ok", subject, f"{size}, in {local.directory}")
-    if broken := damage(local.directory, receipt):
+    if receipt and (broken := damage(local.directory, receipt)):
         raise CheckpointError(
             f"{', '.join(broken)} of {local.directory} are damaged. Mend it: fundament pull {spec.id}"
         )
+    load_model(local, Placement(torch.device("meta"), dtype))
+    if receipt is None:
+        return Finding("ok", subject, f"{size}, in {local.directory}")
     if spec.revision not in (None, receipt.revision):
         return Finding(
             "warning",

@@ -299,6 +299,14 @@ def test_a_model_that_writes_runs_on_one_device(there: Gpu, tmp_path: Path) -> N
             assert waits.found == {"scalar": 1 + len(talks)}
 
 
+@pytest.mark.parametrize("name", [*KINDS, "jina_vlm"])
+def test_a_model_loads_without_its_numbers(name: str, tmp_path: Path) -> None:
+    """As `fundament doctor` loads it."""
+    writer = of("jina_vlm", context=2048, kind="chat", modalities=("text", "image"))
+    kind = KINDS.get(name) or Kind(jina_vlm, writer, calls=())
+    kind.load(kind.write(tmp_path), Placement(torch.device("meta"), torch.bfloat16))
+
+
 def test_every_family_is_traced() -> None:
     assert {name.partition(",")[0] for name in KINDS} | {"jina_vlm"} | UNTRACED == set(families())
 
