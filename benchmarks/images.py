@@ -20,12 +20,14 @@ import io
 import multiprocessing
 import os
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import median
+from typing import Self
 
 import numpy as np
 import torch
@@ -104,8 +106,9 @@ def files(n: int) -> list[bytes]:
     return found
 
 
-def ours(model: Model, runner: asyncio.Runner, placement: Placement) -> Side:
-    """The model behind the engine's threads, as a server has it."""
+@contextmanager
+def ours(model: Model, runner: asyncio.Runner, placement: Placement) -> Iterator[Side]:
+    """The model behind the engine's threads, as a server has it; they and their helpers end with the block."""
     on_cpu = placement.device.type == "cpu"
     batcher = batcher_of(
         model,
@@ -118,7 +121,8 @@ def ours(model: Model, runner: asyncio.Runner, placement: Placement) -> Side:
         arrays, _ = runner.run(through(batcher, items))
         return [torch.from_numpy(array) for array in arrays]
 
-    return run
+    yield run
+    batcher.close()
 
 
 def decoded(image: bytes) -> Image.Image:
@@ -286,12 +290,18 @@ def plain_v4(placement: Placement, scratch: Path) -> dict[str, Side]:
 
 
 class Elsewhere:
-    """Plain loops in a process of their own."""
+    """Plain loops in a process of their own, which ends with the block."""
 
     def __init__(self, make: Callable[[], dict[str, Side]]) -> None:
         os.environ.pop("THP_MEM_ALLOC_ENABLE", None)  # huge pages, which ours may have
         self.process = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _begin, (make,))
         self.names = self.process.submit(_names).result()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.shutdown()
 
     def __getitem__(self, name: str) -> Side:
         return lambda images: [torch.from_numpy(row) for row in self.process.submit(_run, name, images).result()]
@@ -368,14 +378,14 @@ def main() -> None:
     print(placement.device, placement.dtype_name)
     with asyncio.Runner() as runner, tempfile.TemporaryDirectory() as scratch:
         if "clip" in asked.models:
-            engine = ours(clip(placement, asked.layers), runner, placement)
-            plain = Elsewhere(partial(plain_clip, placement, asked.layers))
-            compare("jina-clip-v2", engine, plain, images, asked.rounds, placement)
+            model, make = clip(placement, asked.layers), partial(plain_clip, placement, asked.layers)
+            with ours(model, runner, placement) as engine, Elsewhere(make) as plain:
+                compare("jina-clip-v2", engine, plain, images, asked.rounds, placement)
         if "v4" in asked.models:
             write_v4(placement, asked.layers, Path(scratch))
-            engine = ours(v4(placement, Path(scratch)), runner, placement)
-            plain = Elsewhere(partial(plain_v4, placement, Path(scratch)))
-            compare("jina-embeddings-v4", engine, plain, images, asked.rounds, placement)
+            model, make = v4(placement, Path(scratch)), partial(plain_v4, placement, Path(scratch))
+            with ours(model, runner, placement) as engine, Elsewhere(make) as plain:
+                compare("jina-embeddings-v4", engine, plain, images, asked.rounds, placement)
 
 
 if __name__ == "__main__":

@@ -62,7 +62,7 @@ def test_pages_are_counted_before_they_are_drawn() -> None:
         (pdf([]), "cannot be opened"),
         (b"%PDF-1.7\n", "cannot be opened"),
         (b"%PDF-1.7\n" + bytes(range(256)) * 100, "cannot be opened"),
-        (plain(RED), 'its bytes are PNG. Send it as {"image": …}'),
+        (plain(RED), 'its bytes are PNG. Where it is taken, send it as {"image": …}'),
         (plain(RED, form="JPEG") + pdf([b""]), "its bytes are JPEG"),
         (b"GIF89a" + pdf([b""]), "its bytes are GIF"),
         (b"x" + pdf([b""]), "not a PDF of a known format"),

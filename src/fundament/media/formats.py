@@ -102,5 +102,6 @@ def expect(media: Media) -> Format:
         raise refusal(media, f"This is not {said} of a known format: its first bytes are none's.")
     if media.kind not in form.kinds:
         other = form.kinds[0]
-        raise refusal(media, f'This is not {said}: its bytes are {form.name}. Send it as {{"{other}": …}}.')
+        way_out = f'Where it is taken, send it as {{"{other}": …}}.'
+        raise refusal(media, f"This is not {said}: its bytes are {form.name}. {way_out}")
     return form
