@@ -1,14 +1,19 @@
 """Transactions end with their block, however it ends; a database that says nothing is given up."""
 
 import asyncio
+import os
 import platform
+import signal
 import socket
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 import pytest
 from sqlalchemy import inspect, text
+from sqlalchemy.ext.asyncio import AsyncConnection
 
-from fundament.errors import FundamentError
+from fundament.errors import FundamentError, UnavailableError
 from fundament.store import database
 from fundament.store.database import Database, connected, locate, name_of
 
@@ -52,6 +57,32 @@ def test_a_postgresql_that_says_nothing_is_given_up(monkeypatch: pytest.MonkeyPa
         url = locate(f"postgresql://127.0.0.1:{silent.getsockname()[1]}/x", Path("/"))
         with pytest.raises(FundamentError, match="cannot be used"), connected(url):
             pass
+
+
+@pytest.mark.parametrize("begin", [Database.read, Database.write])
+def test_a_postgresql_that_is_held_still_is_given_up(
+    begin: Callable[[Database], AbstractAsyncContextManager[AsyncConnection]],
+    postgres_url: str,
+    runner: asyncio.Runner,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    held = 0
+
+    async def ask() -> None:
+        nonlocal held
+        async with begin(store) as connection:
+            held = (await connection.execute(text("SELECT pg_backend_pid()"))).scalar_one()
+            os.kill(held, signal.SIGSTOP)
+            await connection.execute(text("SELECT 1"))
+
+    store = Database(locate(postgres_url, Path()))
+    monkeypatch.setattr(database, "_MOST_SECONDS", 1.0)
+    try:
+        with pytest.raises(UnavailableError, match="does not answer"):
+            runner.run(ask())
+    finally:
+        os.kill(held, signal.SIGCONT)
+    runner.run(store.close())
 
 
 def test_what_the_url_says_of_timeouts_goes_before() -> None:

@@ -19,6 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 from fundament.errors import FundamentError, UnavailableError
 
 _BUSY_SECONDS = 10  # how long a writer of SQLite waits for another process's transaction
+_MOST_SECONDS = 30.0  # of a transaction: a database that is held still keeps its connections, and says nothing
 _ASYNC = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+psycopg"}
 _SYNC = {"sqlite": "sqlite+pysqlite", "postgresql": "postgresql+psycopg"}
 
@@ -96,7 +97,7 @@ class Database:
             UnavailableError: the database does not answer.
         """
         with _answering():
-            async with self._engine.connect() as connection:
+            async with asyncio.timeout(_MOST_SECONDS), self._engine.connect() as connection:
                 yield await connection.execution_options(reads=True)
 
     @asynccontextmanager
@@ -107,7 +108,7 @@ class Database:
             UnavailableError: the database does not answer, or another process holds it for too long.
         """
         with _answering():
-            async with self._turn or nullcontext(), self._engine.begin() as connection:
+            async with self._turn or nullcontext(), asyncio.timeout(_MOST_SECONDS), self._engine.begin() as connection:
                 yield connection
 
     async def close(self) -> None:
@@ -253,7 +254,7 @@ def _driver_there() -> Iterator[None]:
 def _answering() -> Iterator[None]:
     try:
         yield
-    except (OperationalError, InterfaceError, PoolTimeoutError) as error:
+    except (OperationalError, InterfaceError, PoolTimeoutError, TimeoutError) as error:
         raise UnavailableError("The store does not answer. Try again shortly.") from error
 
 
