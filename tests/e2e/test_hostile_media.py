@@ -7,6 +7,7 @@ from pathlib import Path
 
 import httpx
 import numpy as np
+import pillow_heif
 import pytest
 
 from tests.checkpoints.clip import WIDTH, clip
@@ -53,6 +54,16 @@ def page_of_a_large_image() -> bytes:
     return pdf([b"72 0 0 36 0 0 cm /I Do"], resources=b"/XObject<</I 5 0 R>>", more=[image])
 
 
+pillow_heif.register_heif_opener()  # of this process, to write such files
+
+
+def said_to_be(width: int, height: int, form: str) -> bytes:
+    """A HEIC or AVIF file of a small picture that says it is of another size."""
+    content, says = saved(noise(64, 64), form), b"ispe" + bytes(4)
+    assert content.count(says + (64).to_bytes(4) * 2) == 1
+    return content.replace(says + (64).to_bytes(4) * 2, says + width.to_bytes(4) + height.to_bytes(4))
+
+
 PNG, JPEG = saved(noise(64, 64)), saved(noise(64, 64), "JPEG")
 HOSTILE = {
     "nothing": ("image", b"", "neither a URL, nor a data URI, nor base64"),
@@ -69,6 +80,10 @@ HOSTILE = {
     "a BMP bomb": ("image", bmp(50_000, 50_000), "50000 x 50000 pixels"),
     "a TIFF bomb": ("image", tiff(60_000, 60_000), "60000 x 60000 pixels"),
     "a JPEG of 100,000 scans": ("image", many_scans(100_000), "a JPEG of 100,000 scans, more than the 100 allowed"),
+    "a cut HEIC": ("image", saved(noise(64, 64), "HEIF")[:-200], "damaged or cut short"),
+    "a cut AVIF": ("image", saved(noise(64, 64), "AVIF")[:-200], "damaged or cut short"),
+    "a HEIC bomb": ("image", said_to_be(40_000, 40_000, "HEIF"), "40000 x 40000 pixels|damaged or cut short"),
+    "an AVIF bomb": ("image", said_to_be(40_000, 40_000, "AVIF"), "40000 x 40000 pixels|damaged or cut short"),
     "a line": ("image", plain(RED, 10_000, 1), "10000 x 1 pixels"),
     "text that unfolds": ("image", png(8, 8, b"", (b"zTXt", b"a\0\0" + zeros(200))), "damaged or cut short"),
     "a sound for an image": ("image", wav(np.zeros(100)), "its bytes are WAV"),
