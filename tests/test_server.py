@@ -1,4 +1,4 @@
-"""The server's own protocol: connections that ask nothing."""
+"""The server's own protocol: connections that ask nothing, or stop in the middle."""
 
 import asyncio
 from functools import partial
@@ -12,13 +12,22 @@ from fundament import server
 
 
 async def answering(scope: dict[str, Any], receive: Any, send: Any) -> None:
-    del scope, receive
+    del scope
+    while (await receive()).get("more_body"):
+        pass
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
     await send({"type": "http.response.body", "body": b"ok"})
 
 
-@pytest.mark.parametrize("sent", [b"", b"GET / HTTP/1.1\r\nHost: he"], ids=["nothing", "half a head"])
-def test_a_connection_that_asks_nothing_is_closed(
+POST = b"POST / HTTP/1.1\r\nHost: here\r\nContent-Length: 9\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [b"", b"GET / HTTP/1.1\r\nHost: he", POST + b"half"],
+    ids=["nothing", "half a head", "half a body"],
+)
+def test_a_connection_that_falls_silent_is_closed(
     runner: asyncio.Runner, monkeypatch: pytest.MonkeyPatch, sent: bytes
 ) -> None:
     monkeypatch.setattr(server, "_SILENT_SECONDS", 0.1)
@@ -41,6 +50,27 @@ def test_a_connection_that_asks_nothing_is_closed(
         for writer in (out, other):
             writer.close()
             await writer.wait_closed()
+        listening.close()
+
+    runner.run(scenario())
+
+
+def test_a_body_may_come_slowly(runner: asyncio.Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "_SILENT_SECONDS", 0.3)
+
+    async def scenario() -> None:
+        config, state = uvicorn.Config(answering, ws="none", log_config=None), ServerState()
+        made = partial(server._Protocol, config, state, {})
+        listening = await asyncio.get_running_loop().create_server(made, "127.0.0.1", 0)
+        async with asyncio.timeout(20):
+            answer, out = await asyncio.open_connection(*listening.sockets[0].getsockname())
+            out.write(POST)
+            for _ in range(9):
+                await asyncio.sleep(0.1)
+                out.write(b"a")
+            assert (await answer.readuntil(b"ok")).startswith(b"HTTP/1.1 200")
+        out.close()
+        await out.wait_closed()
         listening.close()
 
     runner.run(scenario())

@@ -70,18 +70,22 @@ def configured(app: FastAPI, settings: Settings) -> uvicorn.Config:
 
 
 class _Protocol(HttpToolsProtocol):
-    """HTTP/1.1. A connection on which no request's head comes within a minute is closed: it is a file of the process.
+    """HTTP/1.1. A connection is closed where no request's head comes within a minute, or no more of a body for one.
+
+    It is a file of the process, and what has come of the body is its memory.
 
     A client that offers another protocol, as Java's does, goes on in h11. httptools reads no body after such a head;
     h11, which is slower, ignores the offer, as the standard asks (RFC 9110, section 7.8).
     """
 
     _head, _inside = b"", False
+    _heard = 0.0  # when the connection or the request began, or last brought more of a body
     _silence: asyncio.TimerHandle
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Greet nobody, and wait."""
         super().connection_made(transport)
+        self._heard = self.loop.time()
         self._silence = self.loop.call_later(_SILENT_SECONDS, self._close_silent)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -91,7 +95,7 @@ class _Protocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         """A request begins."""
-        self._inside = True
+        self._inside, self._heard = True, self.loop.time()
         super().on_message_begin()
 
     def on_message_complete(self) -> None:
@@ -101,7 +105,9 @@ class _Protocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Read what has come; of a head all at once."""
-        if not self._inside:
+        if self._inside:
+            self._heard = self.loop.time()
+        else:
             self._head += data
             end = _HEAD_END.search(self._head)
             if end is None and self._head[:1].isalpha() and len(self._head) < _MOST_HEAD_BYTES:
@@ -123,8 +129,12 @@ class _Protocol(HttpToolsProtocol):
         other.data_received(data)
 
     def _close_silent(self) -> None:
-        if self.cycle is None:
+        awaited = (self.cycle is None or self._inside) and not self.flow.read_paused
+        left = self._heard + _SILENT_SECONDS - self.loop.time() if awaited else _SILENT_SECONDS
+        if left <= 0:
             self.transport.close()
+        else:
+            self._silence = self.loop.call_later(left, self._close_silent)
 
 
 class _PlainH11(H11Protocol):
