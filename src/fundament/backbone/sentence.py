@@ -1,4 +1,6 @@
-"""What the files that sentence-transformers writes say about a checkpoint: pooling and longest input."""
+"""What the files that sentence-transformers writes say about a checkpoint: modules, pooling, prompts, longest input."""
+
+import orjson
 
 from fundament.backbone.checkpoint import Checkpoint
 from fundament.backbone.pooling import Pooling
@@ -9,11 +11,46 @@ _POOLINGS: dict[str, Pooling] = {
     "pooling_mode_mean_tokens": "mean",
     "pooling_mode_lasttoken": "last",
 }
+_SENTENCE = "sentence_bert_config.json"
 _NAMES: dict[str, Pooling] = {"cls": "first", "mean": "mean", "lasttoken": "last"}
 
 
+def read_modules(checkpoint: Checkpoint) -> dict[str, str]:
+    """The modules that `modules.json` names, by the last word of their type, each with its folder; none without one.
+
+    Raises:
+        CheckpointError: it is not such a list.
+    """
+    path = checkpoint.directory / "modules.json"
+    if not path.exists():
+        return {}
+    try:
+        modules = orjson.loads(path.read_bytes())
+        return {str(module["type"]).rpartition(".")[2]: str(module.get("path", "")) for module in modules}
+    except (orjson.JSONDecodeError, AttributeError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} is not a list of modules: {error!r}") from error
+
+
+def read_prompts(checkpoint: Checkpoint) -> tuple[dict[str, str], str | None]:
+    """What `config_sentence_transformers.json` says goes before a text, by name, and which of it does unasked.
+
+    Raises:
+        CheckpointError: prompts that are no texts, or a default that is none of them.
+    """
+    name = "config_sentence_transformers.json"
+    config = checkpoint.json(name, default={})
+    prompts, default = config.get("prompts") or {}, config.get("default_prompt_name")
+    if not isinstance(prompts, dict) or not all(isinstance(prompt, str) for prompt in prompts.values()):
+        raise CheckpointError(f"{checkpoint.directory / name}: prompts should be an object of texts")
+    if default is not None and default not in prompts:
+        raise CheckpointError(f"{checkpoint.directory / name}: default_prompt_name '{default}' is none of its prompts")
+    return (prompts, default) if any(prompts.values()) else ({}, None)
+
+
 def read_pooling(checkpoint: Checkpoint, default: Pooling | None = "mean") -> Pooling:
-    """The pooling that `1_Pooling/config.json` names, else the one that `emb_pooler` of `config.json` names.
+    """The pooling that the pooling module's `config.json` names, else the one that `emb_pooler` of `config.json` names.
+
+    The module's folder is the one that `modules.json` names, which must then be there, or `1_Pooling`.
 
     Args:
         checkpoint: where the files are.
@@ -22,7 +59,10 @@ def read_pooling(checkpoint: Checkpoint, default: Pooling | None = "mean") -> Po
     Raises:
         CheckpointError: a pooling that is not served, several at once, or none.
     """
-    config = checkpoint.json("1_Pooling/config.json", default={})
+    folder = read_modules(checkpoint).get("Pooling")
+    config = checkpoint.json(f"{folder or '1_Pooling'}/config.json", default={} if folder is None else None)
+    if config.get("include_prompt") is False and any(read_prompts(checkpoint)[0].values()):
+        raise CheckpointError(f"{checkpoint.directory}: pooling without the prompt (include_prompt) is not served")
     named = config.get("pooling_mode") or (None if config else checkpoint.config.get("emb_pooler"))
     if named is None and not config:
         if default is None:
@@ -38,8 +78,30 @@ def read_pooling(checkpoint: Checkpoint, default: Pooling | None = "mean") -> Po
     return known[0]
 
 
+def refuse_lowering(checkpoint: Checkpoint) -> None:
+    """Texts are read as the tokenizer reads them.
+
+    Raises:
+        CheckpointError: `do_lower_case` asks for lower case, and the tokenizer keeps capitals.
+    """
+    if not checkpoint.json(_SENTENCE, default={}).get("do_lower_case"):
+        return
+    normalizer = str(checkpoint.json("tokenizer.json").get("normalizer"))
+    if "'lowercase': True" not in normalizer and "'Lowercase'" not in normalizer:
+        raise CheckpointError(
+            f"{checkpoint.directory / _SENTENCE} asks for do_lower_case, which is not served: "
+            "let the normalizer of tokenizer.json do it"
+        )
+
+
 def read_context(checkpoint: Checkpoint) -> int:
-    """Most tokens of an input: `max_seq_length` of `sentence_bert_config.json`, or what the position table holds."""
+    """Most tokens of an input: what sentence-transformers reads, and no more than the position table holds.
+
+    That is `max_seq_length` of `sentence_bert_config.json`, else `model_max_length` of `tokenizer_config.json`.
+
+    Raises:
+        CheckpointError: one that is no length.
+    """
     config = checkpoint.config
     table = int(config.get("max_position_embeddings", 512))
     if "roberta" in f"{config.get('model_type')} {config.get('architectures')}".lower() or (
@@ -47,5 +109,9 @@ def read_context(checkpoint: Checkpoint) -> int:
     ):
         # RoBERTa and its descendants count positions from the one after the padding token's id.
         table -= config.get("pad_token_id", 1) + 1
-    told = checkpoint.json("sentence_bert_config.json", default={}).get("max_seq_length")
-    return min(int(told), table) if told else table
+    for name, key in ((_SENTENCE, "max_seq_length"), ("tokenizer_config.json", "model_max_length")):
+        if (told := checkpoint.json(name, default={}).get(key)) is not None:
+            if not isinstance(told, int | float) or told < 1:
+                raise CheckpointError(f"{checkpoint.directory / name}: {key} should be a number above 0, not {told!r}")
+            return int(min(told, table))
+    return table

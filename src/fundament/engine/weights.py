@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import orjson
 
-from fundament.catalog import CATALOG, EMBEDDED, LISTWISE, PAIRS, ModelSpec, names, short_id
+from fundament.catalog import CATALOG, EMBEDDED, LISTWISE, PAIRS, ModelSpec, Task, names, short_id
 from fundament.core import Output
 from fundament.errors import CheckpointError
 from fundament.models import families, family_of
@@ -242,7 +242,7 @@ def _catalogued(name: str) -> ModelSpec | None:
 def _own(name: str, directory: Path) -> ModelSpec:
     from fundament.backbone.checkpoint import Checkpoint
     from fundament.backbone.cross_encoder import is_classifier
-    from fundament.backbone.sentence import read_context
+    from fundament.backbone.sentence import read_context, read_prompts, refuse_lowering
 
     checkpoint = Checkpoint(directory)
     family = family_of(checkpoint.config)
@@ -255,12 +255,14 @@ def _own(name: str, directory: Path) -> ModelSpec:
     _refuse_without_entry(name, family, checkpoint)
     ranks = PAIRS if is_classifier(checkpoint) else LISTWISE if family == "listwise" else {}
     outputs, dim = (("dense",), 0) if ranks is PAIRS else _outputs(checkpoint, family)
-    _refuse_other_modules(directory, _SERVED_SPARSE_MODULES if outputs == ("sparse",) else _SERVED_MODULES)
+    _refuse_other_modules(checkpoint, _SERVED_SPARSE_MODULES if outputs == ("sparse",) else _SERVED_MODULES)
     if not isinstance(dim, int):
         raise CheckpointError(
             f"{directory}/config.json has no hidden_size or d_model, so the length of its vectors is not known"
         )
+    refuse_lowering(checkpoint)
     changed = datetime.fromtimestamp((directory / "config.json").stat().st_mtime, UTC).date()
+    prompts, default = read_prompts(checkpoint) if outputs == ("dense",) and not ranks else ({}, None)
     return ModelSpec(
         id=name,
         family=family,
@@ -271,6 +273,8 @@ def _own(name: str, directory: Path) -> ModelSpec:
         context=read_context(checkpoint),
         dim=dim,
         outputs=outputs,
+        tasks={task: Task(prompt) for task, prompt in prompts.items()},
+        default_task=default,
         **ranks,
     )
 
@@ -364,14 +368,11 @@ def _own_program(argument: str, spec: ModelSpec | None, name: str, program: Path
     return Local(replace(spec or own, family=PROGRAM, dim=dim), program.parent)
 
 
-def _refuse_other_modules(directory: Path, served: set[str]) -> None:
+def _refuse_other_modules(checkpoint: "Checkpoint", served: set[str]) -> None:
     """A sentence encoder's `modules.json` may name layers behind the pooling; without them its vectors are wrong."""
-    path = directory / "modules.json"
-    if not path.exists():
-        return
-    try:
-        kinds = [str(module["type"]).rpartition(".")[2] for module in orjson.loads(path.read_bytes())]
-    except (orjson.JSONDecodeError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path} is not a list of modules: {error!r}") from error
-    if other := [kind for kind in kinds if kind not in served]:
-        raise CheckpointError(f"{path} names modules that are not served: {', '.join(other)}")
+    from fundament.backbone.sentence import read_modules
+
+    if other := read_modules(checkpoint).keys() - served:
+        raise CheckpointError(
+            f"{checkpoint.directory}/modules.json names modules that are not served: {', '.join(sorted(other))}"
+        )

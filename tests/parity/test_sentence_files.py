@@ -1,0 +1,112 @@
+"""A directory of one's own gives sentence-transformers' vectors, by what the files beside its weights say."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from sentence_transformers import SentenceTransformer
+from tokenizers.normalizers import BertNormalizer
+from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+from fundament.core import Embed
+from fundament.engine.local import load_model
+from fundament.engine.weights import from_argument
+from fundament.errors import CheckpointError
+from tests.checkpoints import word_piece
+from tests.conftest import FLOAT32
+
+POOLING, SENTENCE = "1_Pooling/config.json", "sentence_bert_config.json"
+PROMPTS, TOKENIZER = "config_sentence_transformers.json", "tokenizer_config.json"
+TEXTS = ["what people search", "the search " * 60]
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    """A BERT with capitals in its vocabulary, as sentence-transformers writes one."""
+    torch.manual_seed(0)
+    tokenizer = word_piece()
+    tokenizer.normalizer = BertNormalizer(lowercase=False)
+    config = BertConfig(
+        vocab_size=tokenizer.get_vocab_size(),
+        hidden_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+    )
+    BertModel(config).save_pretrained(tmp_path)
+    marks = {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep", "mask")}
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **marks).save_pretrained(tmp_path)
+    kinds = {"": "Transformer", "1_Pooling": "Pooling", "2_Normalize": "Normalize"}
+    modules = [
+        {"idx": number, "name": str(number), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for number, (path, kind) in enumerate(kinds.items())
+    ]
+    (tmp_path / "modules.json").write_text(json.dumps(modules))
+    (tmp_path / "1_Pooling").mkdir()
+    write(tmp_path, POOLING, word_embedding_dimension=48, pooling_mode_mean_tokens=True)
+    write(tmp_path, SENTENCE, max_seq_length=64)
+    return tmp_path
+
+
+def write(directory: Path, name: str, **config: Any) -> None:
+    (directory / name).write_text(json.dumps(config))
+
+
+def check(directory: Path) -> None:
+    local = from_argument(f"mine={directory}", directory)
+    model = load_model(local, FLOAT32)
+    items = model.prepare(call := Embed(inputs=TEXTS, task=local.spec.default_task, truncate=True))
+    vectors = torch.from_numpy(model.finish(call, items, model.forward(items)).vectors)
+    reference = SentenceTransformer(str(directory), device="cpu").encode(TEXTS, convert_to_tensor=True)
+    torch.testing.assert_close(torch.nn.functional.normalize(vectors), reference, atol=1e-5, rtol=1e-5)
+
+
+def test_the_pooling_is_in_the_folder_that_the_modules_name(directory: Path) -> None:
+    check(directory)
+    (directory / "3_Other").mkdir()
+    write(directory, "3_Other/config.json", word_embedding_dimension=48, pooling_mode_cls_token=True)
+    modules = (directory / "modules.json").read_text()
+    (directory / "modules.json").write_text(modules.replace("1_Pooling", "3_Other"))
+    check(directory)
+    (directory / "3_Other/config.json").unlink()
+    with pytest.raises(CheckpointError, match=r"has no 3_Other/config\.json"):
+        load_model(from_argument(f"mine={directory}", directory), FLOAT32)
+
+
+def test_the_longest_input(directory: Path) -> None:
+    write(directory, SENTENCE)
+    write(directory, TOKENIZER, **json.loads((directory / TOKENIZER).read_text()) | {"model_max_length": 16})
+    assert from_argument(f"mine={directory}", directory).spec.context == 16
+    check(directory)
+    for told in ("x", -5):
+        write(directory, SENTENCE, max_seq_length=told)
+        with pytest.raises(CheckpointError, match="max_seq_length should be a number above 0"):
+            from_argument(f"mine={directory}", directory)
+
+
+def test_prompts_are_tasks_and_one_may_go_before_every_text(directory: Path) -> None:
+    write(directory, PROMPTS, prompts={"query": "people: ", "document": ""}, default_prompt_name="query")
+    spec = from_argument(f"mine={directory}", directory).spec
+    assert ({name: task.prompt for name, task in spec.tasks.items()}, spec.default_task) == (
+        {"query": "people: ", "document": ""},
+        "query",
+    )
+    check(directory)
+    write(directory, POOLING, word_embedding_dimension=48, pooling_mode_mean_tokens=True, include_prompt=False)
+    with pytest.raises(CheckpointError, match="include_prompt"):
+        load_model(from_argument(f"mine={directory}", directory), FLOAT32)
+    write(directory, PROMPTS, prompts={"query": "people: "}, default_prompt_name="passage")
+    with pytest.raises(CheckpointError, match="'passage' is none of its prompts"):
+        from_argument(f"mine={directory}", directory)
+
+
+def test_lower_case_is_the_tokenizers_work(directory: Path) -> None:
+    write(directory, SENTENCE, do_lower_case=True)
+    with pytest.raises(CheckpointError, match=r"do_lower_case.*normalizer of tokenizer\.json"):
+        from_argument(f"mine={directory}", directory)
+    tokenizer = word_piece()
+    tokenizer.normalizer = BertNormalizer(lowercase=True)
+    tokenizer.save(str(directory / "tokenizer.json"))
+    check(directory)
