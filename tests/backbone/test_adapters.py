@@ -1,6 +1,7 @@
 """Adapters on disk: what is read, what is refused."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 
@@ -130,3 +131,14 @@ def test_tasks_of_prompts_alone_need_no_adapters(tmp_path: Path) -> None:
     model = llama.load(tmp_path, llama.spec("eurobert", tasks=tasks))
     prompted = llama.vectors(model, [("the other", "retrieval.query")])
     assert torch.equal(prompted, llama.vectors(model, [("Query: the other", None)]))
+
+
+@pytest.mark.parametrize(("told", "other"), [(["retrieval"], False), (["clustering"], True), ([], False)])
+def test_weights_with_a_merged_task_are_served_under_its_id_alone(tmp_path: Path, told: list[str], other: bool) -> None:
+    llama.save(tmp_path, CONFIG | {"task_names": told}, llama.tensors(CONFIG))
+    spec = replace(llama.spec("eurobert"), id="nano-retrieval", repo="somebody/nano-retrieval")
+    if other:
+        with pytest.raises(CheckpointError, match=r"is not 'nano-retrieval': .*\['clustering'\] is merged"):
+            llama.load(tmp_path, spec)
+    else:
+        llama.load(tmp_path, spec)

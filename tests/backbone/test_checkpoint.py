@@ -1,12 +1,16 @@
-"""What a checkpoint's files take of memory while they are read."""
+"""What a checkpoint's files are: whole, one model's, with settings that can be meant; and what they take of memory."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from fundament.backbone import checkpoint
-from fundament.backbone.checkpoint import Checkpoint, Weights
+from fundament.backbone.checkpoint import Checkpoint, Config, Weights
+from fundament.errors import CheckpointError
 from tests.checkpoints import random_tensors
 
 SHAPES = {f"layers.{i}.{name}.weight": (512, 1024) for i in range(8) for name in ("a", "b", "c")}
@@ -41,14 +45,72 @@ def test_tensors_are_read_the_same_however_often(
             torch.testing.assert_close(weights[f"layers.{i}.c.weight"], c, atol=0, rtol=0)
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the kernel's own count")
-def test_a_mapped_files_pages_go_as_it_is_read(directory: Path) -> None:
-    def mapped_bytes() -> int:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssFile"))
+def resident_bytes(kind: str) -> int:
+    """Pages of files, `RssFile`, or of this process's own, `RssAnon`."""
+    if not Path("/proc/self/status").exists():
+        pytest.skip("this system does not tell")
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(kind))
 
+
+def test_a_mapped_files_pages_go_as_it_is_read(directory: Path) -> None:
     weights = read(directory, torch.bfloat16)
-    before = mapped_bytes()
+    before = resident_bytes("RssFile")
     for name in weights:
         weights[name]
-    assert mapped_bytes() - before < 12 * 2**20
+    assert resident_bytes("RssFile") - before < 12 * 2**20
+
+
+def test_safetensors_are_mapped_and_not_copied(tmp_path: Path) -> None:
+    tensors = random_tensors(SHAPES)
+    save_file(tensors, tmp_path / "model.safetensors")
+    layout = {f"layers.{{i}}.{name}": f"layers.{{i}}.{name}" for name in ("a", "b", "c")}
+    weights = Checkpoint(tmp_path).read(SHAPES, layout, device=CPU, dtype=torch.float32)
+    before = resident_bytes("RssAnon")
+    kept = {name: weights[name] for name in weights}
+    for name, tensor in kept.items():
+        assert torch.equal(tensor, tensors[name])
+    assert resident_bytes("RssAnon") - before < 12 * 2**20
+
+
+def test_a_tensor_in_two_files_is_refused(tmp_path: Path) -> None:
+    for name in ("model", "model_old"):
+        save_file({"a.weight": torch.ones(2)}, tmp_path / f"{name}.safetensors")
+    with pytest.raises(CheckpointError, match=r"model_old\.safetensors and model\.safetensors both hold a\.weight"):
+        list(Checkpoint(tmp_path).names)
+
+
+def test_a_file_that_the_index_names_is_missed(tmp_path: Path) -> None:
+    save_file({"a.weight": torch.ones(2)}, tmp_path / "model-00001-of-00002.safetensors")
+    shards = {"a.weight": "model-00001-of-00002.safetensors", "b.weight": "model-00002-of-00002.safetensors"}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
+    with pytest.raises(CheckpointError, match=r"has no model-00002-of-00002\.safetensors, which .*index\.json names"):
+        list(Checkpoint(tmp_path).names)
+
+
+def test_the_older_format_of_pytorch_is_read(tmp_path: Path) -> None:
+    torch.save({"a.weight": torch.ones(2)}, tmp_path / "pytorch_model.bin", _use_new_zipfile_serialization=False)
+    assert torch.equal(Checkpoint(tmp_path).tensor("a.weight"), torch.ones(2))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("num_attention_heads", "4"),
+        ("num_attention_heads", 0),
+        ("num_hidden_layers", "six"),
+        ("num_hidden_layers", True),
+        ("hidden_size", 48.0),
+        ("layer_norm_eps", "1e-6"),
+        ("rms_norm_eps", -1e-6),
+        ("rope_theta", "abc"),
+    ],
+)
+def test_a_setting_that_cannot_be_meant_is_refused(key: str, value: Any) -> None:
+    with pytest.raises(CheckpointError, match=rf"^config\.json says {key} .*; it should be a .*number above 0$"):
+        Config({key: value})
+
+
+def test_a_size_that_is_null_is_not_told() -> None:
+    with pytest.raises(CheckpointError, match="does not say hidden_size"):
+        Config({"hidden_size": None})["hidden_size"]

@@ -5,9 +5,11 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from tokenizers import Tokenizer
 from torch import Tensor
 
 from fundament.backbone.device import Placement
@@ -174,6 +176,42 @@ def test_a_file_that_is_missing_is_said(own: Path, tmp_path: Path, name: str) ->
 def test_weights_that_are_missing_are_said_when_it_loads(own: Path, tmp_path: Path) -> None:
     (own / "model.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"has no \.safetensors file"):
+        load_model(from_argument(f"mine={own}", tmp_path), Placement(torch.device("cpu"), torch.float32))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"num_attention_heads": "4"}, "says num_attention_heads '4'"),
+        ({"architectures": 5}, "should name its architectures in a list"),
+        ({"hidden_act": "zzz"}, "hidden_act 'zzz' is not served"),
+    ],
+)
+def test_what_is_wrong_in_a_directory_is_said_of_that_directory(
+    own: Path, tmp_path: Path, change: dict[str, Any], said: str
+) -> None:
+    config = json.loads((own / "config.json").read_text())
+    (own / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(CheckpointError, match=f"{own}.*{said}"):
+        load_model(from_argument(f"mine={own}", tmp_path), Placement(torch.device("cpu"), torch.float32))
+
+
+def test_whatever_else_is_wrong_in_a_directory_is_its_fault(
+    own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(config: object) -> None:
+        raise ZeroDivisionError("by zero")
+
+    monkeypatch.setattr("fundament.models.bert.read_shape", read)
+    with pytest.raises(CheckpointError, match=f"{own} cannot be loaded.*by zero"):
+        load_model(from_argument(f"mine={own}", tmp_path), Placement(torch.device("cpu"), torch.float32))
+
+
+def test_a_tokenizer_of_more_tokens_than_the_weights_know_is_refused(own: Path, tmp_path: Path) -> None:
+    tokenizer = Tokenizer.from_file(str(own / "tokenizer.json"))
+    tokenizer.add_tokens([f"more{number}" for number in range(3_000)])
+    tokenizer.save(str(own / "tokenizer.json"))
+    with pytest.raises(CheckpointError, match=r"knows 30\d\d tokens, the weights 3000"):
         load_model(from_argument(f"mine={own}", tmp_path), Placement(torch.device("cpu"), torch.float32))
 
 

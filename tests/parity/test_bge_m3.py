@@ -154,3 +154,10 @@ def test_a_head_that_does_not_fit_is_refused(found: Any, tmp_path: Path) -> None
     torch.save(found, bge_m3(tmp_path) / "sparse_linear.pt")
     with pytest.raises(CheckpointError, match="sparse_linear"):
         load(tmp_path, "xlm_roberta", context=CONTEXT)
+
+
+@pytest.mark.parametrize("name", ["sparse_linear.pt", "colbert_linear.pt"])
+def test_a_head_without_the_other_is_refused(name: str, tmp_path: Path) -> None:
+    (bge_m3(tmp_path) / name).unlink()
+    with pytest.raises(CheckpointError, match=f"has no {name}; put it there"):
+        load(tmp_path, "xlm_roberta", context=CONTEXT)

@@ -224,6 +224,8 @@ def test_markers_and_marks_are_what_the_metadata_says(tmp_path: Path) -> None:
     [
         ({"query_maxlen": 2}, {}, "query_maxlen of artifact.metadata"),
         ({"query_maxlen": "many"}, {}, "query_maxlen of artifact.metadata"),
+        ({"similarity": "l2"}, {}, "similarity of artifact.metadata"),
+        ({"attend_to_mask_tokens": "false"}, {}, "attend_to_mask_tokens of artifact.metadata"),
         ({}, {"dim": DIM + 1}, r"linear.weight should have the shape \[13, 48\]"),
     ],
 )

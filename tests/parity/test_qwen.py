@@ -202,6 +202,10 @@ def test_config_is_recognised_by_one_family(config: llama.Config, expected: str 
         ({"rope_theta": None}, "one rope_theta, and says none"),
         ({"rope_parameters": {"rope_type": "default", "rope_theta": 5.0}}, "one rope_theta, and says"),
         ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, "of type 'yarn'"),
+        (
+            {"rope_parameters": {"rope_theta": 1000000.0}, "rope_scaling": {"type": "yarn", "factor": 4.0}},
+            "of type 'yarn'",
+        ),
         ({"rope_parameters": {"rope_theta": 1000000.0, "partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
         ({"layer_types": ["chunked_attention"] * 3}, "layer_types should name"),
         ({"layer_types": ["full_attention"]}, "layer_types should name"),

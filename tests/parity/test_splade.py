@@ -220,6 +220,12 @@ def test_a_model_without_a_head_is_refused(tmp_path: Path, name: str) -> None:
         open_model(resave(tmp_path, **{name: None}))
 
 
+def test_a_vocabulary_that_is_not_tied_has_to_be_there(tmp_path: Path) -> None:
+    save_splade(tmp_path, "bert")
+    with pytest.raises(CheckpointError, match=r"has no cls\.predictions\.decoder\.weight"):
+        open_model(resave(tmp_path, config={"tie_word_embeddings": False}))
+
+
 def test_unknown_and_missing_tensors_are_refused(tmp_path: Path) -> None:
     save_splade(tmp_path, "bert")
     with pytest.raises(CheckpointError, match=r"not known to the model: classifier\.weight"):

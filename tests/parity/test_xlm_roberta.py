@@ -162,7 +162,9 @@ def test_a_wrong_shape_is_named(tmp_path: Path, options: dict[str, Any], name: s
         ({**FLASH, "rotary_emb_scale_base": 512.0}, "rotary_emb_scale_base"),
         ({**FLASH, "rotary_emb_dim": 4}, "rotary_emb_dim"),
         ({**PORT, "rope_parameters": {"rope_type": "yarn", "rope_theta": 20000.0}}, "yarn"),
+        ({**PORT, "rope_scaling": {"type": "yarn", "factor": 4.0}}, "yarn"),
         ({**PORT, "rotary_emb_base": 10000.0}, "disagree"),
+        ({**PORT, "rope_theta": 10000.0}, "disagree"),
     ],
 )
 def test_positions_of_another_kind_are_refused(tmp_path: Path, options: dict[str, Any], message: str) -> None:

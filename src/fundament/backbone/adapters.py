@@ -69,7 +69,7 @@ def read_adapters(
     folder = checkpoint.directory / _FOLDER
     found = sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
     if not found:
-        return [], _merged(checkpoint, names)
+        return [], _merged(checkpoint, spec, names)
     if missing := sorted(set(names) - set(found)):
         raise CheckpointError(f"{folder} has {found}, and not {missing}, which tasks of '{spec.id}' need")
     if not names:
@@ -218,9 +218,13 @@ def _patterns(shape: Shape) -> list[str]:
     return list(dict.fromkeys(re.sub(r"(?<=\.)\d+(?=\.)", "{i}", module) for module in adaptable(shape)))
 
 
-def _merged(checkpoint: Checkpoint, names: list[str]) -> dict[str, int]:
+def _merged(checkpoint: Checkpoint, spec: ModelSpec, names: list[str]) -> dict[str, int]:
     told = checkpoint.config.get("task_names") or []
     if not names:
+        if spec.repo and len(told) == 1 and not spec.id.endswith(f"-{told[0]}"):
+            raise CheckpointError(
+                f"{checkpoint.directory} is not '{spec.id}': task_names of its config.json say {told} is merged into it"
+            )
         return {}
     if len(told) != 1 or told[0] not in names:
         raise CheckpointError(

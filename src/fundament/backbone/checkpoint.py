@@ -4,6 +4,7 @@ import ctypes
 import math
 import mmap
 import re
+import zipfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from fundament.errors import CheckpointError
 
+_INDEX = "model.safetensors.index.json"
 _MOST_LISTED = 8  # names in an error message
 _SMALL_ELEMENTS = 2**18  # below, a tensor is copied: a mapping of its own would cost more than it saves
 _BLOCK_ELEMENTS = 2**22  # copied at a time
@@ -35,12 +37,32 @@ Source = str | Part | tuple[str, ...]
 """Where a parameter comes from: a tensor, a slice of one, or several laid one after the other."""
 
 
+_COUNTS = {
+    *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
+    *("num_key_value_heads", "head_dim", "max_position_embeddings"),
+    *("dim", "hidden_dim", "n_layers", "n_heads", "d_model", "d_ff", "d_kv", "num_layers", "num_heads"),
+}
+_NUMBERS = {"layer_norm_eps", "layer_norm_epsilon", "rms_norm_eps", "rope_theta", "rotary_emb_base"}
+
+
 class Config(dict[str, Any]):
-    """`config.json` or a part of it: a key that a family needs and the file lacks is an error of the checkpoint."""
+    """`config.json` or a part of it: a key that a family needs and the file lacks is an error of the checkpoint.
+
+    So is a size that is no whole number above 0, or a number that is none above 0. One that is null is not told.
+
+    Raises:
+        CheckpointError: such a size or number.
+    """
 
     def __init__(self, told: Mapping[str, Any], where: str = "config.json") -> None:
         super().__init__(told)
         self.where = where
+        for keys, kinds, wanted in ((_COUNTS, int, "a whole number"), (_NUMBERS, int | float, "a number")):
+            for key in sorted(keys & self.keys()):
+                if (value := self[key]) is None:
+                    del self[key]
+                elif not isinstance(value, kinds) or isinstance(value, bool) or value <= 0:
+                    raise CheckpointError(f"{where} says {key} {value!r}; it should be {wanted} above 0")
 
     def __missing__(self, key: str) -> Any:
         raise CheckpointError(f"{self.where} does not say {key}")
@@ -81,7 +103,10 @@ class Checkpoint:
     @cached_property
     def config(self) -> Config:
         """`config.json`."""
-        return Config(self.json("config.json"))
+        config = Config(self.json("config.json"), str(self.directory / "config.json"))
+        if not isinstance(config.get("architectures") or [], list):
+            raise CheckpointError(f"{config.where} should name its architectures in a list")
+        return config
 
     def json(self, name: str, *, default: dict[str, Any] | None = None) -> dict[str, Any]:
         """A JSON file of the directory.
@@ -108,14 +133,26 @@ class Checkpoint:
         paths = sorted(self.directory.glob("*.safetensors"))
         if not paths:
             return {name: path for path, tensors in self._pickled.items() for name in tensors}
+        self._check_index({path.name for path in paths})
         names: dict[str, Path] = {}
         for path in paths:
             try:
                 self._opened[path] = safe_open(path, "pt")
             except Exception as error:
                 raise CheckpointError(f"{path} is not a whole safetensors file: {error}") from error
-            names.update(dict.fromkeys(self._opened[path].keys(), path))
+            found = dict.fromkeys(self._opened[path].keys(), path)
+            if twice := sorted(names.keys() & found):
+                raise CheckpointError(
+                    f"{path} and {names[twice[0]].name} both hold {twice[0]}; take the one away that is not the model's"
+                )
+            names |= found
         return names
+
+    def _check_index(self, files: set[str]) -> None:
+        """Refuse a directory without a file that its index names."""
+        told = self.json(_INDEX, default={}).get("weight_map", {})
+        if missing := sorted({str(name) for name in dict(told).values()} - files):
+            raise CheckpointError(f"{self.directory} has no {', '.join(missing[:_MOST_LISTED])}, which {_INDEX} names")
 
     @cached_property
     def _pickled(self) -> dict[Path, dict[str, Tensor]]:
@@ -126,7 +163,9 @@ class Checkpoint:
         files = {}
         for path in paths:
             try:
-                files[path] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+                files[path] = torch.load(
+                    path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
+                )  # the older format cannot be mapped
             except Exception as error:
                 raise CheckpointError(f"{path} is not a whole file of PyTorch tensors: {error}") from error
             if not isinstance(files[path], dict) or not all(isinstance(t, Tensor) for t in files[path].values()):

@@ -208,6 +208,10 @@ def read_reading(
     length = told.get("query_maxlen", QUERY_TOKENS)
     if not isinstance(length, int) or length < 3:  # first, marker, last
         raise CheckpointError(f"{checkpoint.directory}: query_maxlen of {METADATA} should be 3 or more: {length}")
+    if told.get("similarity", "cosine") != "cosine":
+        raise CheckpointError(f"{checkpoint.directory}: similarity of {METADATA} should be 'cosine'")
+    if not isinstance(told.get("attend_to_mask_tokens", False), bool):
+        raise CheckpointError(f"{checkpoint.directory}: attend_to_mask_tokens of {METADATA} should be true or false")
     return Reading(
         query_marker=number("query marker", told.get("query_token_id"), markers[0]),
         document_marker=number("document marker", told.get("doc_token_id"), markers[1]),

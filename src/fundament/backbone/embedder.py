@@ -43,6 +43,11 @@ class TextEmbedder:
             raise CheckpointError(
                 f"a vector of '{spec.id}' has {spec.dim} numbers, one of this checkpoint {dim}; is it another model?"
             )
+        if not spec.repo and tokenizer.n_vocab > transformer.shape.vocab:
+            raise CheckpointError(
+                f"the tokenizer knows {tokenizer.n_vocab} tokens, the weights {transformer.shape.vocab}; "
+                "take the tokenizer.json that belongs to them"
+            )
         self.tokenizer = tokenizer
         self.transformer = transformer
         self.pooling: Pooling = pooling

@@ -77,14 +77,15 @@ def read_rope_theta(config: dict[str, Any]) -> float:
     Raises:
         CheckpointError: it is not said, said twice, or the rotations are scaled in a way that is not served.
     """
-    told = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    kind = told.get("rope_type", told.get("type", "default"))
-    others = sorted(told.keys() - {"rope_type", "type", "rope_theta"})
-    if kind != "default" or others:
-        raise CheckpointError(
-            f"config.json asks for rotary positions of type '{kind}' {others}; only 'default' is served"
-        )
-    thetas = {float(place["rope_theta"]) for place in (config, told) if place.get("rope_theta") is not None}
+    places = [config.get(name) or {} for name in ("rope_parameters", "rope_scaling")]
+    for told in places:
+        kind = told.get("rope_type", told.get("type", "default"))
+        others = sorted(told.keys() - {"rope_type", "type", "rope_theta"})
+        if kind != "default" or others:
+            raise CheckpointError(
+                f"config.json asks for rotary positions of type '{kind}' {others}; only 'default' is served"
+            )
+    thetas = {float(place["rope_theta"]) for place in (config, *places) if place.get("rope_theta") is not None}
     if len(thetas) != 1:
         raise CheckpointError(f"config.json should say one rope_theta, and says {sorted(thetas) or 'none'}")
     return thetas.pop()

@@ -112,8 +112,15 @@ class HeadedEmbedder:
 
 
 def has_heads(checkpoint: Checkpoint) -> bool:
-    """Whether both heads lie beside the backbone."""
-    return (checkpoint.directory / SPARSE_FILE).exists() and (checkpoint.directory / MULTI_FILE).exists()
+    """Whether both heads lie beside the backbone.
+
+    Raises:
+        CheckpointError: one does, and the other does not.
+    """
+    missing = [name for name in (SPARSE_FILE, MULTI_FILE) if not (checkpoint.directory / name).exists()]
+    if len(missing) == 1:
+        raise CheckpointError(f"{checkpoint.directory} has no {missing[0]}; put it there, or take the other head away")
+    return not missing
 
 
 def read_heads(checkpoint: Checkpoint, hidden: int, placement: Placement) -> Heads | None:

@@ -273,8 +273,11 @@ class LocalEngine:
             CheckpointError: one that does not load, with all that is wrong with it.
         """
         for model in models:
-            async with self.memory.lease(model):
-                pass
+            try:
+                async with self.memory.lease(model):
+                    pass
+            except CheckpointError as error:
+                raise CheckpointError(f"Model '{model}' does not load: {error.detail}") from error
 
     def refresh(self, found: Mapping[str, Local]) -> None:
         """Offer models that came onto this machine while it runs; those that are offered already stay as they are."""
@@ -359,10 +362,17 @@ def load_model(local: Local, placement: Placement) -> Model[Any, Any]:
     """Load a model from its directory, strictly.
 
     Raises:
-        CheckpointError: the checkpoint is of another family, or does not fit its own.
+        CheckpointError: the checkpoint is of another family, or does not fit its own; it says which directory.
     """
-    checkpoint = Checkpoint(local.directory)
-    return family_for(checkpoint, local.spec).load(checkpoint, local.spec, placement)
+    checkpoint, directory = Checkpoint(local.directory), str(local.directory)
+    try:
+        return family_for(checkpoint, local.spec).load(checkpoint, local.spec, placement)
+    except CheckpointError as error:
+        if directory in error.detail:
+            raise
+        raise CheckpointError(f"{directory}: {error.detail}") from error
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{directory} cannot be loaded; is one of its settings wrong? {error!r}") from error
 
 
 def family_for(checkpoint: Checkpoint, spec: ModelSpec) -> Family:

@@ -300,7 +300,11 @@ def head_layout(checkpoint: Checkpoint, names: Names) -> dict[str, str]:
             'If it makes dense ones, its config.json should say so: "architectures": ["BertModel"]'
         )
     head = {"transform": names.transform, "norm": names.norm, "vocabulary": bias}
-    return head | ({"decoder": names.decoder} if f"{names.decoder}.weight" in checkpoint.names else {})
+    if f"{names.decoder}.weight" in checkpoint.names:
+        return head | {"decoder": names.decoder}
+    if checkpoint.config.get("tie_word_embeddings") is False:
+        raise CheckpointError(f"{checkpoint.directory} has no {names.decoder}.weight, and config.json ties no weights")
+    return head
 
 
 def read_head(checkpoint: Checkpoint, head: Mapping[str, Source], shape: Shape, placement: Placement) -> Weights:

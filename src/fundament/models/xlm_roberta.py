@@ -173,10 +173,10 @@ def read_positions(config: Mapping[str, Any], shape: Shape) -> Shape:
 
 
 def read_theta(config: Mapping[str, Any], shape: Shape, *, usual: float) -> float:
-    """The base of the rotations, under either of its names; `usual` where there is neither.
+    """The base of the rotations, under any of its names; `usual` where there is none.
 
     Raises:
-        CheckpointError: two names with two values, or rotations that are scaled, partial or interleaved.
+        CheckpointError: names with several values, or rotations that are scaled, partial or interleaved.
     """
     rope = config.get("rope_parameters") or {}
     asked = {key: config[key] for key, served in PLAIN_ROTATION.items() if config.get(key, served) != served}
@@ -184,9 +184,14 @@ def read_theta(config: Mapping[str, Any], shape: Shape, *, usual: float) -> floa
         asked["rotary_emb_dim"] = config["rotary_emb_dim"]
     if rope.get("rope_type", "default") != "default":
         asked["rope_parameters"] = rope
+    if config.get("rope_scaling"):
+        asked["rope_scaling"] = config["rope_scaling"]
     if asked:
         raise CheckpointError(f"rotations of this kind are not served: {asked}")
-    bases = {float(base) for base in (config.get("rotary_emb_base"), rope.get("rope_theta")) if base is not None}
+    told = (config.get("rotary_emb_base"), config.get("rope_theta"), rope.get("rope_theta"))
+    bases = {float(base) for base in told if base is not None}
     if len(bases) > 1:
-        raise CheckpointError(f"rotary_emb_base and rope_parameters disagree: {sorted(bases)}; keep the right one")
+        raise CheckpointError(
+            f"rotary_emb_base, rope_theta and rope_parameters disagree: {sorted(bases)}; keep the right one"
+        )
     return bases.pop() if bases else usual
