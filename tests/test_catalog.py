@@ -136,7 +136,8 @@ def test_adapters_bear_the_names_in_the_checkpoints() -> None:
     ("model", "task", "prompt"),
     [
         ("jina-embeddings-v3", "retrieval.query", "Represent the query for retrieving evidence documents: "),
-        ("jina-embeddings-v3", "separation", ""),
+        ("jina-embeddings-v3", "retrieval.passage", "Represent the document for retrieval: "),
+        *(("jina-embeddings-v3", task, "") for task in ("separation", "classification", "text-matching")),
         ("jina-clip-v2", "retrieval.query", "Represent the query for retrieving evidence documents: "),
         ("jina-embeddings-v4", "text-matching", "Query: "),
         ("jina-embeddings-v4", "code.passage", "Passage: "),
@@ -144,7 +145,6 @@ def test_adapters_bear_the_names_in_the_checkpoints() -> None:
         ("jina-embeddings-v5-text-nano", "text-matching", "Document: "),
         ("jina-embeddings-v5-text-small-retrieval", "retrieval.query", "Query: "),
         ("jina-embeddings-v5-text-nano-clustering", "clustering", "Document: "),
-        ("jina-code-embeddings-1.5b", "code2code.passage", "Candidate code snippet:\n"),
         (
             "qwen3-embedding-0.6b",
             "retrieval.query",
@@ -157,6 +157,57 @@ def test_adapters_bear_the_names_in_the_checkpoints() -> None:
 )
 def test_prompts_are_the_published_ones(model: str, task: str, prompt: str) -> None:
     assert CATALOG[model].tasks[task].prompt == prompt
+
+
+@pytest.mark.parametrize("model", ["jina-code-embeddings-0.5b", "jina-code-embeddings-1.5b"])
+def test_code_is_asked_for_in_the_published_words(model: str) -> None:
+    words = {
+        "nl2code.query": "Find the most relevant code snippet given the following query:\n",
+        "nl2code.passage": "Candidate code snippet:\n",
+        "qa.query": "Find the most relevant answer given the following question:\n",
+        "qa.passage": "Candidate answer:\n",
+        "code2code.query": "Find an equivalent code snippet given the following code snippet:\n",
+        "code2code.passage": "Candidate code snippet:\n",
+        "code2nl.query": "Find the most relevant comment given the following code snippet:\n",
+        "code2nl.passage": "Candidate comment:\n",
+        "code2completion.query": "Find the most relevant completion given the following start of code snippet:\n",
+        "code2completion.passage": "Candidate completion:\n",
+    }
+    assert {name: task.prompt for name, task in CATALOG[model].tasks.items()} == words
+
+
+def test_the_instructions_of_tasks() -> None:
+    words = {
+        "retrieval.query": "Given a search query, retrieve relevant documents or passages that directly answer or "
+        "address the query",
+        "text-matching": "Represent this text for finding semantically similar texts",
+        "classification": "Represent this text for classification",
+        "separation": "Represent this text for clustering",
+        "clustering": "Represent this text for clustering",
+        "code.query": "Given a natural language description, retrieve relevant code that implements the description",
+        "scientific.query": "Given a scientific question, retrieve relevant research papers that directly answer or "
+        "address the question",
+        "qa.query": "Given a question, retrieve passages that contain the answer to the question",
+        "bitext": "Represent this text for finding its translation",
+        "summarization.query": "Given a summary, retrieve the original document that it summarizes",
+    }
+    for size in ("0.6b", "4b", "8b"):
+        tasks = CATALOG[f"qwen3-embedding-{size}"].tasks
+        prompts = {name: task.prompt for name, task in tasks.items() if not name.endswith(".passage")}
+        assert prompts == {name: f"Instruct: {text}\nQuery:" for name, text in words.items()}
+        assert not any(task.prompt for name, task in tasks.items() if name.endswith(".passage"))
+
+
+@pytest.mark.parametrize(
+    ("model", "way"),
+    [
+        ("jina-embeddings-v3", "Get them: fundament pull jina-embeddings-v3 --accept-licence"),
+        ("jina-embeddings-v2-base-en", "Get them: fundament pull jina-embeddings-v2-base-en"),
+        ("elser-v2", "None are public: serve a directory of yours, --model elser-v2=DIR"),
+    ],
+)
+def test_how_weights_come_onto_a_machine_is_told_whole(model: str, way: str) -> None:
+    assert CATALOG[model].way_in == way
 
 
 @pytest.mark.parametrize(

@@ -320,7 +320,10 @@ def test_settings_that_are_named_and_not_there_stop_everything(
         (b"port = \n", "fundament.toml cannot be read: Invalid value"),
         (b"\xff", "fundament.toml cannot be read"),
         (b"porrt = 1\n", "fundament.toml: 'porrt' is not a setting"),
-        (b'public_url = "abc"\n', "public_url: Value error, write a web address"),
+        (b"memory_gb = inf\n", "memory_gb: Input should be a finite number"),
+        (b"drain_seconds = nan\n", "drain_seconds: Input should be"),
+        (b"threads = 100000\n", "threads: Input should be less than or equal to 1024"),
+        (b'public_url = "abc"\n', "public_url: write a web address"),
     ],
 )
 def test_settings_that_are_wrong_are_refused_in_a_sentence(content: bytes, words: str) -> None:

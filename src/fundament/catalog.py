@@ -116,6 +116,13 @@ class ModelSpec:
         """Whether the licence forbids commercial use."""
         return "-NC" in self.licence or "Research" in self.licence
 
+    @property
+    def way_in(self) -> str:
+        """How its weights come onto a machine, in a sentence."""
+        if not self.repo:
+            return f"None are public: serve a directory of yours, --model {self.id}=DIR"
+        return f"Get them: fundament pull {self.id}{' --accept-licence' if self.non_commercial else ''}"
+
 
 EMBEDDED = ModelSpec(
     id="all-minilm-l6-v2",

@@ -614,7 +614,7 @@ def _told(fault: Any) -> str:
     name = ".".join(map(str, fault["loc"]))
     if fault["type"] == "extra_forbidden":
         return f"{config_file()}: '{name}' is not a setting; docs/settings.md lists them"
-    return f"{name}: {fault['msg']}"
+    return f"{name}: {fault['msg'].removeprefix('Value error, ')}"
 
 
 def _refuse(reason: str) -> NoReturn:

@@ -88,7 +88,9 @@ def _place(value: str) -> str:
 class Settings(BaseSettings):
     """What an operator can decide. Units are in the names."""
 
-    model_config = SettingsConfigDict(env_prefix="FUNDAMENT_", extra="forbid", toml_file="fundament.toml")
+    model_config = SettingsConfigDict(
+        env_prefix="FUNDAMENT_", extra="forbid", allow_inf_nan=False, toml_file="fundament.toml"
+    )
 
     models: Annotated[list[str], NoDecode, BeforeValidator(_split)] = Field(
         default=[],
@@ -112,7 +114,7 @@ class Settings(BaseSettings):
         default="auto",
         description="Number format of the weights; `auto` is bfloat16 where that is faster.",
     )
-    threads: int = Field(default=0, ge=0, description="CPU cores to use; 0 means all.")
+    threads: int = Field(default=0, ge=0, le=1024, description="CPU cores to use; 0 means all.")
     data_dir: Path = Field(
         default_factory=default_data_dir,
         description="Where models and the store are kept. Default: `fundament` in the user's data directory.",

@@ -36,7 +36,7 @@ from fundament.store.database import connected, is_sqlite, locate
 
 Level = Literal["ok", "warning", "problem"]
 
-_LITTLE_DISK_BYTES = 1_000_000_000
+_LITTLE_DISK_BYTES, _NO_DISK_BYTES = 1_000_000_000, 10_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,6 +209,8 @@ def check_data_dir(data_dir: Path) -> Finding:
     told = f"{data_dir}, {free / 1e9:.1f} GB free"
     if not os.access(there, os.W_OK | os.X_OK):
         return Finding("warning", "data", f"{told}, but not writable: nothing can be pulled; --data-dir")
+    if free < _NO_DISK_BYTES:
+        return Finding("problem", "data", f"{told}: no room for the store; make some, or --data-dir")
     if free < _LITTLE_DISK_BYTES:
         return Finding("warning", "data", f"{told}: too little for most models; make room, or --data-dir")
     return Finding("ok", "data", told)

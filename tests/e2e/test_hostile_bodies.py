@@ -41,6 +41,7 @@ def _the_next_request_works(client: httpx.Client) -> Iterator[None]:
         (b"model=x&input=y", "not valid JSON"),
         (b"\x00\x00\x00", "not valid JSON"),
         (body('"x"') + b"trailing", "not valid JSON"),
+        (b'{"input": "\xff"}', "it is not UTF-8 at byte 11"),
         (body("NaN"), "not valid JSON"),
         (body("Infinity"), "not valid JSON"),
         (body("1e999"), "not valid JSON"),

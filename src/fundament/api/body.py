@@ -74,8 +74,16 @@ async def read_body(request: Request, model: type[M]) -> M:
     try:
         value = orjson.loads(raw.removeprefix(BYTE_ORDER_MARK))
     except orjson.JSONDecodeError as error:
-        raise InputError(Fault("body", f"The body is not valid JSON: {error}.", "json_invalid")) from None
+        raise InputError(Fault("body", f"The body is not valid JSON: {_why(raw, error)}.", "json_invalid")) from None
     return validated(value, model)
+
+
+def _why(raw: bytes, error: orjson.JSONDecodeError) -> str:
+    try:
+        raw.decode()
+    except UnicodeDecodeError as wrong:
+        return f"it is not UTF-8 at byte {wrong.start}"
+    return str(error)
 
 
 def validated(value: Any, model: type[M]) -> M:

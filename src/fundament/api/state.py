@@ -82,7 +82,7 @@ class State:
         if (name := short_id(model)) in CATALOG and names(model, CATALOG[name]):
             raise ModelNotFoundError(
                 f"Model '{model}' is known, but its weights are not on this machine. "
-                f"Get them: fundament pull {name}. Available models: {listed}."
+                f"{CATALOG[name].way_in}. Available models: {listed}."
             )
         raise ModelNotFoundError(f"Model '{model}' not found. Available models: {listed}.")
 

@@ -164,7 +164,7 @@ class Memory(Generic[R]):
         needed = await asyncio.to_thread(self._measure, model)  # reads files
         if needed > self.budget_bytes:
             raise UnavailableError(
-                f"Model '{model}' needs {_gigabytes(needed)} of memory, the budget is {_gigabytes(self.budget_bytes)}. "
+                f"Model '{model}' needs {_size(needed)} of memory, the budget is {_size(self.budget_bytes)}. "
                 "Raise --memory-gb, or serve a smaller model.",
                 retry_after_seconds=60,
             )
@@ -213,5 +213,5 @@ class Memory(Generic[R]):
         self._freed.set()
 
 
-def _gigabytes(n_bytes: int) -> str:
-    return f"{n_bytes / 1e9:.1f} GB"
+def _size(n_bytes: int) -> str:
+    return f"{n_bytes / 1e9:.1f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:.0f} MB"

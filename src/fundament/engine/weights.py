@@ -200,6 +200,8 @@ def from_argument(argument: str, data_dir: Path, *, allow_torchscript: bool = Fa
     Raises:
         CheckpointError: an id that is not known, weights that are not there, a directory of no known family.
     """
+    if not argument:
+        raise CheckpointError("--model names no model: write --model ID, or leave it out for the embedded one")
     name, _, given = argument.partition("=")
     spec = _catalogued(name)
     if spec is not None and spec.family not in families():
@@ -215,9 +217,7 @@ def from_argument(argument: str, data_dir: Path, *, allow_torchscript: bool = Fa
             return local
         found = pulled(data_dir).get(spec.id)
         if found is None:
-            raise CheckpointError(
-                f"The weights of '{spec.id}' are not in {data_dir}. Get them: fundament pull {spec.id}"
-            )
+            raise CheckpointError(f"The weights of '{spec.id}' are not in {data_dir}. {spec.way_in}")
         return found
     if not name:
         raise CheckpointError(f"--model {argument}: give it a name, as in --model my-model{argument}")

@@ -20,6 +20,7 @@ from fundament.errors import FundamentError, UnavailableError
 
 _BUSY_SECONDS = 10  # how long a writer of SQLite waits for another process's transaction
 _MOST_SECONDS = 30.0  # of a transaction: a database that is held still keeps its connections, and says nothing
+_FULL = ("disk is full", "No space left on device")  # SQLite's words, PostgreSQL's
 _ASYNC = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+psycopg"}
 _SYNC = {"sqlite": "sqlite+pysqlite", "postgresql": "postgresql+psycopg"}
 
@@ -255,6 +256,8 @@ def _answering() -> Iterator[None]:
     try:
         yield
     except (OperationalError, InterfaceError, PoolTimeoutError, TimeoutError) as error:
+        if any(said in str(error) for said in _FULL):
+            raise UnavailableError("The store's disk is full: it keeps nothing until there is room.") from error
         raise UnavailableError("The store does not answer. Try again shortly.") from error
 
 
