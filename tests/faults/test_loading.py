@@ -32,13 +32,14 @@ def test_callers_are_told_to_come_back_and_the_log_says_why(
     assert answer.json()["detail"] == f"Model '{MODEL}' cannot be loaded here; the server's log says why."
     assert answer.headers["retry-after"] == "60"
     assert [(record.getMessage(), record.fields) for record in caplog.records] == [
-        ("model did not load", {"model": MODEL, "reason": REASON})
+        ("model did not load", {"model": MODEL, "reason": f"{tmp_path / 'v3'}: {REASON}"})
     ]
 
 
-def test_ready_says_what_is_wrong(api: Api) -> None:
+def test_ready_says_what_is_wrong_with_which_model(api: Api, tmp_path: Path) -> None:
     answer = api.run(api.ready())
-    assert (answer.status_code, answer.json()["detail"]) == (503, REASON)
+    said = f"Model '{MODEL}' does not load: {tmp_path / 'v3'}: {REASON}"
+    assert (answer.status_code, answer.json()["detail"]) == (503, said)
 
 
 def test_no_path_of_the_server_reaches_a_caller(api: Api, tmp_path: Path) -> None:
