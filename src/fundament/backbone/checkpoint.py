@@ -149,7 +149,9 @@ class Checkpoint:
         return names
 
     def _check_index(self, files: set[str]) -> None:
-        """Refuse a directory without a file that its index names."""
+        """Refuse a directory without a file that its index names; where one file holds all, an index says nothing."""
+        if "model.safetensors" in files:
+            return
         told = self.json(_INDEX, default={}).get("weight_map", {})
         if missing := sorted({str(name) for name in dict(told).values()} - files):
             raise CheckpointError(f"{self.directory} has no {', '.join(missing[:_MOST_LISTED])}, which {_INDEX} names")
@@ -163,9 +165,8 @@ class Checkpoint:
         files = {}
         for path in paths:
             try:
-                files[path] = torch.load(
-                    path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
-                )  # the older format cannot be mapped
+                mapped = zipfile.is_zipfile(path)  # the older format cannot be
+                files[path] = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
             except Exception as error:
                 raise CheckpointError(f"{path} is not a whole file of PyTorch tensors: {error}") from error
             if not isinstance(files[path], dict) or not all(isinstance(t, Tensor) for t in files[path].values()):

@@ -61,8 +61,6 @@ def read_pooling(checkpoint: Checkpoint, default: Pooling | None = "mean") -> Po
     """
     folder = read_modules(checkpoint).get("Pooling")
     config = checkpoint.json(f"{folder or '1_Pooling'}/config.json", default={} if folder is None else None)
-    if config.get("include_prompt") is False and any(read_prompts(checkpoint)[0].values()):
-        raise CheckpointError(f"{checkpoint.directory}: pooling without the prompt (include_prompt) is not served")
     named = config.get("pooling_mode") or (None if config else checkpoint.config.get("emb_pooler"))
     if named is None and not config:
         if default is None:
@@ -75,6 +73,8 @@ def read_pooling(checkpoint: Checkpoint, default: Pooling | None = "mean") -> Po
     known = [_NAMES.get(mode) or _POOLINGS.get(mode) for mode in asked]
     if len(known) != 1 or known[0] is None:
         raise CheckpointError(f"{checkpoint.directory}: pooling {asked} is not served; known are {sorted(_NAMES)}")
+    if known == ["mean"] and config.get("include_prompt") is False and read_prompts(checkpoint)[0]:
+        raise CheckpointError(f"{checkpoint.directory}: a mean without the prompt (include_prompt) is not served")
     return known[0]
 
 
