@@ -33,8 +33,10 @@ from fundament.doctor import (
 )
 from fundament.engine import weights
 from fundament.engine.local import needed_bytes
-from fundament.engine.weights import FileRecord, Local, Receipt
+from fundament.engine.weights import WITHOUT_SAFETENSORS, FileRecord, Local, Receipt
+from fundament.errors import CheckpointError
 from tests.accounts.keys import make_key
+from tests.checkpoints.bge_m3 import bge_m3
 from tests.hub import make_bert
 from tests.servers import bucket_on
 
@@ -321,3 +323,13 @@ def test_a_store_that_cannot_be_made_is_a_problem(tmp_path: Path, monkeypatch: p
     [store, *_] = check_store(Settings(data_dir=tmp_path / "data"))
     assert store.level == "problem"
     assert "is not writable" in store.detail
+
+
+@pytest.mark.parametrize("name", WITHOUT_SAFETENSORS["bge-m3"])
+def test_a_file_of_bge_m3_that_is_not_there_is_a_problem(name: str, tmp_path: Path) -> None:
+    directory = bge_m3(tmp_path / "bge")
+    for other in WITHOUT_SAFETENSORS["bge-m3"]:
+        (directory / other).touch()
+    (directory / name).unlink()
+    with pytest.raises(CheckpointError, match=f"has no {name}$"):
+        check_weights(Local(CATALOG["bge-m3"], directory))

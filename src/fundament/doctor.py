@@ -20,6 +20,7 @@ from fundament.depot import depot_of, probe
 from fundament.engine.local import load_model, needed_bytes
 from fundament.engine.weights import (
     PROGRAM,
+    WITHOUT_SAFETENSORS,
     Local,
     damage,
     embedded,
@@ -157,16 +158,18 @@ def check_weights(local: Local, dtype: torch.dtype = torch.float32) -> Finding:
     """
     spec, subject = local.spec, f"model {local.spec.id}"
     size = f"family {spec.family}, {local.n_bytes / 1e6:,.0f} MB"
-    if spec.family == PROGRAM:  # nothing of it is looked at without running it
-        return Finding("ok", subject, f"{size}, in {local.directory}")
     if local == embedded():
         verify_embedded(local)
         return Finding("ok", subject, f"{size}, SHA-256 as released")
+    if spec.family == PROGRAM:  # nothing of it is looked at without running it
+        return Finding("ok", subject, f"{size}, in {local.directory}")
     receipt = read_receipt(local.directory)
     if receipt and (broken := damage(local.directory, receipt)):
         raise CheckpointError(
             f"{', '.join(broken)} of {local.directory} are damaged. Mend it: fundament pull {spec.id}"
         )
+    if missing := [name for name in WITHOUT_SAFETENSORS.get(spec.id, ()) if not (local.directory / name).is_file()]:
+        raise CheckpointError(f"{local.directory} has no {', '.join(missing)}")
     load_model(local, Placement(torch.device("meta"), dtype))
     if receipt is None:
         return Finding("ok", subject, f"{size}, in {local.directory}")

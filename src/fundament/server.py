@@ -79,7 +79,7 @@ class _Protocol(HttpToolsProtocol):
     """
 
     _head, _inside = b"", False
-    _heard = 0.0  # when the connection or the request began, or last brought more of a body
+    _heard: float  # when the connection or the request began, or last brought more of a body
     _silence: asyncio.TimerHandle
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]

@@ -57,7 +57,8 @@ _INPUTS_AT_A_TIME = 4  # of each kind: those that lie here, and those that are f
 _WEBHOOKS_AT_A_TIME, _WEBHOOKS_OF_A_KEY = 8, 2
 _MOST_TRIES = 3  # of a chunk over which workers die; then its lines are tried one by one, and of a line then
 _IDLE_SECONDS = 1.0  # between looks at a store that has nothing to do
-_DISK_SECONDS = 5.0  # between tries on a disk that takes nothing
+_DISK_SECONDS = 5.0  # between tries on a disk that is full
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 _PASSING = (errno.EMFILE, errno.ENFILE)  # connections take files too, and end
 _STRAY_SECONDS = 3600.0  # an upload may take as long before a row knows it
 _FORGET_AFTER = timedelta(days=30)
@@ -453,12 +454,13 @@ async def _forever(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         except UnavailableError as error:
             say("jobs wait for the store", level=logging.WARNING, reason=error.detail)
             await asyncio.sleep(_IDLE_SECONDS)
-        except OSError as error:  # a full disk, for the most part, and not soon another
-            say("jobs wait for the disk", level=logging.WARNING, reason=str(error))
-            await asyncio.sleep(_DISK_SECONDS)
         except Exception as error:
-            say("unexpected error", level=logging.ERROR, error=error)
-            await asyncio.sleep(_IDLE_SECONDS)
+            if isinstance(error, OSError) and error.errno in _FULL:
+                say("jobs wait for the disk", level=logging.WARNING, reason=error.strerror)
+                await asyncio.sleep(_DISK_SECONDS)
+            else:
+                say("unexpected error", level=logging.ERROR, error=error)
+                await asyncio.sleep(_IDLE_SECONDS)
 
 
 async def _at_most(seconds: float, work: Coroutine[Any, Any, Any]) -> None:

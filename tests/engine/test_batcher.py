@@ -207,8 +207,8 @@ def test_threads_that_are_free_divide_what_waits_but_not_a_little(
     batcher.close()
 
 
-@pytest.mark.parametrize(("n_tokens", "together"), [(10, True), (100, False)])
-def test_a_few_rows_wait_for_a_batch_of_few_and_not_for_a_long_one(
+@pytest.mark.parametrize(("n_tokens", "together"), [(10, True), (90, False), (100, False)])
+def test_a_few_rows_wait_for_a_batch_where_both_together_are_few(
     runner: asyncio.Runner, model: Doubler, n_tokens: int, together: bool
 ) -> None:
     batcher = started(model, n_threads=2)
@@ -229,22 +229,6 @@ def test_a_few_rows_wait_for_a_batch_of_few_and_not_for_a_long_one(
     batcher.close()
     if together:
         assert model.batches == [[0], [1, 2]]
-
-
-def test_a_few_rows_do_not_wait_for_a_batch_with_which_they_are_many(runner: asyncio.Runner, model: Doubler) -> None:
-    batcher = started(model, n_threads=2)
-
-    async def scenario() -> None:
-        first = submit(batcher, items(0, n_tokens=60))
-        await until(lambda: model.batches)
-        later = submit(batcher, items(1, n_tokens=40))
-        await until(lambda: len(model.batches) == 2)
-        model.gate.set()
-        await asyncio.gather(first.done, later.done)
-
-    model.gate.clear()
-    runner.run(scenario())
-    batcher.close()
 
 
 def test_many_rows_do_not_wait_for_a_batch_of_few(runner: asyncio.Runner, model: Doubler) -> None:
