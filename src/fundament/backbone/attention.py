@@ -58,8 +58,9 @@ def attend(
     in_products = [run.length >= _PRODUCT_TOKENS and multiplies_faster(q.device, q.dtype) for run in packed.runs]
     if not any(in_products):
         parts = [_attend_run(q, k, v, packed, run, causal, window, nearness, scale) for run in packed.runs]
-        mixed = parts[0] if len(parts) == 1 else torch.cat(parts)
-        return mixed if len(mixed) == len(q) else F.pad(mixed, (0, 0, 0, len(q) - len(mixed)))
+        if further := len(q) - sum(map(len, parts)):
+            parts.append(q.new_zeros(further, parts[0].shape[1]))
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
     mixed = q.new_empty(q.shape)
     for run, multiplies in zip(packed.runs, in_products, strict=True):
         if multiplies:
