@@ -12,7 +12,6 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from fundament.backbone.device import Placement
 from fundament.catalog import CATALOG, EMBEDDED
 from fundament.core import Embed
 from fundament.engine import weights
@@ -32,9 +31,13 @@ from fundament.engine.weights import (
 from fundament.errors import CheckpointError
 from tests.checkpoints import eurobert, jina_v3, llama, qwen
 from tests.checkpoints.clip import clip
+from tests.checkpoints.colbert import bert_colbert
+from tests.checkpoints.cross_encoder import bert_ranker
 from tests.checkpoints.jina_vlm import jina_vlm
 from tests.checkpoints.omni import omni
 from tests.checkpoints.qwen_vl import qwen_vl
+from tests.checkpoints.splade import splade
+from tests.conftest import FLOAT32
 from tests.hub import WIDTH, make_bert
 
 SPEC = CATALOG["jina-embedding-t-en-v1"]
@@ -85,7 +88,7 @@ def test_a_directory_of_ones_own_is_served_by_what_its_config_says(own: Path, tm
     local = from_argument(f"mine={own}", tmp_path)
     assert (local.spec.id, local.spec.family, local.spec.dim, local.spec.context) == ("mine", "bert", WIDTH, 512)
     assert local.n_bytes == (own / "model.safetensors").stat().st_size
-    model = load_model(local, Placement(torch.device("cpu"), torch.float32))
+    model = load_model(local, FLOAT32)
     items = model.prepare(call := Embed(inputs=["a cat"]))
     assert model.finish(call, items, model.forward(items)).vectors.shape == (1, WIDTH)
 
@@ -176,7 +179,7 @@ def test_a_file_that_is_missing_is_said(own: Path, tmp_path: Path, name: str) ->
 def test_weights_that_are_missing_are_said_when_it_loads(own: Path, tmp_path: Path) -> None:
     (own / "model.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"has no \.safetensors file"):
-        load_model(from_argument(f"mine={own}", tmp_path), Placement(torch.device("cpu"), torch.float32))
+        load_model(from_argument(f"mine={own}", tmp_path), FLOAT32)
 
 
 @pytest.mark.parametrize(
@@ -193,7 +196,7 @@ def test_what_is_wrong_in_a_directory_is_said_of_that_directory(
     config = json.loads((own / "config.json").read_text())
     (own / "config.json").write_text(json.dumps(config | change))
     with pytest.raises(CheckpointError, match=f"{own}.*{said}"):
-        load_model(from_argument(f"mine={own}", tmp_path), Placement(torch.device("cpu"), torch.float32))
+        load_model(from_argument(f"mine={own}", tmp_path), FLOAT32)
 
 
 def test_whatever_else_is_wrong_in_a_directory_is_its_fault(
@@ -204,15 +207,26 @@ def test_whatever_else_is_wrong_in_a_directory_is_its_fault(
 
     monkeypatch.setattr("fundament.models.bert.read_shape", read)
     with pytest.raises(CheckpointError, match=f"{own} cannot be loaded.*by zero"):
-        load_model(from_argument(f"mine={own}", tmp_path), Placement(torch.device("cpu"), torch.float32))
+        load_model(from_argument(f"mine={own}", tmp_path), FLOAT32)
 
 
-def test_a_tokenizer_of_more_tokens_than_the_weights_know_is_refused(own: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "make",
+    [make_bert, bert_colbert, bert_ranker, lambda directory: splade(directory, "bert")],
+    ids=["dense", "per token", "pairs", "sparse"],
+)
+def test_a_tokenizer_of_more_tokens_than_the_weights_know_is_refused(
+    make: Callable[[Path], Any], tmp_path: Path
+) -> None:
+    own = tmp_path / "own"
+    own.mkdir()
+    make(own)
+    load_model(from_argument(f"mine={own}", tmp_path), FLOAT32)
     tokenizer = Tokenizer.from_file(str(own / "tokenizer.json"))
     tokenizer.add_tokens([f"more{number}" for number in range(3_000)])
     tokenizer.save(str(own / "tokenizer.json"))
-    with pytest.raises(CheckpointError, match=r"knows 30\d\d tokens, the weights 3000"):
-        load_model(from_argument(f"mine={own}", tmp_path), Placement(torch.device("cpu"), torch.float32))
+    with pytest.raises(CheckpointError, match=rf"{own}.* the tokenizer knows \d+ tokens, the weights \d+"):
+        load_model(from_argument(f"mine={own}", tmp_path), FLOAT32)
 
 
 def test_layers_behind_the_pooling_are_refused(own: Path, tmp_path: Path) -> None:

@@ -245,3 +245,9 @@ def test_a_pickled_file_of_other_things_is_refused(tmp_path: Path) -> None:
     torch.save({"epoch": 3}, path)
     with pytest.raises(CheckpointError, match="something else than tensors"):
         load(tmp_path, "xlm_roberta", context=CONTEXT)
+
+
+def test_a_padding_token_behind_every_position_is_refused(tmp_path: Path) -> None:
+    checkpoint = Checkpoint(resave(xlm_roberta(tmp_path), config={"pad_token_id": CONTEXT + 1}))
+    with pytest.raises(CheckpointError, match="leaves no position"):
+        read_context(checkpoint)

@@ -43,26 +43,32 @@ _COUNTS = {
     *("dim", "hidden_dim", "n_layers", "n_heads", "d_model", "d_ff", "d_kv", "num_layers", "num_heads"),
 }
 _NUMBERS = {"layer_norm_eps", "layer_norm_epsilon", "rms_norm_eps", "rope_theta", "rotary_emb_base"}
+_IDS = {"pad_token_id"}
 
 
 class Config(dict[str, Any]):
     """`config.json` or a part of it: a key that a family needs and the file lacks is an error of the checkpoint.
 
-    So is a size that is no whole number above 0, or a number that is none above 0. One that is null is not told.
+    So is a size that is no whole number above 0, a number that is none above 0, or the id of a token that is no whole
+    number from 0 on. One that is null is not told.
 
     Raises:
-        CheckpointError: such a size or number.
+        CheckpointError: such a size, number or id.
     """
 
     def __init__(self, told: Mapping[str, Any], where: str = "config.json") -> None:
         super().__init__(told)
         self.where = where
-        for keys, kinds, wanted in ((_COUNTS, int, "a whole number"), (_NUMBERS, int | float, "a number")):
+        for keys, kinds, least, wanted in (
+            (_COUNTS, int, 0, "a whole number above 0"),
+            (_NUMBERS, int | float, 0, "a number above 0"),
+            (_IDS, int, -1, "a whole number, 0 or more"),
+        ):
             for key in sorted(keys & self.keys()):
                 if (value := self[key]) is None:
                     del self[key]
-                elif not isinstance(value, kinds) or isinstance(value, bool) or value <= 0:
-                    raise CheckpointError(f"{where} says {key} {value!r}; it should be {wanted} above 0")
+                elif not isinstance(value, kinds) or isinstance(value, bool) or value <= least:
+                    raise CheckpointError(f"{where} says {key} {value!r}; it should be {wanted}")
 
     def __missing__(self, key: str) -> Any:
         raise CheckpointError(f"{self.where} does not say {key}")

@@ -18,7 +18,7 @@ from fundament.backbone.bert import UNUSED, check_positions
 from fundament.backbone.checkpoint import Checkpoint, Source
 from fundament.backbone.device import Placement
 from fundament.backbone.rows import states_of_rows
-from fundament.backbone.tokenizing import TextTokenizer
+from fundament.backbone.tokenizing import TextTokenizer, check_vocabulary
 from fundament.backbone.transformer import Shape, Transformer, parameters
 from fundament.catalog import ModelSpec
 from fundament.core import Array, Embed, Item, MultiVectors
@@ -64,11 +64,15 @@ class ColBERT:
         projection: from hidden states to vectors, `[dim, hidden]`.
         reading: how queries and documents are read.
         spec: how long a document may be.
+
+    Raises:
+        CheckpointError: the tokenizer has more tokens than the weights.
     """
 
     def __init__(
         self, tokenizer: TextTokenizer, transformer: Transformer, projection: Tensor, reading: Reading, spec: ModelSpec
     ) -> None:
+        check_vocabulary(tokenizer, spec, transformer.shape.vocab)
         self.tokenizer, self.transformer, self.projection, self.reading = tokenizer, transformer, projection, reading
         self.spec = spec
         self.n_bytes = transformer.n_bytes + projection.nbytes

@@ -15,7 +15,7 @@ from fundament.backbone.device import Placement
 from fundament.backbone.linear import Activation, LowRank, activate
 from fundament.backbone.packed import Packed, Span, pack
 from fundament.backbone.pooling import Pooling, pool, pooled
-from fundament.backbone.tokenizing import TextTokenizer
+from fundament.backbone.tokenizing import TextTokenizer, check_vocabulary
 from fundament.backbone.transformer import Adapter, Shape, Transformer, parameters
 from fundament.catalog import ModelSpec
 from fundament.core import Array, Item, Ranking, Rerank
@@ -103,7 +103,7 @@ class CrossEncoder:
         padding: a token that is not read at a pair's end: transformers' causal classifiers score the last other one.
 
     Raises:
-        CheckpointError: the tokenizer frames pairs in a way that is not served.
+        CheckpointError: the tokenizer frames pairs in a way that is not served, or has more tokens than the weights.
     """
 
     def __init__(
@@ -114,6 +114,7 @@ class CrossEncoder:
         spec: ModelSpec,
         padding: int | None = None,
     ) -> None:
+        check_vocabulary(tokenizer, spec, transformer.shape.vocab)
         self.tokenizer, self.transformer, self.head, self.spec = tokenizer, transformer, head, spec
         self.padding = padding
         self.frame = tokenizer.pair_frame(led=head.kind.pooling == "first")

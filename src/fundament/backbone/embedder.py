@@ -9,7 +9,7 @@ from torch import Tensor
 from fundament.backbone import chunking
 from fundament.backbone.packed import BASE, Packed, pack
 from fundament.backbone.pooling import Pooling, pool, pool_parts, pooled
-from fundament.backbone.tokenizing import TextTokenizer
+from fundament.backbone.tokenizing import TextTokenizer, check_vocabulary
 from fundament.backbone.transformer import Transformer
 from fundament.catalog import ModelSpec, Task
 from fundament.core import Array, Embed, Embeddings, Item
@@ -28,7 +28,7 @@ class TextEmbedder:
             merged into the weights. A task whose adapter is not among them is refused.
 
     Raises:
-        CheckpointError: the transformer's vectors have another length.
+        CheckpointError: the transformer's vectors have another length, or its tokenizer more tokens.
     """
 
     def __init__(
@@ -43,11 +43,7 @@ class TextEmbedder:
             raise CheckpointError(
                 f"a vector of '{spec.id}' has {spec.dim} numbers, one of this checkpoint {dim}; is it another model?"
             )
-        if not spec.repo and tokenizer.n_vocab > transformer.shape.vocab:
-            raise CheckpointError(
-                f"the tokenizer knows {tokenizer.n_vocab} tokens, the weights {transformer.shape.vocab}; "
-                "take the tokenizer.json that belongs to them"
-            )
+        check_vocabulary(tokenizer, spec, transformer.shape.vocab)
         self.tokenizer = tokenizer
         self.transformer = transformer
         self.pooling: Pooling = pooling

@@ -100,7 +100,7 @@ def read_context(checkpoint: Checkpoint) -> int:
     That is `max_seq_length` of `sentence_bert_config.json`, else `model_max_length` of `tokenizer_config.json`.
 
     Raises:
-        CheckpointError: one that is no length.
+        CheckpointError: one that is no length, or a table without a position for a token.
     """
     config = checkpoint.config
     table = int(config.get("max_position_embeddings", 512))
@@ -109,6 +109,8 @@ def read_context(checkpoint: Checkpoint) -> int:
     ):
         # RoBERTa and its descendants count positions from the one after the padding token's id.
         table -= config.get("pad_token_id", 1) + 1
+    if table < 1:
+        raise CheckpointError(f"{checkpoint.directory}: config.json leaves no position for a token")
     for name, key in ((_SENTENCE, "max_seq_length"), ("tokenizer_config.json", "model_max_length")):
         if (told := checkpoint.json(name, default={}).get(key)) is not None:
             if not isinstance(told, int | float) or told < 1:

@@ -8,6 +8,7 @@ import numpy as np
 from tokenizers import Encoding, Tokenizer
 
 from fundament.backbone.chunking import Joint
+from fundament.catalog import ModelSpec
 from fundament.core import Array
 from fundament.errors import CheckpointError
 
@@ -206,6 +207,19 @@ class TextTokenizer:
             head = ids[: most - self.n_after]
             ids = head + ids[n_whole - self.n_after :]
         return Tokens(np.array(ids, dtype=np.int64), n_whole, max(0, n_own - (n_whole - len(ids))))
+
+
+def check_vocabulary(tokenizer: TextTokenizer, spec: ModelSpec, n_embeddings: int) -> None:
+    """Compare the tokenizer of a directory of one's own with the weights' table of tokens.
+
+    Raises:
+        CheckpointError: it has tokens for which there is no row.
+    """
+    if not spec.repo and tokenizer.n_vocab > n_embeddings:
+        raise CheckpointError(
+            f"the tokenizer knows {tokenizer.n_vocab} tokens, the weights {n_embeddings}; "
+            "take the tokenizer.json that belongs to them"
+        )
 
 
 def _read(directory: Path) -> Tokenizer:

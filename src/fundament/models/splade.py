@@ -28,7 +28,7 @@ from fundament.backbone.device import Placement
 from fundament.backbone.linear import Activation, activate
 from fundament.backbone.rows import states_of_rows
 from fundament.backbone.sparse import named, naming, sparse, sparse_rows
-from fundament.backbone.tokenizing import TextTokenizer
+from fundament.backbone.tokenizing import TextTokenizer, check_vocabulary
 from fundament.backbone.transformer import Shape, Transformer, parameters
 from fundament.catalog import ModelSpec
 from fundament.core import Array, Embed, Item, SparseVectors
@@ -148,6 +148,9 @@ class SPLADE:
         n_logarithms: how often the logarithm of one more than a weight is taken.
         query_weights: of each entry of the vocabulary, float32 `[vocab]`, where queries do not run through the model.
         spec: the model's name.
+
+    Raises:
+        CheckpointError: the tokenizer has more tokens than the weights.
     """
 
     def __init__(
@@ -159,6 +162,7 @@ class SPLADE:
         query_weights: Array | None,
         spec: ModelSpec,
     ) -> None:
+        check_vocabulary(tokenizer, spec, transformer.shape.vocab)
         self.tokenizer, self.transformer, self.prediction = tokenizer, transformer, prediction
         self.n_logarithms, self.query_weights, self.spec = n_logarithms, query_weights, spec
         own = [*prediction.transform, *prediction.norm, *prediction.vocabulary]
