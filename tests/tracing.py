@@ -1,22 +1,27 @@
-"""CUDA without a GPU: PyTorch's fake tensors have a device, a number format and a shape, and no numbers.
+"""CUDA without a GPU: what PyTorch takes for tensors of a GPU, with the CPU's numbers behind them.
 
-An operator checks of them that they are on one device and that shapes go together. That formats do is checked here,
-since its stand-in leaves that to kernels. What wants numbers would wait for a device, and is counted.
+PyTorch's fake tensors have a device, a number format and a shape. An operator checks of them that they are on one
+device and that shapes go together. That formats do is checked here, since its stand-in leaves that to kernels. Then it
+runs on the CPU, by a kernel of the CPU's: so numbers come out of what the code does where it believes to be on a GPU.
+Where the host waits for the device, it is counted.
 """
 
 import ctypes
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
+import torch.nn.attention.varlen  # which makes its operator known
+import torch.nn.functional as F
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
 
 from fundament.backbone import checkpoint
 from fundament.backbone.checkpoint import Checkpoint
@@ -34,14 +39,12 @@ _ONE_FORMAT = {
     *("index_put_", "_index_put_impl_", "segment_reduce"),
 }
 _OF_CPUS = ("mkldnn", "mkl", "onednn", "quantized")  # namespaces of operators
+_VARLEN = torch.ops.torch_attn._varlen_attn.default
 _SCALARS = {torch.ops.aten._local_scalar_dense.default, torch.ops.aten.item.default, torch.ops.aten.is_nonzero.default}
 
 
 class Waits(TorchDispatchMode):
     """Counts where the host waits for the device, by what for, and refuses operators of CPUs alone.
-
-    Where numbers decide on what comes next, it goes on as if they were ones: so are scalars, and one entry of a tensor
-    is not zero.
 
     Attributes:
         found: `download`, `scalar` and `nonzero`.
@@ -69,18 +72,75 @@ class Waits(TorchDispatchMode):
         there = bool(args) and isinstance(args[0], Tensor) and args[0].is_cuda
         if there and func in _SCALARS:
             self.found["scalar"] += 1
-            return 1
+            return _computed(func, args, kwargs)
         if there and func is torch.ops.aten.nonzero.default:
             self.found["nonzero"] += 1
-            return args[0].new_zeros((1, args[0].dim()), dtype=torch.int64)
+            places = _computed(func, args, kwargs)
+            return _behind(args[0].new_empty(places.shape, dtype=places.dtype), places)
         result = func(*args, **(kwargs or {}))
         if there and isinstance(result, Tensor) and not result.is_cuda:
             self.found["download"] += 1
-        return result
+        return tree_map(_behind, result, _computed(func, args, kwargs))
+
+
+def _computed(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any] | None) -> Any:
+    """What an operator gives on the CPU."""
+    with unset_fake_temporarily():
+        args, kwargs = tree_map(_here, (tuple(args), dict(kwargs or {})))
+        return _varlen_attn(*args, **kwargs) if func is _VARLEN else func(*args, **kwargs)
+
+
+def _here(value: Any) -> Any:
+    """The CPU's tensor behind a fake one, and its device in place of a GPU."""
+    if isinstance(value, FakeTensor):
+        return value.numbers
+    return torch.device("cpu") if isinstance(value, torch.device) and value.type == "cuda" else value
+
+
+def _behind(fake: Any, numbers: Any) -> Any:
+    """Lay the CPU's tensor behind a fake one."""
+    if isinstance(fake, FakeTensor):
+        assert (fake.shape, fake.dtype) == (numbers.shape, numbers.dtype)
+        fake.numbers = numbers
+    return fake
+
+
+def _varlen_attn(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    query_offsets: Tensor,
+    key_offsets: Tensor,
+    most_queries: int,
+    most_keys: int,
+    causal: bool,
+    scale: float | None,
+    window: Sequence[int],
+    grouped: bool = False,
+    *others: None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The kernel for rows of any lengths, by what its documentation says: windows are counted from the ends."""
+    assert query_offsets.dtype == key_offsets.dtype == torch.int32
+    assert others == (None,) * len(others)
+    assert causal == (tuple(window) == (-1, 0))
+    n_queries, n_keys = query_offsets.diff().tolist(), key_offsets.diff().tolist()
+    assert (max(n_queries), max(n_keys)) == (most_queries, most_keys)
+    assert (sum(n_queries), sum(n_keys)) == (len(q), len(k))
+    assert grouped == (q.shape[1] != k.shape[1])
+    left, right = (math.inf if size < 0 else size for size in window)
+    rows = []
+    for row in zip(q.split(n_queries), k.split(n_keys), v.split(n_keys), strict=True):
+        queries, keys, values = (part.transpose(0, 1) for part in row)
+        ahead = torch.arange(keys.shape[1]) - torch.arange(queries.shape[1])[:, None]
+        ahead = ahead - (keys.shape[1] - queries.shape[1])
+        sees = (-left <= ahead) & (ahead <= right)
+        mixed = F.scaled_dot_product_attention(queries, keys, values, sees, scale=scale, enable_gqa=grouped)
+        rows.append(mixed.transpose(0, 1))
+    return torch.cat(rows), q.new_zeros(q.shape[1], len(q), dtype=torch.float32), torch.zeros(2, dtype=torch.uint64)
 
 
 class Gpu:
-    """A GPU without numbers: `with gpu.on() as waits` a model is loaded onto it, or runs."""
+    """A GPU that computes on the CPU: `with gpu.on() as waits` a model is loaded onto it, or runs."""
 
     def __init__(self) -> None:
         self._fakes = FakeTensorMode(allow_non_fake_inputs=True)
@@ -94,9 +154,10 @@ class Gpu:
 
 @contextmanager
 def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gpu]:
-    """A GPU that has all kernels; arrays that come from it are zeros."""
+    """A GPU that has all kernels."""
     monkeypatch.setattr(torch.Tensor, "numpy", _numpy(torch.Tensor.numpy))
-    monkeypatch.setattr(Checkpoint, "tensor", _real(Checkpoint.tensor))  # its file is read in ways of its own
+    monkeypatch.setattr(Checkpoint, "tensor", _real(Checkpoint.tensor))  # files are read in ways of their own
+    monkeypatch.setattr(torch, "load", _real(torch.load))
     monkeypatch.setattr(checkpoint, "_let_go", lambda mapped: None)  # it asks where the numbers are
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
     with _indexable():
@@ -105,19 +166,17 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gpu]:
 
 def _numpy(plain: Callable[..., Any]) -> Callable[..., Any]:
     def numpy(tensor: Tensor, **options: Any) -> Any:
-        if not isinstance(tensor, FakeTensor):
-            return plain(tensor, **options)
         assert tensor.device.type == "cpu", "NumPy reads the host's memory"
         with unset_fake_temporarily():
-            return np.zeros(tuple(tensor.shape), plain(torch.empty(0, dtype=tensor.dtype)).dtype)
+            return plain(_here(tensor), **options)
 
     return numpy
 
 
-def _real(plain: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    def read(*args: Any) -> Tensor:
+def _real(plain: Callable[..., Any]) -> Callable[..., Any]:
+    def read(*args: Any, **options: Any) -> Any:
         with unset_fake_temporarily():
-            return plain(*args)
+            return plain(*args, **options)
 
     return read
 
