@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
+from fastapi_offline import FastAPIOffline
 
 from fundament import __version__
 from fundament.accounts.visits import Accounts
@@ -30,7 +31,7 @@ from fundament.api import (
     rerank,
     train,
 )
-from fundament.api.auth import AccountMiddleware
+from fundament.api.auth import DOCUMENTATION_FILES, AccountMiddleware
 from fundament.api.billing import BilledEngine
 from fundament.api.middleware import RequestMiddleware
 from fundament.api.state import State, read_aliases
@@ -156,10 +157,12 @@ def create_app(settings: Settings) -> FastAPI:
         await accounts.close()
         await store.close()
 
-    app = FastAPI(
+    # The documentation pages with their scripts, which FastAPI alone has the reader's browser get from elsewhere.
+    app = FastAPIOffline(
         title="Fundament",
         version=__version__,
         description="The Jina Search Foundation API on your own hardware.",
+        static_url=DOCUMENTATION_FILES,
         lifespan=lifespan,
         # Looked up anew for every request; the metrics are our own.
         telemetry={"tracing": False, "metrics": False, "logs": False},

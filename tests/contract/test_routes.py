@@ -1,5 +1,7 @@
 """The other routes: models, health, metrics, documentation, and what is not there."""
 
+import re
+
 import httpx
 import pytest
 
@@ -126,5 +128,13 @@ def test_every_request_is_logged_with_its_id_and_never_with_its_input(client: ht
 
 
 def test_the_documentation_answers(client: httpx.Client) -> None:
-    assert "text/html" in client.get("/docs").headers["content-type"]
+    for page in ("/docs", "/redoc"):
+        answer = client.get(page)
+        assert "text/html" in answer.headers["content-type"]
+        files = re.findall(r'(?:src|href)="([^"]+)"', answer.text)
+        assert any(file.endswith(".js") for file in files)
+        for file in files:  # from here: no other server is asked
+            assert client.get(file).content
+            refused = client.post(file)
+            assert (refused.status_code, refused.headers["allow"]) == (405, "GET, HEAD")
     assert client.get("/openapi.json").json()["openapi"].startswith("3.1")

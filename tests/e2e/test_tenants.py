@@ -144,6 +144,7 @@ def test_the_open_paths_are_these(document: dict[str, Any]) -> None:
         *("/live", "/health", "/healthz", "/ready"),
         *("/v1/models", "/v1/models/{model_id}"),
     }
+    assert is_open("/docs/static/swagger-ui.css")
     assert OPEN - set(document["paths"]) == {"/", "/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"}
 
 

@@ -19,7 +19,8 @@ OPEN = {
     *("/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"),
     "/v1/models",
 }
-OPEN_BELOW = ("/v1/models/",)
+DOCUMENTATION_FILES = "/docs/static"
+OPEN_BELOW = ("/v1/models/", f"{DOCUMENTATION_FILES}/")
 ADMIN, ADMIN_BELOW = "/metrics", "/v1/admin/"
 _LINKED = re.compile("/v1/batch/[^/]+/(output|errors)")
 

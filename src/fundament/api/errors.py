@@ -56,8 +56,8 @@ def install(app: FastAPI) -> None:
         if status == HTTPStatus.NOT_FOUND:
             detail, code = f"There is no {path} here; see /docs.", "RESOURCE_NOT_FOUND"
         elif status == HTTPStatus.METHOD_NOT_ALLOWED:
-            headers = {"Allow": (allowed := ", ".join(_methods(request)))}
-            detail = f"{path} does not answer {request.method}; use {allowed}."
+            headers = {"Allow": ", ".join(_methods(request) or ("GET", "HEAD"))}  # files have no method of their own
+            detail = f"{path} does not answer {request.method}; use {headers['Allow']}."
         return _write(status, detail, code, request.state.request_id, headers=headers)
 
     async def query(request: Request, error: Exception) -> Response:
