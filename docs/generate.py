@@ -69,8 +69,9 @@ A setting can be given in three places. The first one that names it wins:
    port = 9000
    ```
 
-The file knows every setting by its plain name. A name in it that is no setting, or a value that does not fit, stops
-the start with a sentence that says so. A setting without a flag (-) is for the environment or the file.
+The file knows every setting by its plain name. A name in it or in the environment that is no setting, or a value
+that does not fit, stops the start with a sentence that says so. A setting without a flag (-) is for the environment or
+the file.
 """
 
 

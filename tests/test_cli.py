@@ -315,6 +315,32 @@ def test_settings_that_are_named_and_not_there_stop_everything(
 
 
 @pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("FUNDAMENT_ATUH", "true", "FUNDAMENT_ATUH is not a setting; did you mean FUNDAMENT_AUTH? docs/"),
+        ("fundament_model", "bge-m3", "fundament_model is not a setting; did you mean FUNDAMENT_MODELS? "),
+        ("FUNDAMENT_QQQQ", "", "FUNDAMENT_QQQQ is not a setting; docs/settings.md lists"),
+        ("FUNDAMENT_DATA_DIR", "", "data_dir: it is empty; name a directory"),
+        ("FUNDAMENT_PORT", "tcp://10.0.0.7:80", "enableServiceLinks: false, or --port"),
+    ],
+)
+def test_a_variable_that_says_nothing_or_cannot_be_meant_stops_the_start(
+    name: str, value: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, value)
+    code, out, err = fundament("models")
+    assert (code, out) == (1, "")
+    assert words in err
+    monkeypatch.delenv(name)
+
+
+def test_what_kubernetes_says_of_services_is_no_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("SERVICE_HOST", "SERVICE_PORT", "SERVICE_PORT_HTTP", "PORT_80_TCP", "PORT_80_TCP_ADDR", "API_PORT"):
+        monkeypatch.setenv(f"FUNDAMENT_{name}", "10.0.0.7")
+    assert fundament("models")[0] == 0
+
+
+@pytest.mark.parametrize(
     ("content", "words"),
     [
         (b"port = \n", "fundament.toml cannot be read: Invalid value"),

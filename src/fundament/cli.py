@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from fundament import __version__
 from fundament.catalog import CATALOG, EMBEDDED, ModelSpec, names, short_id
-from fundament.config import Settings, check_file, config_file
+from fundament.config import Settings, check_environment, check_file, config_file
 from fundament.engine.weights import Local, directory_of, embedded, where_whole
 from fundament.errors import FundamentError
 from fundament.models import families
@@ -602,6 +602,7 @@ def _progress(title: str) -> Iterator[Callable[[int, int], None]]:
 
 def _settings(**given: Any) -> Settings:
     try:
+        check_environment()
         check_file()
         return Settings(**{name: value for name, value in given.items() if value is not None})
     except ValidationError as error:

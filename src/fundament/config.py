@@ -8,6 +8,7 @@ import base64
 import os
 import re
 import tomllib
+from difflib import get_close_matches
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -31,6 +32,14 @@ def default_data_dir() -> Path:
 def _split(value: Any) -> Any:
     """A list as the environment writes it, with commas; the flags and the file give lists."""
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+_PREFIX = "FUNDAMENT_"
+_NO_SETTINGS = {"CONFIG", "URL", "API_KEY"}
+"""Other variables: where the settings are, and for commands that talk to a server."""
+
+_SERVICE = re.compile(r"(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_\w+)?)")
+"""What Kubernetes sets of a Service whose name begins so."""
 
 
 class Tier(BaseModel):
@@ -85,11 +94,25 @@ def _place(value: str) -> str:
     return value
 
 
+def _port(value: Any) -> Any:
+    if isinstance(value, str) and "://" in value:
+        raise ValueError(
+            f"'{value}' is what Kubernetes says of a Service named fundament: set enableServiceLinks: false, or --port"
+        )
+    return value
+
+
+def _named(value: Any) -> Any:
+    if value == "":
+        raise ValueError("it is empty; name a directory")
+    return value
+
+
 class Settings(BaseSettings):
     """What an operator can decide. Units are in the names."""
 
     model_config = SettingsConfigDict(
-        env_prefix="FUNDAMENT_", extra="forbid", allow_inf_nan=False, toml_file="fundament.toml"
+        env_prefix=_PREFIX, extra="forbid", allow_inf_nan=False, toml_file="fundament.toml"
     )
 
     models: Annotated[list[str], NoDecode, BeforeValidator(_split)] = Field(
@@ -108,14 +131,16 @@ class Settings(BaseSettings):
         "program in it: allow it for files whose origin you know.",
     )
     host: str = Field(default="127.0.0.1", description="Address to listen on.")
-    port: int = Field(default=8080, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    port: Annotated[int, BeforeValidator(_port)] = Field(
+        default=8080, ge=0, le=65535, description="Port to listen on; 0 takes a free one."
+    )
     device: str = Field(default="auto", description="`auto`, `cpu`, `cuda` or `cuda:1`.")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         default="auto",
         description="Number format of the weights; `auto` is bfloat16 where that is faster.",
     )
     threads: int = Field(default=0, ge=0, le=1024, description="CPU cores to use; 0 means all.")
-    data_dir: Path = Field(
+    data_dir: Annotated[Path, BeforeValidator(_named)] = Field(
         default_factory=default_data_dir,
         description="Where models and the store are kept. Default: `fundament` in the user's data directory.",
     )
@@ -292,6 +317,22 @@ class Settings(BaseSettings):
 def config_file() -> Path:
     """The file of settings, which need not be there unless `FUNDAMENT_CONFIG` names it."""
     return Path(os.environ.get("FUNDAMENT_CONFIG") or "fundament.toml").expanduser()
+
+
+def check_environment() -> None:
+    """Refuse variables that look like settings and are none: without one a server could be open that should not be.
+
+    Raises:
+        ValueError: there is such a variable.
+    """
+    known = {*map(str.upper, Settings.model_fields), *_NO_SETTINGS}
+    for name in sorted(os.environ):
+        prefix, own = name[: len(_PREFIX)].upper(), name[len(_PREFIX) :].upper()
+        if prefix != _PREFIX or own in known or _SERVICE.fullmatch(own):
+            continue
+        near = get_close_matches(own, known, n=1)
+        meant = f"did you mean {_PREFIX}{near[0]}? " if near else ""
+        raise ValueError(f"The environment's {name} is not a setting; {meant}docs/settings.md lists them.")
 
 
 def check_file() -> None:
