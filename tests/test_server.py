@@ -1,6 +1,7 @@
 """The server's own protocol: connections that ask nothing, or stop in the middle."""
 
 import asyncio
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -71,6 +72,47 @@ def test_a_body_may_come_slowly(runner: asyncio.Runner, monkeypatch: pytest.Monk
             assert (await answer.readuntil(b"ok")).startswith(b"HTTP/1.1 200")
         out.close()
         await out.wait_closed()
+        listening.close()
+
+    runner.run(scenario())
+
+
+@pytest.mark.parametrize("offer", [b"", b"Connection: Upgrade\r\nUpgrade: h2c\r\n"], ids=["httptools", "h11"])
+def test_an_answer_that_nobody_takes_is_cut_and_one_that_is_taken_slowly_is_not(
+    runner: asyncio.Runner, monkeypatch: pytest.MonkeyPatch, offer: bytes
+) -> None:
+    monkeypatch.setattr(server, "_UNREAD_SECONDS", 0.3)
+    n_bytes, gone = 30_000_000, asyncio.Event()
+
+    async def large(scope: dict[str, Any], receive: Any, send: Any) -> None:
+        length = str(n_bytes).encode()
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", length)]})
+        unread = scope["path"] == "/unread"
+        await send({"type": "http.response.body", "body": b"x" * n_bytes, "more_body": unread})
+        if unread:  # it is not at its end
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            gone.set()
+
+    async def scenario() -> None:
+        config, state = uvicorn.Config(large, ws="none", log_config=None), ServerState()
+        made = partial(server._Protocol, config, state, {})
+        listening = await asyncio.get_running_loop().create_server(made, "127.0.0.1", 0)
+        address = listening.sockets[0].getsockname()
+        async with asyncio.timeout(60):
+            answer, out = await asyncio.open_connection(*address)
+            out.write(b"GET /slowly HTTP/1.1\r\nHost: here\r\n" + offer + b"\r\n")
+            await answer.readuntil(b"\r\n\r\n")
+            for _ in range(10):
+                await answer.readexactly(n_bytes // 10)
+                await asyncio.sleep(0.1)
+            _, other = await asyncio.open_connection(*address, limit=1_000)
+            other.write(b"GET /unread HTTP/1.1\r\nHost: here\r\n" + offer + b"\r\n")
+            await gone.wait()
+        for writer in (out, other):
+            writer.close()
+            with suppress(ConnectionError):
+                await writer.wait_closed()
         listening.close()
 
     runner.run(scenario())

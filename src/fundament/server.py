@@ -31,6 +31,7 @@ _UPGRADE, _HEAD_END = re.compile(rb"^upgrade:", re.IGNORECASE | re.MULTILINE), r
 _MOST_HEAD_BYTES = 65_536
 _BACKLOG = 2048  # connections that wait to be accepted
 _SILENT_SECONDS = 60.0
+_UNREAD_SECONDS = 300.0
 _MOST_FILES = 65_536  # connections are files: the usual limit of 1,024 is for programs that look at each in turn
 _SWITCH_SECONDS = 0.001  # Python's own is five times as long
 _IDLE_THREAD_SECONDS = 0.5  # that a thread with nothing to do may take to end
@@ -69,7 +70,46 @@ def configured(app: FastAPI, settings: Settings) -> uvicorn.Config:
     )
 
 
-class _Protocol(HttpToolsProtocol):
+class _Read(asyncio.Protocol):
+    """Cuts a connection whose client takes nothing of its answer for five minutes.
+
+    What waits for it is memory of the process, and a conversation that is sent as it is written keeps its model.
+    """
+
+    loop: asyncio.AbstractEventLoop
+    transport: asyncio.Transport
+    _unread: asyncio.TimerHandle | None = None
+
+    def pause_writing(self) -> None:
+        """More waits to be sent than is taken."""
+        super().pause_writing()
+        self._wait(self.transport.get_write_buffer_size())
+
+    def resume_writing(self) -> None:
+        """Most of it is taken."""
+        self._leave()
+        super().resume_writing()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Nothing is sent any more."""
+        self._leave()
+        super().connection_lost(exc)
+
+    def _wait(self, n_bytes: int) -> None:
+        self._unread = self.loop.call_later(_UNREAD_SECONDS, self._look, n_bytes)
+
+    def _look(self, n_before: int) -> None:
+        if (n_bytes := self.transport.get_write_buffer_size()) < n_before:
+            self._wait(n_bytes)
+        else:
+            self.transport.abort()
+
+    def _leave(self) -> None:
+        if self._unread is not None:
+            self._unread.cancel()
+
+
+class _Protocol(_Read, HttpToolsProtocol):
     """HTTP/1.1. A connection is closed where no request's head comes within a minute, or no more of a body for one.
 
     It is a file of the process, and what has come of the body is its memory.
@@ -137,7 +177,7 @@ class _Protocol(HttpToolsProtocol):
             self._silence = self.loop.call_later(left, self._close_silent)
 
 
-class _PlainH11(H11Protocol):
+class _PlainH11(_Read, H11Protocol):
     def _get_upgrade(self) -> None:
         """Nothing that is offered is taken, and nobody need be told."""
 
