@@ -41,6 +41,8 @@ clean:
 
 # torch comes first and alone, so that a CPU build that pip can see is taken before anything asks for another.
 .venv/runtime: pyproject.toml constraints.txt
+	@test -d .venv || $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo 'Fundament needs Python 3.11 or newer: make install PYTHON=python3.11'; exit 1; }
 	test -d .venv || $(PYTHON) -m venv .venv
 	$(PIP) $(TORCH)
 	$(PIP) --editable .

@@ -13,12 +13,12 @@ from huggingface_hub import constants
 from typer.testing import CliRunner
 
 from fundament import __version__, cli
-from fundament.app import create_app
+from fundament.app import create_app, named_models
 from fundament.catalog import CATALOG, EMBEDDED
 from fundament.config import Settings
 from fundament.engine import hub as hub_module
 from fundament.engine.weights import pulled
-from fundament.errors import FundamentError, ModelNotFoundError
+from fundament.errors import CheckpointError, FundamentError, ModelNotFoundError
 from tests.hub import Hub, hub_of, make_bert
 from tests.servers import database_on
 
@@ -105,6 +105,7 @@ def test_nothing_is_pulled_where_one_of_several_is_refused(hub: Hub, data_dir: P
     code, _, err = fundament("pull", SPEC.id, "nobody-knows-it")
     assert code == 1
     assert err == "fundament: 'nobody-knows-it' is not in the catalogue; `fundament models` lists it.\n"
+    assert fundament("pull", SPEC.id, "bge-m4")[2].endswith("`fundament models` lists it. Did you mean bge-m3?\n")
     assert hub.seen == []
     assert not data_dir.exists()
 
@@ -204,6 +205,20 @@ def test_a_setting_that_cannot_be_is_named(command: str) -> None:
     assert err == "fundament: port: Input should be less than or equal to 65535\n"
 
 
+@pytest.mark.parametrize(
+    ("models", "words"),
+    [
+        (["bge-m4"], "`fundament models`). Did you mean bge-m3? To serve a directory of your own"),
+        (["x={one}", "x={two}"], "--model x is given twice, for {one} and {two}; give one of them another name"),
+    ],
+)
+def test_models_that_cannot_be_meant_stop_the_start(models: list[str], words: str, tmp_path: Path) -> None:
+    places = {name: str(make_bert(tmp_path / name)) for name in ("one", "two")}
+    with pytest.raises(CheckpointError) as refused:
+        named_models(Settings(models=[model.format(**places) for model in models]))
+    assert words.format(**places) in refused.value.detail
+
+
 def test_a_model_that_is_not_here_stops_the_start() -> None:
     command = [sys.executable, "-m", "fundament", "serve", "--port", "0", "--model", SPEC.id]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -236,8 +251,9 @@ def test_the_version() -> None:
 
 def make_key(*options: str) -> tuple[str, str]:
     """A new key and its id."""
-    code, out, _ = fundament("keys", "create", "ci", *options)
+    code, out, err = fundament("keys", "create", "ci", *options)
     assert code == 0
+    assert "fundament.db. It is shown this once:" in err
     [key] = out.split()
     return key, key[5:17]
 
@@ -317,9 +333,10 @@ def test_settings_that_are_named_and_not_there_stop_everything(
 @pytest.mark.parametrize(
     ("name", "value", "words"),
     [
-        ("FUNDAMENT_ATUH", "true", "FUNDAMENT_ATUH is not a setting; did you mean FUNDAMENT_AUTH? docs/"),
-        ("fundament_model", "bge-m3", "fundament_model is not a setting; did you mean FUNDAMENT_MODELS? "),
-        ("FUNDAMENT_QQQQ", "", "FUNDAMENT_QQQQ is not a setting; docs/settings.md lists"),
+        ("FUNDAMENT_ATUH", "true", "FUNDAMENT_ATUH is not a setting; "),
+        ("FUNDAMENT_ATUH", "true", "docs/settings.md lists them. Did you mean FUNDAMENT_AUTH?\n"),
+        ("fundament_model", "bge-m3", "docs/settings.md lists them. Did you mean FUNDAMENT_MODELS?\n"),
+        ("FUNDAMENT_QQQQ", "", "docs/settings.md lists them.\n"),
         ("FUNDAMENT_DATA_DIR", "", "data_dir: it is empty; name a directory"),
         ("FUNDAMENT_PORT", "tcp://10.0.0.7:80", "enableServiceLinks: false, or --port"),
     ],

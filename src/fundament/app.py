@@ -41,7 +41,7 @@ from fundament.config import Settings
 from fundament.depot import depot_of
 from fundament.engine.local import EngineOptions, LocalEngine
 from fundament.engine.weights import Local, from_argument, pulled
-from fundament.errors import FundamentError
+from fundament.errors import CheckpointError, FundamentError
 from fundament.fetching import Fetcher, read_networks
 from fundament.limits import limits_of
 from fundament.store import migrate
@@ -56,11 +56,15 @@ def named_models(settings: Settings) -> dict[str, Local]:
     Raises:
         CheckpointError: a model that cannot be served, with the way out.
     """
-    found = [
-        from_argument(argument, settings.data_dir, allow_torchscript=settings.allow_torchscript)
-        for argument in settings.models or [EMBEDDED.id]
-    ]
-    return {local.spec.id: local for local in found}
+    found: dict[str, Local] = {}
+    for argument in settings.models or [EMBEDDED.id]:
+        local = from_argument(argument, settings.data_dir, allow_torchscript=settings.allow_torchscript)
+        if (other := found.setdefault(local.spec.id, local)).directory != local.directory:
+            raise CheckpointError(
+                f"--model {local.spec.id} is given twice, for {other.directory} and {local.directory}; "
+                "give one of them another name"
+            )
+    return found
 
 
 def engine_options(settings: Settings) -> EngineOptions:

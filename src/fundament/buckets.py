@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, Collection
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from fundament.errors import FetchError, FundamentError
+from fundament.errors import FetchError, FundamentError, install
 from fundament.telemetry import say
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def require_client() -> None:
     try:
         import obstore  # noqa: F401
     except ModuleNotFoundError as error:
-        raise FundamentError("Buckets need their client: pip install 'fundament[cloud]'.") from error
+        raise FundamentError(f"Buckets need their client: {install('cloud')}") from error
 
 
 def open_bucket(url: str) -> "ObjectStore":

@@ -15,8 +15,8 @@ from pydantic import ValidationError
 from fundament import __version__
 from fundament.catalog import CATALOG, EMBEDDED, ModelSpec, names, short_id
 from fundament.config import Settings, check_environment, check_file, config_file
-from fundament.engine.weights import Local, directory_of, embedded, where_whole
-from fundament.errors import FundamentError
+from fundament.engine.weights import Local, directory_of, embedded, reading, where_whole
+from fundament.errors import FundamentError, near
 from fundament.models import families
 
 if TYPE_CHECKING:
@@ -191,7 +191,11 @@ def models(
 ) -> None:
     """List the models of the catalogue, and which are on this machine."""
     settings = _settings(data_dir=data_dir)
-    rows = [_row(spec, settings.data_dir) for spec in CATALOG.values()]
+    try:
+        with reading():
+            rows = [_row(spec, settings.data_dir) for spec in CATALOG.values()]
+    except FundamentError as error:
+        _refuse(error.detail)
     if as_json:
         typer.echo(orjson.dumps(rows, option=orjson.OPT_INDENT_2).decode())
         return
@@ -218,13 +222,15 @@ def create_key(
     if not name.isprintable() or not 0 < len(name) <= 200:
         _refuse("a name has 1 to 200 printable characters")
     from fundament.store import keys as table
+    from fundament.store.database import locate
 
     expires_at = _moment(expires) if expires else None
     key, shown = _in_store(
         settings,
         lambda store: table.create(store, name, tier=tier, balance=balance, admin=admin, expires_at=expires_at),
     )
-    typer.secho(f"Key {key.id} of tier {key.tier}. It is shown this once:", err=True)
+    store = locate(settings.store_url, settings.data_dir).render_as_string()
+    typer.secho(f"Key {key.id} of tier {key.tier}, in {store}. It is shown this once:", err=True)
     typer.echo(shown)
 
 
@@ -481,7 +487,7 @@ def doctor(
 def _in_catalogue(model: str) -> ModelSpec:
     spec = CATALOG.get(short_id(model))
     if spec is None or not names(model, spec):
-        raise FundamentError(f"'{model}' is not in the catalogue; `fundament models` lists it.")
+        raise FundamentError(f"'{model}' is not in the catalogue; `fundament models` lists it.{near(model, CATALOG)}")
     return spec
 
 

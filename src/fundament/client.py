@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import aiohttp
 
 from fundament.api.lines import TEXT_COLUMNS, InputFileError, csv_lines, jsonl
-from fundament.errors import FundamentError
+from fundament.errors import FundamentError, install
 
 ENDED = ("completed", "failed", "cancelled", "expired")
 _POLL_SECONDS = 0.5
@@ -246,7 +246,7 @@ def _parquet(path: Path) -> Iterator[dict[str, Any]]:
     try:
         from pyarrow import ArrowException, parquet
     except ModuleNotFoundError as error:
-        raise ClientError("Parquet needs its reader: pip install 'fundament[parquet]'.") from error
+        raise ClientError(f"Parquet needs its reader: {install('parquet')}") from error
     try:
         file = parquet.ParquetFile(path)
         names = {name.lower(): name for name in file.schema_arrow.names}

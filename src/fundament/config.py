@@ -330,9 +330,8 @@ def check_environment() -> None:
         prefix, own = name[: len(_PREFIX)].upper(), name[len(_PREFIX) :].upper()
         if prefix != _PREFIX or own in known or _SERVICE.fullmatch(own):
             continue
-        near = get_close_matches(own, known, n=1)
-        meant = f"did you mean {_PREFIX}{near[0]}? " if near else ""
-        raise ValueError(f"The environment's {name} is not a setting; {meant}docs/settings.md lists them.")
+        meant = "".join(f" Did you mean {_PREFIX}{word}?" for word in get_close_matches(own, known, n=1))
+        raise ValueError(f"The environment's {name} is not a setting; docs/settings.md lists them.{meant}")
 
 
 def check_file() -> None:

@@ -126,7 +126,11 @@ def check_models(
             fine.append(local)
         findings.append(finding)
     named = {local.spec.id for local in fine}
-    for model, local in pulled(data_dir).items():
+    try:
+        there = pulled(data_dir)
+    except CheckpointError as error:
+        return [*findings, Finding("problem", "models", error.detail)], fine
+    for model, local in there.items():
         if model not in named:
             try:
                 findings.append(check_weights(local, dtype))
@@ -137,11 +141,11 @@ def check_models(
 
 def check_aliases(arguments: Iterable[str], locals_: Iterable[Local], data_dir: Path) -> list[Finding]:
     """Whether each alias names a model that would be served; nothing where there are none."""
-    served = {model: local.spec for model, local in pulled(data_dir).items()}
-    served |= {local.spec.id: local.spec for local in locals_}
     if not (asked := list(arguments)):
         return []
     try:
+        served = {model: local.spec for model, local in pulled(data_dir).items()}
+        served |= {local.spec.id: local.spec for local in locals_}
         aliases = read_aliases(asked, served)
     except FundamentError as error:
         return [Finding("problem", "aliases", error.detail)]

@@ -23,8 +23,10 @@ FundamentError
 └── CheckpointError            a checkpoint that does not load, with all that is wrong with it; callers get 503
 """
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any
 
 
@@ -38,6 +40,17 @@ class FundamentError(Exception):
     def __init__(self, detail: str) -> None:
         super().__init__(detail)
         self.detail = detail
+
+
+def near(word: str, known: Iterable[str]) -> str:
+    """A sentence that asks whether a known word was meant; nothing where none is like it."""
+    found = get_close_matches(word, known, n=1)
+    return f" Did you mean {found[0]}?" if found else ""
+
+
+def install(extra: str) -> str:
+    """The command that brings an optional package into this environment."""
+    return f"{sys.executable} -m pip install 'fundament[{extra}]'"
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,11 +214,11 @@ class NotAllowedError(FundamentError):
 
 
 class LimitError(FundamentError):
-    """More than a caller may do now; it says when to try again."""
+    """More than a caller may do now; it says when to try again, where there is such a time."""
 
     status = 429
 
-    def __init__(self, code: str, detail: str, *, retry_after_seconds: int) -> None:
+    def __init__(self, code: str, detail: str, *, retry_after_seconds: int | None) -> None:
         super().__init__(detail)
         self.code, self.retry_after_seconds = code, retry_after_seconds
 

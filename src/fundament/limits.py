@@ -20,7 +20,7 @@ from limits.aio.storage import RedisStorage
 from limits.storage import MemoryStorage
 
 from fundament.config import Tier
-from fundament.errors import FundamentError, UnavailableError
+from fundament.errors import FundamentError, UnavailableError, install
 
 WINDOW_SECONDS = 60
 _LEASE_SECONDS = 30  # after which the running requests of a process that died no longer count
@@ -249,11 +249,17 @@ class RedisLimits(Limits):
     def __init__(self, url: str) -> None:
         try:
             from redis import asyncio as client
+            from redis.asyncio.retry import Retry
+            from redis.backoff import NoBackoff
             from redis.exceptions import RedisError
         except ModuleNotFoundError as error:
-            raise FundamentError("Limits in Redis need its client: pip install 'fundament[redis]'.") from error
+            raise FundamentError(f"Limits in Redis need its client: {install('redis')}") from error
         try:
-            pool = client.BlockingConnectionPool.from_url(url, max_connections=64, timeout=5, socket_timeout=5)
+            # Once more at once: a connection that is kept does not know that Redis was started anew.
+            again = Retry(NoBackoff(), 1)
+            pool = client.BlockingConnectionPool.from_url(
+                url, max_connections=64, timeout=5, socket_timeout=5, retry=again
+            )
         except ValueError as error:
             raise FundamentError(f"redis_url is not a URL of Redis: {error}") from error
         self._storage = RedisStorage(

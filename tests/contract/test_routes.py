@@ -56,10 +56,18 @@ def test_a_probe_gets_the_head_of_the_answer(client: httpx.Client, path: str) ->
 
 
 def test_a_path_that_is_not_there(client: httpx.Client) -> None:
-    response = client.get("/v1/nothing")
+    response = client.get("/v9/nowhere")
     assert response.status_code == 404
     assert response.json()["code"] == "RESOURCE_NOT_FOUND"
-    assert "/v1/nothing" in response.json()["detail"]
+    assert response.json()["detail"] == "There is no /v9/nowhere here; see /docs."
+
+
+@pytest.mark.parametrize(
+    ("path", "meant"), [("/embeddings", "/v1/embeddings"), ("/v2/rerank", "/v1/rerank"), ("/embed", "/v1/embeddings")]
+)
+def test_a_path_that_is_nearly_there(client: httpx.Client, path: str, meant: str) -> None:
+    detail = client.post(path, json={}).json()["detail"]
+    assert detail == f"There is no {path} here; see /docs. Did you mean {meant}?"
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """From what an operator names to a directory: the embedded model, pulled ones, own ones."""
 
+import errno
 import json
 import shutil
 from collections.abc import Callable
@@ -227,6 +228,30 @@ def test_a_tokenizer_of_more_tokens_than_the_weights_know_is_refused(
     tokenizer.save(str(own / "tokenizer.json"))
     with pytest.raises(CheckpointError, match=rf"{own}.* the tokenizer knows \d+ tokens, the weights \d+"):
         load_model(from_argument(f"mine={own}", tmp_path), FLOAT32)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_a_file_that_may_not_be_read_is_named(own: Path, tmp_path: Path, name: str) -> None:
+    local = from_argument(f"mine={own}", tmp_path)
+    plain, refused = Path.open, PermissionError(errno.EACCES, "Permission denied", str(own / name))
+
+    def forbids(path: Path, *args: Any, **options: Any) -> Any:
+        if path == own / name:
+            raise refused
+        return plain(path, *args, **options)
+
+    with pytest.MonkeyPatch.context() as patched:  # a superuser, who runs tests in containers, may read everything
+        patched.setattr(Path, "open", forbids)
+        with pytest.raises(CheckpointError, match=rf"{own / name} cannot be read: Permission denied\. Let the user"):
+            load_model(local, FLOAT32)
+
+
+def test_pulled_models_that_may_not_be_read_are_said(tmp_path: Path) -> None:
+    directory = tmp_path / "models" / SPEC.id
+    (directory / RECEIPT).mkdir(parents=True)
+    with pytest.raises(CheckpointError, match=rf"{RECEIPT} cannot be read: Is a directory"):
+        read_receipt(directory)
+    assert where_whole(SPEC, tmp_path) is None
 
 
 def test_layers_behind_the_pooling_are_refused(own: Path, tmp_path: Path) -> None:

@@ -247,13 +247,14 @@ def _ip_refused(standing: Standing) -> LimitError:
 
 def _too_many_tokens(standing: Standing, caller: Caller, n_tokens: int) -> LimitError:
     limit = caller.tier.tokens_per_minute
-    way_out = "Reduce batch sizes, or ask for a key of a larger tier." if caller.key else "Reduce batch sizes."
+    way_out = "Send less at once, or ask for a key of a larger tier." if caller.key else "Send less at once."
+    wait_seconds: int | None = _whole(standing.wait_seconds)
     if n_tokens > limit:
-        way_out = f"This request alone has {n_tokens:,}: no wait will do, send its inputs in several."
+        wait_seconds, way_out = None, f"This request alone has {n_tokens:,}, and no wait will do. {way_out}"
     return LimitError(
         "RATE_TOKEN_LIMIT_EXCEEDED",
         f"Token rate limit exceeded: {standing.n_tokens:,}/{limit:,} tokens per minute. {way_out}",
-        retry_after_seconds=_whole(standing.wait_seconds),
+        retry_after_seconds=wait_seconds,
     )
 
 

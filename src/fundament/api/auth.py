@@ -61,6 +61,7 @@ class AccountMiddleware:
             if for_admins and not caller.admin:  # now that the request is counted
                 raise NotAllowedError("This needs an admin key: fundament keys create NAME --admin")
         except FundamentError as error:
+            errors.note(error, scope["state"])
             await errors.render(error, scope["state"]["request_id"])(scope, receive, counted)
             return
         outside = current_visit.set(visit)

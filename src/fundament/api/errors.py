@@ -4,8 +4,9 @@ Beside these stands `error`, in OpenAI's form: its clients show their users only
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from http import HTTPStatus
+from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -13,7 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
 from fundament.api.wire import answer
-from fundament.errors import Fault, FundamentError, InputError
+from fundament.errors import Fault, FundamentError, InputError, near
 from fundament.telemetry import say
 
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
@@ -36,6 +37,12 @@ def render(error: FundamentError, request_id: str) -> Response:
     )
 
 
+def note(error: FundamentError, details: MutableMapping[str, Any]) -> None:
+    """Keep for the request's log line why the server could not answer; a caller's own fault is said to them alone."""
+    if error.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        details["reason"] = error.detail
+
+
 def unexpected(error: Exception, request_id: str) -> Response:
     """An error that nobody expected: logged whole, answered without what it says."""
     say("unexpected error", level=logging.ERROR, error=error, request_id=request_id)
@@ -47,6 +54,7 @@ def install(app: FastAPI) -> None:
 
     async def ours(request: Request, error: Exception) -> Response:
         assert isinstance(error, FundamentError)
+        note(error, request.scope["state"])
         return render(error, request.state.request_id)
 
     async def framework(request: Request, error: Exception) -> Response:
@@ -54,7 +62,8 @@ def install(app: FastAPI) -> None:
         status, headers, path = error.status_code, error.headers or {}, request.url.path
         detail, code = str(error.detail), None
         if status == HTTPStatus.NOT_FOUND:
-            detail, code = f"There is no {path} here; see /docs.", "RESOURCE_NOT_FOUND"
+            meant = near(path, request.app.openapi()["paths"])
+            detail, code = f"There is no {path} here; see /docs.{meant}", "RESOURCE_NOT_FOUND"
         elif status == HTTPStatus.METHOD_NOT_ALLOWED:
             headers = {"Allow": ", ".join(_methods(request) or ("GET", "HEAD"))}  # files have no method of their own
             detail = f"{path} does not answer {request.method}; use {headers['Allow']}."

@@ -104,7 +104,8 @@ def _read(value: Any, origin: str) -> Sent:
         raise InputError(
             Fault(
                 origin,
-                "Token ids are not accepted: every model has its own tokenizer. Send the text itself.",
+                "Token ids are not accepted: every model has its own tokenizer. Send the text itself. "
+                "LangChain's OpenAIEmbeddings does with check_embedding_ctx_length=False.",
                 "string_type",
                 echo(value),
             )

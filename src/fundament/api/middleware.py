@@ -71,7 +71,7 @@ class RequestMiddleware:
                 path=route,
                 status=status,
                 ms=round(seconds * 1000, 1),
-                **{**_key_of(details), **details.get("log", {})},
+                **{**_key_of(details), **details.get("log", {}), **_reason_of(details)},
             )
 
     def _path_of(self, scope: Scope) -> str:
@@ -91,3 +91,8 @@ def _key_of(details: dict[str, Any]) -> dict[str, str]:
     """The id of the key that asked, where one did."""
     caller = details.get("caller")
     return {"key": caller.key_id} if caller is not None and caller.key_id else {}
+
+
+def _reason_of(details: dict[str, Any]) -> dict[str, str]:
+    """Why the server could not answer, where it could not."""
+    return {"reason": details["reason"]} if "reason" in details else {}

@@ -142,6 +142,7 @@ class Checkpoint:
         self._check_index({path.name for path in paths})
         names: dict[str, Path] = {}
         for path in paths:
+            path.open("rb").close()  # whoever may not read it learns so from the system
             try:
                 self._opened[path] = safe_open(path, "pt")
             except Exception as error:

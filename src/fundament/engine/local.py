@@ -34,7 +34,7 @@ from fundament.engine.batcher import Batcher, Ticket
 from fundament.engine.generator import Conversation, Generator
 from fundament.engine.memory import Memory
 from fundament.engine.recurring import Recurring
-from fundament.engine.weights import PROGRAM, Local, embedded, verify_embedded
+from fundament.engine.weights import PROGRAM, Local, embedded, reading, verify_embedded
 from fundament.errors import CheckpointError, ModelNotFoundError, UnavailableError
 from fundament.models import Family, family, family_of
 from fundament.telemetry import Metrics, say
@@ -366,7 +366,8 @@ def load_model(local: Local, placement: Placement) -> Model[Any, Any]:
     """
     checkpoint, directory = Checkpoint(local.directory), str(local.directory)
     try:
-        return family_for(checkpoint, local.spec).load(checkpoint, local.spec, placement)
+        with reading():
+            return family_for(checkpoint, local.spec).load(checkpoint, local.spec, placement)
     except CheckpointError as error:
         if directory in error.detail:
             raise

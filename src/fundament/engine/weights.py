@@ -7,7 +7,8 @@ import hashlib
 import importlib.util
 import os
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -18,7 +19,7 @@ import orjson
 
 from fundament.catalog import CATALOG, EMBEDDED, LISTWISE, PAIRS, ModelSpec, Task, names, short_id
 from fundament.core import Output
-from fundament.errors import CheckpointError
+from fundament.errors import CheckpointError, near
 from fundament.models import families, family_of
 
 if TYPE_CHECKING:
@@ -58,6 +59,22 @@ class Local:
         return sum(path.stat().st_size for path in files)
 
 
+@contextmanager
+def reading() -> Iterator[None]:
+    """Say in words what of a model's files the system does not let this user read.
+
+    Raises:
+        CheckpointError: there is such a file.
+    """
+    try:
+        yield
+    except OSError as error:
+        what = error.filename or "a file of it"
+        raise CheckpointError(
+            f"{what} cannot be read: {error.strerror}. Let the user that runs fundament read it."
+        ) from error
+
+
 @dataclass(frozen=True, slots=True)
 class FileRecord:
     """One pulled file: its size in bytes and its SHA-256."""
@@ -87,11 +104,12 @@ class Receipt:
         (directory / RECEIPT).write_bytes(orjson.dumps(asdict(self), option=orjson.OPT_INDENT_2))
 
 
+@reading()
 def read_receipt(directory: Path) -> Receipt | None:
     """What was pulled into a directory; None where nothing was, or not to the end.
 
     Raises:
-        CheckpointError: the receipt cannot be read.
+        CheckpointError: the receipt cannot be read, or is none.
     """
     path = directory / RECEIPT
     if not path.exists():
@@ -162,11 +180,15 @@ def where_whole(spec: ModelSpec, data_dir: Path) -> Path | None:
     return directory
 
 
+@reading()
 def pulled(data_dir: Path) -> dict[str, Local]:
     """The catalogue's models that are on disk, whole, and of a family that is served, by id.
 
     Costs one `stat` where nothing changed: a pull ends with a rename, which changes the time of the parent directory.
     So a running server asks whenever it does not know a name, and sees a model as soon as it is there.
+
+    Raises:
+        CheckpointError: the directory may not be read.
     """
     try:
         changed_ns = os.stat(f"{data_dir}/models").st_mtime_ns  # noqa: PTH116 - asked for every unknown name
@@ -186,6 +208,7 @@ def _scan(data_dir: Path, changed_ns: int) -> Mapping[str, Local]:
     }
 
 
+@reading()
 def from_argument(argument: str, data_dir: Path, *, allow_torchscript: bool = False) -> Local:
     """Read `--model ID` or `--model ID=DIR`.
 
@@ -198,7 +221,8 @@ def from_argument(argument: str, data_dir: Path, *, allow_torchscript: bool = Fa
         allow_torchscript: let a directory in whose weights are a program, which loading runs.
 
     Raises:
-        CheckpointError: an id that is not known, weights that are not there, a directory of no known family.
+        CheckpointError: an id that is not known, weights that are not there or may not be read, a directory of no known
+            family.
     """
     if not argument:
         raise CheckpointError("--model names no model: write --model ID, or leave it out for the embedded one")
@@ -210,7 +234,7 @@ def from_argument(argument: str, data_dir: Path, *, allow_torchscript: bool = Fa
         if spec is None:
             own = f"my-model={name}" if Path(name).is_dir() else f"{name}=/path/to/it"
             raise CheckpointError(
-                f"'{name}' is not in the catalogue (see `fundament models`). "
+                f"'{name}' is not in the catalogue (see `fundament models`).{near(name, CATALOG)} "
                 f"To serve a directory of your own: --model {own}"
             )
         if spec is EMBEDDED and (local := embedded()):

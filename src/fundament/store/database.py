@@ -16,7 +16,7 @@ from sqlalchemy.exc import ArgumentError, DatabaseError, InterfaceError, NoSuchM
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
-from fundament.errors import FundamentError, UnavailableError
+from fundament.errors import FundamentError, UnavailableError, install
 
 _BUSY_SECONDS = 10  # how long a writer of SQLite waits for another process's transaction
 _MOST_SECONDS = 30.0  # of a transaction: a database that is held still keeps its connections, and says nothing
@@ -248,7 +248,7 @@ def _driver_there() -> Iterator[None]:
     try:
         yield
     except (ModuleNotFoundError, NoSuchModuleError) as error:
-        raise FundamentError("PostgreSQL needs its driver: pip install 'fundament[postgres]'.") from error
+        raise FundamentError(f"PostgreSQL needs its driver: {install('postgres')}") from error
 
 
 @contextmanager
