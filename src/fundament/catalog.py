@@ -98,7 +98,8 @@ class ModelSpec:
     def search_tasks(self) -> tuple[str | None, str | None]:
         """The tasks of a search's query and of its documents; None where the model has no such task."""
         stem = "retrieval" if "retrieval.query" in self.tasks else (self.default_task or "").partition(".")[0]
-        query, document = (name if name in self.tasks else None for name in (f"{stem}.query", f"{stem}.passage"))
+        names = (f"{stem}.query", "query"), (f"{stem}.passage", "document", "passage")
+        query, document = (next((name for name in side if name in self.tasks), None) for side in names)
         return query, document
 
     @property

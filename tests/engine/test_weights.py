@@ -254,6 +254,46 @@ def test_pulled_models_that_may_not_be_read_are_said(tmp_path: Path) -> None:
     assert where_whole(SPEC, tmp_path) is None
 
 
+def test_a_vocabulary_with_gaps_counts_to_its_highest_id(own: Path, tmp_path: Path) -> None:
+    tokenizer = json.loads((own / "tokenizer.json").read_text())
+    tokenizer["model"]["vocab"]["faraway"] = 5_000
+    (own / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(CheckpointError, match="the tokenizer knows 5001 tokens, the weights 3000"):
+        load_model(from_argument(f"mine={own}", tmp_path), FLOAT32)
+
+
+def test_a_qwen_that_looks_both_ways_is_refused_and_one_without_a_table_reads_on(tmp_path: Path) -> None:
+    own = tmp_path / "own"
+    own.mkdir()
+    llama.save(own, qwen.QWEN3, qwen.weights(qwen.QWEN3))
+    (own / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 100_000}))
+    assert from_argument(f"mine={own}", tmp_path).spec.context == 100_000
+    edit(own / "config.json", is_causal=False)
+    with pytest.raises(CheckpointError, match=r"config\.json asks for attention both ways, which is not served"):
+        from_argument(f"mine={own}", tmp_path)
+    edit(own / "config.json", is_causal=True, architectures=None)
+    from_argument(f"mine={own}", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("file", "said", "words"),
+    [
+        ("config_sentence_transformers.json", {"prompts": {"query": "people: "}}, "puts prompts before texts"),
+        ("tokenizer_config.json", {"model_input_names": ["input_ids", "attention_mask"]}, "leaves out the types"),
+    ],
+)
+def test_what_would_change_a_rerankers_scores_is_refused(
+    tmp_path: Path, file: str, said: dict[str, Any], words: str
+) -> None:
+    own = tmp_path / "own"
+    own.mkdir()
+    bert_ranker(own)
+    told = json.loads((own / file).read_text()) if (own / file).exists() else {}
+    (own / file).write_text(json.dumps(told | said))
+    with pytest.raises(CheckpointError, match=words):
+        from_argument(f"mine={own}", tmp_path)
+
+
 def test_layers_behind_the_pooling_are_refused(own: Path, tmp_path: Path) -> None:
     kinds = ["models.Transformer", "models.Pooling", "models.Normalize"]
     (own / "modules.json").write_text(json.dumps([{"type": f"sentence_transformers.{kind}"} for kind in kinds]))

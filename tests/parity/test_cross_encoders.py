@@ -267,7 +267,19 @@ def test_an_extra_tensor_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("template", "words"),
-    [("$A $B", "no special token before a pair"), ("[CLS]:1 $A:1 [SEP]:1 $B:0 [SEP]:0", "an order that is not served")],
+    [
+        ("$A $B", "no special token before a pair"),
+        *(
+            (template, "a pair of texts in a way that is not served")
+            for template in (
+                "[CLS]:1 $A:1 [SEP]:1 $B:0 [SEP]:0",
+                "[CLS]:1 $A:1 [SEP]:1 $B:1 [SEP]:1",
+                "[CLS] $A [SEP] $B:2 [SEP]:2",
+                "[CLS] $B [SEP] $A:1 [SEP]:1",
+                "[CLS] $A [SEP] $A [SEP] $B:1 [SEP]:1",
+            )
+        ),
+    ],
 )
 def test_a_tokenizer_that_frames_pairs_otherwise_is_refused(template: str, words: str, tmp_path: Path) -> None:
     path = bert_ranker(tmp_path) / "tokenizer.json"
@@ -276,6 +288,16 @@ def test_a_tokenizer_that_frames_pairs_otherwise_is_refused(template: str, words
     tokenizer.post_processor = TemplateProcessing(single="$A", pair=template, special_tokens=special)
     tokenizer.save(str(path))
     with pytest.raises(CheckpointError, match=words):
+        open_model("bert", tmp_path)
+
+
+@pytest.mark.parametrize("single", ["[CLS] $A:1 [SEP]", "[CLS] $A [SEP] $A [SEP]"])
+def test_a_tokenizer_that_frames_a_text_otherwise_is_refused(single: str, tmp_path: Path) -> None:
+    path = bert_ranker(tmp_path) / "tokenizer.json"
+    tokenizer = Tokenizer.from_file(str(path))
+    tokenizer.post_processor = TemplateProcessing(single=single, special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
+    tokenizer.save(str(path))
+    with pytest.raises(CheckpointError, match="repeats a text, or gives its tokens types"):
         open_model("bert", tmp_path)
 
 

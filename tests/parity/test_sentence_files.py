@@ -102,6 +102,84 @@ def test_prompts_are_tasks_and_one_may_go_before_every_text(directory: Path) -> 
         from_argument(f"mine={directory}", directory)
 
 
+def test_prompts_for_either_side_of_a_search_rank(directory: Path) -> None:
+    for prompts, sides in (
+        ({"query": "people: ", "document": "what "}, ("query", "document")),
+        ({"query": "people: ", "passage": "what "}, ("query", "passage")),
+        ({"other": "people: "}, (None, None)),
+    ):
+        write(directory, PROMPTS, prompts=prompts)
+        assert from_argument(f"mine={directory}", directory).spec.search_tasks == sides
+
+
+@pytest.mark.parametrize(
+    ("file", "said", "words"),
+    [
+        ("config.json", {"is_decoder": True}, "attention to earlier tokens alone"),
+        ("config.json", {"is_causal": True}, "attention to earlier tokens alone"),
+        ("config.json", {"model_type": ["bert"]}, "model_type in a word"),
+        (SENTENCE, {"modality_config": {"text": {}, "message": {}}}, "chat template"),
+        (SENTENCE, {"processing_kwargs": {"text": {"max_length": 8}}}, "max_length"),
+        (SENTENCE, {"tokenizer_args": {"model_max_length": 8}}, "model_max_length"),
+        (SENTENCE, {"config_kwargs": {"layer_norm_eps": 0.1}}, "layer_norm_eps"),
+        ("sentence_roberta_config.json", {"do_lower_case": True}, "do_lower_case"),
+        (PROMPTS, {"truncate_dim": 16}, "truncate_dim"),
+        (PROMPTS, {"prompts": {"a": "b"}, "default_prompt_name": ["a"]}, "none of its prompts"),
+        (TOKENIZER, {"truncation_side": "left"}, "truncation_side"),
+        (TOKENIZER, {"tokenizer_class": "BertTokenizer", "do_lower_case": True}, "do_lower_case True"),
+        (TOKENIZER, {"added_tokens_decoder": {"900": {"content": "[NEW]"}}}, r"lacks: '\[NEW\]'"),
+        (POOLING, {"pooling_mode_cls_token": 1}, "pooling .* is not served"),
+    ],
+)
+def test_what_would_change_vectors_and_is_not_served_is_refused(
+    directory: Path, file: str, said: dict[str, Any], words: str
+) -> None:
+    if file.startswith("sentence_roberta"):
+        (directory / SENTENCE).unlink()
+    told = json.loads((directory / file).read_text()) if (directory / file).exists() else {}
+    write(directory, file, **told | said)
+    with pytest.raises(CheckpointError, match=words):
+        load_model(from_argument(f"mine={directory}", directory), FLOAT32)
+
+
+def test_what_changes_no_vector_is_served(directory: Path) -> None:
+    for file, said in (
+        ("config.json", {"is_decoder": True, "is_causal": False}),
+        (SENTENCE, {"modality_config": {"text": {"method": "forward"}}, "tokenizer_args": {"padding_side": "left"}}),
+        (PROMPTS, {"truncate_dim": None, "prompts": {"query": "", "document": ""}}),
+        (TOKENIZER, {"truncation_side": "right", "added_tokens_decoder": {"0": {"content": "[PAD]"}}}),
+    ):
+        told = json.loads((directory / file).read_text()) if (directory / file).exists() else {}
+        write(directory, file, **told | said)
+    from_argument(f"mine={directory}", directory)
+
+
+def test_the_file_of_an_older_name_is_read(directory: Path) -> None:
+    (directory / SENTENCE).rename(directory / "sentence_distilbert_config.json")
+    assert from_argument(f"mine={directory}", directory).spec.context == 64
+    check(directory)
+
+
+def test_a_model_in_a_folder_is_not_looked_for_beside_it(directory: Path) -> None:
+    modules = json.loads((directory / "modules.json").read_text())
+    modules[0]["path"] = "0_Transformer"
+    (directory / "modules.json").write_text(json.dumps(modules))
+    with pytest.raises(CheckpointError, match="says that the model is in 0_Transformer"):
+        from_argument(f"mine={directory}", directory)
+
+
+def test_pooling_without_the_prompt_is_refused(directory: Path) -> None:
+    write(directory, PROMPTS, prompts={"query": "people: "}, default_prompt_name="query")
+    for mode in ("cls_token", "mean_tokens"):
+        for without in (False, None, 0):
+            told = {f"pooling_mode_{mode}": True, "include_prompt": without}
+            write(directory, POOLING, word_embedding_dimension=48, **told)
+            with pytest.raises(CheckpointError, match="include_prompt"):
+                load_model(from_argument(f"mine={directory}", directory), FLOAT32)
+    write(directory, POOLING, word_embedding_dimension=48, pooling_mode_lasttoken=True, include_prompt=False)
+    check(directory)
+
+
 def test_lower_case_is_the_tokenizers_work(directory: Path) -> None:
     write(directory, SENTENCE, do_lower_case=True)
     with pytest.raises(CheckpointError, match=r"do_lower_case.*normalizer of tokenizer\.json"):

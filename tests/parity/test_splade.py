@@ -157,6 +157,41 @@ def test_queries_are_looked_up_where_there_are_weights_for_them(tmp_path: Path, 
     torch.testing.assert_close(whole(weights(model, inputs), "bert"), documents, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "structure",
+    [
+        {"query": ["query_0_MLMTransformer", "query_1_SpladePooling"], "document": ["", "document_1_SpladePooling"]},
+        {"query": ["", "query_1_SpladePooling"], "document": ["document_0_SparseStaticEmbedding"]},
+        {"query": ["query_0_SparseStaticEmbedding"], "document": ["document_0_MLMTransformer"]},
+    ],
+)
+def test_other_routes_are_refused(tmp_path: Path, structure: dict[str, list[str]]) -> None:
+    save_splade(tmp_path, "bert")
+    (tmp_path / "router_config.json").write_text(json.dumps({"structure": structure}))
+    with pytest.raises(CheckpointError, match=r"router_config\.json: served are documents that run through"):
+        open_model(tmp_path)
+
+
+def test_the_pooling_is_in_the_folder_that_the_modules_name(tmp_path: Path) -> None:
+    reference = save_splade(tmp_path, "distilbert")
+    for folder, activation in (("1_Pooling", "log1p_relu"), ("7_SpladePooling", "relu")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "config.json").write_text(json.dumps({"activation_function": activation}))
+    types = {"": "MLMTransformer", "1_Pooling": "SpladePooling"}
+    modules = [{"path": path, "type": f"sentence_transformers.models.{kind}"} for path, kind in types.items()]
+    (tmp_path / "modules.json").write_text(json.dumps(modules))
+    model = open_model(tmp_path)
+    other = expected(reference, rows_of(model, TEXTS), "log1p_relu")
+    torch.testing.assert_close(whole(weights(model, TEXTS), "distilbert"), other, atol=1e-5, rtol=1e-5)
+
+
+def test_prompts_are_refused(tmp_path: Path) -> None:
+    save_splade(tmp_path, "bert")
+    (tmp_path / "config_sentence_transformers.json").write_text(json.dumps({"prompts": {"query": "people: "}}))
+    with pytest.raises(CheckpointError, match="puts prompts before texts, for a model of this kind"):
+        from_argument(f"mine={tmp_path}", tmp_path)
+
+
 @pytest.fixture(scope="module")
 def weighing(tmp_path_factory: pytest.TempPathFactory) -> Model:
     directory = tmp_path_factory.mktemp("weighing")

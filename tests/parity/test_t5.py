@@ -152,12 +152,14 @@ def test_token_embeddings_that_differ_under_two_names_are_refused(tmp_path: Path
     [
         {"feed_forward_proj": "twice-gelu"},
         {"feed_forward_proj": "gated-sine"},
+        {"dense_act_fn": "silu"},
+        {"is_gated_act": True},
         {"relative_attention_max_distance": 8},
         {"relative_attention_num_buckets": 2},
     ],
 )
 def test_what_is_not_served_is_refused(tmp_path: Path, changes: dict[str, Any]) -> None:
-    with pytest.raises(CheckpointError, match=r"is not served|do not divide distances"):
+    with pytest.raises(CheckpointError, match=r"is not served|do not divide|are not those of feed_forward_proj"):
         load(t5(tmp_path, **changes), "t5")
 
 

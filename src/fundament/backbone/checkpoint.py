@@ -112,6 +112,8 @@ class Checkpoint:
         config = Config(self.json("config.json"), str(self.directory / "config.json"))
         if not isinstance(config.get("architectures") or [], list):
             raise CheckpointError(f"{config.where} should name its architectures in a list")
+        if not isinstance(config.get("model_type") or "", str):
+            raise CheckpointError(f"{config.where} should name its model_type in a word")
         return config
 
     def json(self, name: str, *, default: dict[str, Any] | None = None) -> dict[str, Any]:

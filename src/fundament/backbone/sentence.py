@@ -1,5 +1,7 @@
 """What the files that sentence-transformers writes say about a checkpoint: modules, pooling, prompts, longest input."""
 
+from typing import Any
+
 import orjson
 
 from fundament.backbone.checkpoint import Checkpoint
@@ -11,7 +13,9 @@ _POOLINGS: dict[str, Pooling] = {
     "pooling_mode_mean_tokens": "mean",
     "pooling_mode_lasttoken": "last",
 }
-_SENTENCE = "sentence_bert_config.json"
+_KINDS = ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
+_WITHOUT_TABLE = ("qwen2", "qwen3", "eurobert", "t5")  # which read on behind what `config.json` names as most
+PROMPTS = "config_sentence_transformers.json"
 _NAMES: dict[str, Pooling] = {"cls": "first", "mean": "mean", "lasttoken": "last"}
 
 
@@ -37,13 +41,14 @@ def read_prompts(checkpoint: Checkpoint) -> tuple[dict[str, str], str | None]:
     Raises:
         CheckpointError: prompts that are no texts, or a default that is none of them.
     """
-    name = "config_sentence_transformers.json"
-    config = checkpoint.json(name, default={})
+    config = checkpoint.json(PROMPTS, default={})
     prompts, default = config.get("prompts") or {}, config.get("default_prompt_name")
     if not isinstance(prompts, dict) or not all(isinstance(prompt, str) for prompt in prompts.values()):
-        raise CheckpointError(f"{checkpoint.directory / name}: prompts should be an object of texts")
-    if default is not None and default not in prompts:
-        raise CheckpointError(f"{checkpoint.directory / name}: default_prompt_name '{default}' is none of its prompts")
+        raise CheckpointError(f"{checkpoint.directory / PROMPTS}: prompts should be an object of texts")
+    if default is not None and (not isinstance(default, str) or default not in prompts):
+        raise CheckpointError(
+            f"{checkpoint.directory / PROMPTS}: default_prompt_name '{default}' is none of its prompts"
+        )
     return (prompts, default) if any(prompts.values()) else ({}, None)
 
 
@@ -69,13 +74,20 @@ def read_pooling(checkpoint: Checkpoint, default: Pooling | None = "mean") -> Po
                 f'ways; write one that says {{"pooling_mode": …}}, one of {sorted(_NAMES)}'
             )
         return default
-    asked = [named] if isinstance(named, str) else [key for key, on in config.items() if on is True and "mode" in key]
+    asked = [named] if isinstance(named, str) else [key for key, on in config.items() if on and "mode" in key]
     known = [_NAMES.get(mode) or _POOLINGS.get(mode) for mode in asked]
     if len(known) != 1 or known[0] is None:
         raise CheckpointError(f"{checkpoint.directory}: pooling {asked} is not served; known are {sorted(_NAMES)}")
-    if known == ["mean"] and config.get("include_prompt") is False and read_prompts(checkpoint)[0]:
-        raise CheckpointError(f"{checkpoint.directory}: a mean without the prompt (include_prompt) is not served")
+    if known != ["last"] and not config.get("include_prompt", True) and read_prompts(checkpoint)[0]:
+        raise CheckpointError(f"{checkpoint.directory}: pooling without the prompt (include_prompt) is not served")
     return known[0]
+
+
+def read_sentence(checkpoint: Checkpoint) -> tuple[str, dict[str, Any]]:
+    """The file that says how sentence-transformers reads texts, by any of its names, and what it says."""
+    names = [f"sentence_{kind}_config.json" for kind in _KINDS]
+    found = ((name, checkpoint.json(name, default={})) for name in names)
+    return next(((name, told) for name, told in found if told), (names[0], {}))
 
 
 def refuse_lowering(checkpoint: Checkpoint) -> None:
@@ -84,12 +96,13 @@ def refuse_lowering(checkpoint: Checkpoint) -> None:
     Raises:
         CheckpointError: `do_lower_case` asks for lower case, and the tokenizer keeps capitals.
     """
-    if not checkpoint.json(_SENTENCE, default={}).get("do_lower_case"):
+    name, told = read_sentence(checkpoint)
+    if not told.get("do_lower_case"):
         return
     normalizer = str(checkpoint.json("tokenizer.json").get("normalizer"))
     if "'lowercase': True" not in normalizer and "'Lowercase'" not in normalizer:
         raise CheckpointError(
-            f"{checkpoint.directory / _SENTENCE} asks for do_lower_case, which is not served: "
+            f"{checkpoint.directory / name} asks for do_lower_case, which is not served: "
             "let the normalizer of tokenizer.json do it"
         )
 
@@ -97,7 +110,8 @@ def refuse_lowering(checkpoint: Checkpoint) -> None:
 def read_context(checkpoint: Checkpoint) -> int:
     """Most tokens of an input: what sentence-transformers reads, and no more than the position table holds.
 
-    That is `max_seq_length` of `sentence_bert_config.json`, else `model_max_length` of `tokenizer_config.json`.
+    That is `max_seq_length` of `sentence_bert_config.json`, else the less of `model_max_length` of
+    `tokenizer_config.json` and `max_position_embeddings`.
 
     Raises:
         CheckpointError: one that is no length, or a table without a position for a token.
@@ -111,9 +125,11 @@ def read_context(checkpoint: Checkpoint) -> int:
         table -= config.get("pad_token_id", 1) + 1
     if table < 1:
         raise CheckpointError(f"{checkpoint.directory}: config.json leaves no position for a token")
-    for name, key in ((_SENTENCE, "max_seq_length"), ("tokenizer_config.json", "model_max_length")):
+    sentence, tokenizer = read_sentence(checkpoint)[0], "tokenizer_config.json"
+    for name, key in ((sentence, "max_seq_length"), (tokenizer, "model_max_length")):
         if (told := checkpoint.json(name, default={}).get(key)) is not None:
             if not isinstance(told, int | float) or told < 1:
                 raise CheckpointError(f"{checkpoint.directory / name}: {key} should be a number above 0, not {told!r}")
-            return int(min(told, table))
+            bounded = name == tokenizer or config.get("model_type") not in _WITHOUT_TABLE
+            return int(min(told, table) if bounded else told)
     return table

@@ -86,6 +86,11 @@ class TextTokenizer:
         """Entries of the vocabulary."""
         return int(self._tokenizer.get_vocab_size())
 
+    @property
+    def n_ids(self) -> int:
+        """One more than the highest id, which is more than `n_vocab` where some are free."""
+        return 1 + max(self._tokenizer.get_vocab().values(), default=-1)
+
     def id_of(self, token: str) -> int | None:
         """The id of a token as the vocabulary writes it; None where it has no such token."""
         found: int | None = self._tokenizer.token_to_id(token)
@@ -179,24 +184,29 @@ class TextTokenizer:
             led: whether a token in front of them is needed.
 
         Raises:
-            CheckpointError: it puts nothing there, or tokens of type 0 behind those of type 1.
+            CheckpointError: it puts nothing there, repeats or turns round the texts, or gives them other types than 0
+                and then 1.
         """
         encoding = self._tokenizer.encode("a", "a")
         ids, types = np.array(encoding.ids, dtype=np.int64), np.array(encoding.type_ids)
         first, second = ([i for i, text in enumerate(encoding.sequence_ids) if text == side] for side in (0, 1))
+        typed = types[: first[-1] + 1].any() or types.max() > 1 or (np.diff(types) < 0).any()
+        if typed or first + second != _own(encoding):  # of a text that comes twice, one place alone is told
+            raise CheckpointError("tokenizer.json lays out a pair of texts in a way that is not served")
         cuts = [first[0], first[-1] + 1, second[0], second[-1] + 1]
         if led and first[0] == 0:
             raise CheckpointError("tokenizer.json puts no special token before a pair of texts, so nothing is scored")
-        if (np.diff(types) < 0).any():
-            raise CheckpointError("tokenizer.json gives the tokens of a pair types in an order that is not served")
         before, _, between, _, after = np.split(ids, cuts)
         n_first = int((types[cuts[1] : cuts[2]] == 0).sum())
         return PairFrame(before, between, after, n_first, typed=bool(types[-1]))
 
     def _special_tokens_around(self) -> tuple[int, int]:
-        mask = self._tokenizer.encode("a").special_tokens_mask
-        inner = [place for place, special in enumerate(mask) if not special] or [len(mask)]
-        return inner[0], len(mask) - 1 - inner[-1]
+        encoding = self._tokenizer.encode("a")
+        own, n = _own(encoding), len(encoding)
+        if any(encoding.type_ids) or own != [place for place, text in enumerate(encoding.sequence_ids) if text == 0]:
+            raise CheckpointError("tokenizer.json repeats a text, or gives its tokens types that are not served")
+        inner = own or [n]
+        return inner[0], n - 1 - inner[-1]
 
     def _cut(self, encoding: Encoding, n_prefix: int, most: int) -> Tokens:
         ids = encoding.ids
@@ -209,15 +219,20 @@ class TextTokenizer:
         return Tokens(np.array(ids, dtype=np.int64), n_whole, max(0, n_own - (n_whole - len(ids))))
 
 
+def _own(encoding: Encoding) -> list[int]:
+    """The places of the tokens that are of a text."""
+    return [place for place, special in enumerate(encoding.special_tokens_mask) if not special]
+
+
 def check_vocabulary(tokenizer: TextTokenizer, spec: ModelSpec, n_embeddings: int) -> None:
     """Compare the tokenizer of a directory of one's own with the weights' table of tokens.
 
     Raises:
         CheckpointError: it has tokens for which there is no row.
     """
-    if not spec.repo and tokenizer.n_vocab > n_embeddings:
+    if not spec.repo and (n_ids := tokenizer.n_ids) > n_embeddings:
         raise CheckpointError(
-            f"the tokenizer knows {tokenizer.n_vocab} tokens, the weights {n_embeddings}; "
+            f"the tokenizer knows {n_ids} tokens, the weights {n_embeddings}; "
             "take the tokenizer.json that belongs to them"
         )
 

@@ -267,6 +267,7 @@ def _own(name: str, directory: Path) -> ModelSpec:
     from fundament.backbone.checkpoint import Checkpoint
     from fundament.backbone.cross_encoder import is_classifier
     from fundament.backbone.sentence import read_context, read_prompts, refuse_lowering
+    from fundament.backbone.unserved import refuse_unserved
 
     checkpoint = Checkpoint(directory)
     family = family_of(checkpoint.config)
@@ -284,9 +285,11 @@ def _own(name: str, directory: Path) -> ModelSpec:
         raise CheckpointError(
             f"{directory}/config.json has no hidden_size or d_model, so the length of its vectors is not known"
         )
+    prompted = outputs == ("dense",) and not ranks
     refuse_lowering(checkpoint)
+    refuse_unserved(checkpoint, prompts=prompted, pairs=ranks is PAIRS)
     changed = datetime.fromtimestamp((directory / "config.json").stat().st_mtime, UTC).date()
-    prompts, default = read_prompts(checkpoint) if outputs == ("dense",) and not ranks else ({}, None)
+    prompts, default = read_prompts(checkpoint) if prompted else ({}, None)
     return ModelSpec(
         id=name,
         family=family,
@@ -396,7 +399,13 @@ def _refuse_other_modules(checkpoint: "Checkpoint", served: set[str]) -> None:
     """A sentence encoder's `modules.json` may name layers behind the pooling; without them its vectors are wrong."""
     from fundament.backbone.sentence import read_modules
 
-    if other := read_modules(checkpoint).keys() - served:
+    modules = read_modules(checkpoint)
+    if folders := [modules[name] for name in ("Transformer", "MLMTransformer") if modules.get(name)]:
+        raise CheckpointError(
+            f"{checkpoint.directory}/modules.json says that the model is in {folders[0]}: give --model that directory, "
+            "with the other files of this one in it"
+        )
+    if other := modules.keys() - served:
         raise CheckpointError(
             f"{checkpoint.directory}/modules.json names modules that are not served: {', '.join(sorted(other))}"
         )

@@ -19,7 +19,9 @@ def recognises(config: dict[str, Any]) -> bool:
     """Qwen2, Qwen3, and the causal one of the two v5 text models; not a listwise reranker on top of one."""
     if config.get("model_type") == "jina_embeddings_v5":
         return config.get("is_decoder") is not False
-    return config.get("model_type") in ("qwen2", "qwen3") and "JinaForRanking" not in config.get("architectures", ())
+    return config.get("model_type") in ("qwen2", "qwen3") and "JinaForRanking" not in (
+        config.get("architectures") or ()
+    )
 
 
 def load(

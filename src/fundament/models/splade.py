@@ -27,6 +27,7 @@ from fundament.backbone.checkpoint import Checkpoint, Source, Weights
 from fundament.backbone.device import Placement
 from fundament.backbone.linear import Activation, activate
 from fundament.backbone.rows import states_of_rows
+from fundament.backbone.sentence import read_modules
 from fundament.backbone.sparse import named, naming, sparse, sparse_rows
 from fundament.backbone.tokenizing import TextTokenizer, check_vocabulary
 from fundament.backbone.transformer import Shape, Transformer, parameters
@@ -336,7 +337,8 @@ def read_logarithms(checkpoint: Checkpoint) -> int:
         CheckpointError: a pooling that is not served, or several that differ.
     """
     found = set()
-    for path in sorted(checkpoint.directory.glob("*SpladePooling/config.json")):
+    named = read_modules(checkpoint).get("SpladePooling")
+    for path in sorted(checkpoint.directory.glob(f"{named or '*SpladePooling'}/config.json")):
         told = checkpoint.json(str(path.relative_to(checkpoint.directory)))
         strategy, activation = told.get("pooling_strategy", "max"), told.get("activation_function", "relu")
         if strategy != "max" or activation not in _LOGARITHMS:
@@ -371,8 +373,14 @@ def read_idf(checkpoint: Checkpoint, tokenizer: TextTokenizer, shape: Shape) -> 
 
 
 def _read_routed(checkpoint: Checkpoint, shape: Shape) -> Array | None:
-    routes = checkpoint.json("router_config.json", default={})
-    names = [name for name in routes.get("structure", {}).get("query", []) if name.endswith("SparseStaticEmbedding")]
+    routes = checkpoint.json("router_config.json", default={}).get("structure", {})
+    names = [name for name in routes.get("query", []) if name.endswith("SparseStaticEmbedding")]
+    through = [name for name in routes.get("document", []) if name and not name.endswith("SpladePooling")]
+    if through or (routes.get("query", []) not in (names, routes.get("document", []))):
+        raise CheckpointError(
+            f"{checkpoint.directory}/router_config.json: served are documents that run through the model of this very "
+            "directory, and queries that do too or are looked up"
+        )
     if not names:
         return None
     folder = Checkpoint(checkpoint.directory / names[0])

@@ -77,6 +77,13 @@ def read_shape(config: dict[str, Any]) -> Shape:
     kind, _, name = str(config.get("feed_forward_proj", "relu")).rpartition("-")
     if kind not in ("", "gated"):
         raise CheckpointError(f"feed_forward_proj '{config['feed_forward_proj']}' is not served; known is gated-gelu")
+    # By `gated-gelu` T5 1.1 means the tanh approximation.
+    told = (config.get("dense_act_fn"), config.get("is_gated_act"))
+    named = ("gelu_new" if (kind, name) == ("gated", "gelu") else name, kind == "gated")
+    if any(value not in (None, own) for value, own in zip(told, named, strict=True)):
+        raise CheckpointError(
+            f"config.json: dense_act_fn, is_gated_act {told} are not those of feed_forward_proj {named}"
+        )
     n_buckets = config["relative_attention_num_buckets"]
     max_distance = config.get("relative_attention_max_distance", 128)  # older configs do not say it
     if n_buckets < 4 or max_distance <= n_buckets // 4:
@@ -84,8 +91,6 @@ def read_shape(config: dict[str, Any]) -> Shape:
             f"config.json: relative_attention_num_buckets {n_buckets} do not divide distances up to "
             f"relative_attention_max_distance {max_distance}"
         )
-    # By `gated-gelu` T5 1.1 means the tanh approximation.
-    activation = read_activation("gelu_new" if (kind, name) == ("gated", "gelu") else name)
     return Shape(
         vocab=config["vocab_size"],
         hidden=config["d_model"],
@@ -104,7 +109,7 @@ def read_shape(config: dict[str, Any]) -> Shape:
         out_bias=False,
         attention_scale=1.0,
         gated=kind == "gated",
-        activation=activation,
+        activation=read_activation(named[0]),
         up_bias=False,
         down_bias=False,
     )
