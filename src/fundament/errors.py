@@ -214,11 +214,11 @@ class NotAllowedError(FundamentError):
 
 
 class LimitError(FundamentError):
-    """More than a caller may do now; it says when to try again, where there is such a time."""
+    """More than a caller may do now; it says when to try again."""
 
     status = 429
 
-    def __init__(self, code: str, detail: str, *, retry_after_seconds: int | None) -> None:
+    def __init__(self, code: str, detail: str, *, retry_after_seconds: int) -> None:
         super().__init__(detail)
         self.code, self.retry_after_seconds = code, retry_after_seconds
 

@@ -248,13 +248,12 @@ def _ip_refused(standing: Standing) -> LimitError:
 def _too_many_tokens(standing: Standing, caller: Caller, n_tokens: int) -> LimitError:
     limit = caller.tier.tokens_per_minute
     way_out = "Send less at once, or ask for a key of a larger tier." if caller.key else "Send less at once."
-    wait_seconds: int | None = _whole(standing.wait_seconds)
     if n_tokens > limit:
-        wait_seconds, way_out = None, f"This request alone has {n_tokens:,}, and no wait will do. {way_out}"
+        way_out = f"This request alone has {n_tokens:,}, and no wait will do. {way_out}"
     return LimitError(
         "RATE_TOKEN_LIMIT_EXCEEDED",
         f"Token rate limit exceeded: {standing.n_tokens:,}/{limit:,} tokens per minute. {way_out}",
-        retry_after_seconds=wait_seconds,
+        retry_after_seconds=_whole(standing.wait_seconds),
     )
 
 
