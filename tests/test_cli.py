@@ -101,7 +101,7 @@ def test_a_licence_is_shown_first_and_must_be_accepted(hub: Hub, monkeypatch: py
 def test_nothing_is_pulled_where_one_of_several_is_refused(hub: Hub, data_dir: Path) -> None:
     code, _, err = fundament("pull", SPEC.id, "elser-v2")
     assert code == 1
-    assert err == "fundament: 'elser-v2' has no public weights, so there is nothing to pull.\n"
+    assert err.startswith("fundament: The weights of 'elser-v2' cannot be pulled. None are public: serve a directory")
     code, _, err = fundament("pull", SPEC.id, "nobody-knows-it")
     assert code == 1
     assert err == "fundament: 'nobody-knows-it' is not in the catalogue; `fundament models` lists it.\n"
@@ -338,6 +338,7 @@ def test_settings_that_are_named_and_not_there_stop_everything(
         ("fundament_model", "bge-m3", "docs/settings.md lists them. Did you mean FUNDAMENT_MODELS?\n"),
         ("FUNDAMENT_QQQQ", "", "docs/settings.md lists them.\n"),
         ("FUNDAMENT_DATA_DIR", "", "data_dir: it is empty; name a directory"),
+        ("FUNDAMENT_TIERS", "gold", "FUNDAMENT_TIERS should be JSON, as in "),
         ("FUNDAMENT_PORT", "tcp://10.0.0.7:80", "enableServiceLinks: false, or --port"),
     ],
 )

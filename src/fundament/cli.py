@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, Optional, TypeVar
 import orjson
 import typer
 from pydantic import ValidationError
+from pydantic_settings import SettingsError
 
 from fundament import __version__
 from fundament.catalog import CATALOG, EMBEDDED, ModelSpec, names, short_id
@@ -263,6 +264,7 @@ def rotate_key(key_id: KeyId, data_dir: DataDir = None) -> None:
     rotated = _in_store(_settings(data_dir=data_dir), lambda store: table.rotate(store, key_id))
     if rotated is None:
         _refuse(f"there is no key {key_id} that is not revoked: fundament keys list")
+    typer.secho(f"Key {key_id} has a new secret. It is shown this once:", err=True)
     typer.echo(rotated[1])
 
 
@@ -611,6 +613,8 @@ def _settings(**given: Any) -> Settings:
         check_environment()
         check_file()
         return Settings(**{name: value for name, value in given.items() if value is not None})
+    except SettingsError:  # the one setting that is no word or list of words
+        _refuse('FUNDAMENT_TIERS should be JSON, as in {"gold": {"requests_per_minute": 50}}')
     except ValidationError as error:
         _refuse("; ".join(map(_told, error.errors())))
     except ValueError as error:

@@ -279,7 +279,7 @@ def test_a_qwen_that_looks_both_ways_is_refused_and_one_without_a_table_reads_on
     ("file", "said", "words"),
     [
         ("config_sentence_transformers.json", {"prompts": {"query": "people: "}}, "puts prompts before texts"),
-        ("tokenizer_config.json", {"model_input_names": ["input_ids", "attention_mask"]}, "leaves out the types"),
+        ("tokenizer_config.json", {"model_input_names": ["input_ids", "attention_mask"]}, "leaves out types"),
     ],
 )
 def test_what_would_change_a_rerankers_scores_is_refused(

@@ -90,7 +90,7 @@ def refuse_unpullable(spec: ModelSpec, *, accept_licence: bool = False) -> None:
         FundamentError: no public weights, a family that is not served, a non-commercial licence not accepted.
     """
     if not spec.repo:
-        raise FundamentError(f"'{spec.id}' has no public weights, so there is nothing to pull.")
+        raise FundamentError(f"The weights of '{spec.id}' cannot be pulled. {spec.way_in}")
     if spec.family not in families():
         raise FundamentError(f"'{spec.id}' is not served by this release yet, so it is not pulled.")
     if spec.non_commercial and not accept_licence:
