@@ -23,6 +23,14 @@ _WITHOUT_EFFECT = {
 """Arguments of sentence-transformers' loading that change no vector but for rounding."""
 
 
+# Of `tokenizer_config.json`, of the normalizer, and what a BERT tokenizer takes where the first says nothing.
+_BERT_WORDS = (
+    ("do_lower_case", "lowercase", True),
+    ("strip_accents", "strip_accents", None),
+    ("tokenize_chinese_chars", "handle_chinese_chars", True),
+)
+
+
 def refuse_unserved(checkpoint: Checkpoint, *, prompts: bool, pairs: bool) -> None:
     """Look through the files beside the weights.
 
@@ -47,6 +55,8 @@ def _wishes(checkpoint: Checkpoint, *, prompts: bool, pairs: bool) -> Iterator[t
         causal = config.get("is_decoder")
     if causal is not None and bool(causal) != (kind in _CAUSAL):
         yield "config.json", "asks for attention to earlier tokens alone" if causal else "asks for attention both ways"
+    if (checkpoint.directory / "adapter_config.json").exists():
+        yield "adapter_config.json", "puts an adapter on the weights (merge it into them)"
     name, sentence = read_sentence(checkpoint)
     if "message" in (sentence.get("modality_config") or {}):
         yield name, "sends texts through a chat template (modality_config: message)"
@@ -72,19 +82,26 @@ def _words(checkpoint: Checkpoint, told: Mapping[str, Any]) -> Iterator[tuple[st
     """Where transformers would read words otherwise than tokenizer.json says."""
     whole = checkpoint.json("tokenizer.json")
     normalizer = whole.get("normalizer") or {}
-    if (
-        str(told.get("tokenizer_class")).startswith(("Bert", "DistilBert"))
-        and normalizer.get("type") == "BertNormalizer"
-    ):
-        names = {"do_lower_case": "lowercase", "strip_accents": "strip_accents"}
-        for key, own in (names | {"tokenize_chinese_chars": "handle_chinese_chars"}).items():
-            if key in told and told[key] != normalizer.get(own):
-                yield "tokenizer_config.json", f"says {key} {told[key]}, and tokenizer.json {normalizer.get(own)}"
+    bert = str(told.get("tokenizer_class")).startswith(("BertTokenizer", "DistilBertTokenizer"))
+    if bert and normalizer.get("type") == "BertNormalizer":
+        for key, own, usual in _BERT_WORDS:
+            if (value := told.get(key, usual)) != normalizer.get(own):
+                yield "tokenizer_config.json", f"means {key} {value}, and tokenizer.json says {normalizer.get(own)}"
     known = {token.get("content") for token in whole.get("added_tokens") or ()} | _vocabulary(whole)
-    added = told.get("added_tokens_decoder")
-    for token in added.values() if isinstance(added, dict) else ():
-        if isinstance(token, dict) and token.get("content") not in known:
-            yield "tokenizer_config.json", f"adds a token that tokenizer.json lacks: {token.get('content')!r}"
+    for name, added in _added(checkpoint, told):
+        if added not in known:
+            yield name, f"adds a token that tokenizer.json lacks: {added!r}"
+
+
+def _added(checkpoint: Checkpoint, told: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """The tokens that files beside tokenizer.json add."""
+    yield from (("added_tokens.json", token) for token in checkpoint.json("added_tokens.json", default={}))
+    for key in ("added_tokens_decoder", "extra_special_tokens"):
+        entries = told.get(key) or ()
+        for token in entries.values() if isinstance(entries, dict) else entries:
+            word = token.get("content") if isinstance(token, dict) else token
+            if isinstance(word, str):
+                yield "tokenizer_config.json", word
 
 
 def _vocabulary(tokenizer: Mapping[str, Any]) -> set[Any]:
