@@ -130,6 +130,8 @@ def test_prompts_for_either_side_of_a_search_rank(directory: Path) -> None:
         (TOKENIZER, {"extra_special_tokens": {"new": "[NEW]"}}, r"lacks: '\[NEW\]'"),
         ("added_tokens.json", {"[NEW]": 900}, r"lacks: '\[NEW\]'"),
         ("adapter_config.json", {"r": 4}, "puts an adapter on the weights"),
+        (TOKENIZER, {"extra_special_tokens": 5}, "is one of its files wrong"),
+        (SENTENCE, {"modality_config": 5}, "is one of its files wrong"),
         (TOKENIZER, {"added_tokens_decoder": {"900": {"content": "[NEW]"}}}, r"lacks: '\[NEW\]'"),
         (POOLING, {"pooling_mode_cls_token": 1}, "pooling .* is not served"),
     ],

@@ -22,7 +22,6 @@ _WITHOUT_EFFECT = {
 }
 """Arguments of sentence-transformers' loading that change no vector but for rounding."""
 
-
 # Of `tokenizer_config.json`, of the normalizer, and what a BERT tokenizer takes where the first says nothing.
 _BERT_WORDS = (
     ("do_lower_case", "lowercase", True),
@@ -40,10 +39,15 @@ def refuse_unserved(checkpoint: Checkpoint, *, prompts: bool, pairs: bool) -> No
         pairs: whether it reads two texts as one.
 
     Raises:
-        CheckpointError: something that would change vectors or scores is asked for.
+        CheckpointError: something that would change vectors or scores is asked for, or a file is not as it should be.
     """
-    for file, wish in _wishes(checkpoint, prompts=prompts, pairs=pairs):
-        raise CheckpointError(f"{checkpoint.directory / file} {wish}, which is not served")
+    try:
+        wish = next(_wishes(checkpoint, prompts=prompts, pairs=pairs), None)
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{checkpoint.directory} cannot be read; is one of its files wrong? {error!r}") from error
+    if wish is not None:
+        file, words = wish
+        raise CheckpointError(f"{checkpoint.directory / file} {words}, which is not served")
 
 
 def _wishes(checkpoint: Checkpoint, *, prompts: bool, pairs: bool) -> Iterator[tuple[str, str]]:
