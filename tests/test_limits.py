@@ -111,6 +111,14 @@ def test_who_came_too_often_does_not_run(limits: Limits, runner: asyncio.Runner)
     runner.run(work())
 
 
+def test_a_redis_that_was_started_anew_is_asked_again(
+    shared: RedisLimits, redis: Redis, runner: asyncio.Runner
+) -> None:
+    for _ in range(3):
+        assert not runner.run(shared.enter("one", TIER, new_lease())).refused
+        redis.client_kill_filter(_type="normal", skipme=True)  # what its end does to the connections that are kept
+
+
 def test_who_gives_up_at_the_door_does_not_run(shared: RedisLimits, redis: Redis, runner: asyncio.Runner) -> None:
     async def work() -> None:
         for n_steps in range(100):  # wherever it is by then

@@ -143,8 +143,9 @@ def create_app(settings: Settings) -> FastAPI:
     )
 
     @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         tasks = [asyncio.ensure_future(start()), asyncio.ensure_future(engine.memory.expire())]
+        tasks.append(asyncio.ensure_future(_document(app)))
         tasks.append(asyncio.ensure_future(accounts.ledger.keep()))
         tasks.append(asyncio.ensure_future(accounts.limits.keep()))
         if settings.worker:
@@ -184,3 +185,8 @@ def create_app(settings: Settings) -> FastAPI:
     routes = [route for module in modules for route in module.router.routes]
     app.add_middleware(RequestMiddleware, state=app.state.parts, routes=routes)
     return app
+
+
+async def _document(app: FastAPI) -> None:
+    """Make the document in a thread: who first asks for it, or for a path that is not there, would hold up the loop."""
+    await asyncio.to_thread(app.openapi)
