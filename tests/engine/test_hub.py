@@ -313,7 +313,7 @@ def test_a_data_directory_that_cannot_be_made_is_said(hub: Hub, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("spec", "sentence"),
     [
-        (replace(SPEC, repo=""), "has no public weights"),
+        (replace(SPEC, repo=""), "None are public"),
         (replace(SPEC, family="of_another_time"), "not served by this release yet"),
         (replace(SPEC, licence="CC-BY-NC-4.0"), r"CC-BY-NC-4\.0: commercial use needs .* jinaai.* --accept-licence"),
     ],
