@@ -5,7 +5,7 @@ import gc
 import logging
 import time
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
@@ -104,7 +104,8 @@ def create_app(settings: Settings) -> FastAPI:
     starting: dict[str, str] = {"reason": "Models are loading."} if settings.preload else {}
 
     def served() -> Mapping[str, ModelSpec]:
-        engine.refresh(pulled(settings.data_dir))
+        with suppress(CheckpointError):  # a directory that may no longer be read brings nothing new
+            engine.refresh(pulled(settings.data_dir))
         return {model: local.spec for model, local in engine.locals.items()}
 
     def not_ready() -> str | None:

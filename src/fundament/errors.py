@@ -42,9 +42,12 @@ class FundamentError(Exception):
         self.detail = detail
 
 
+_LONGEST_WORD = 100  # callers say words, and looking takes time
+
+
 def near(word: str, known: Iterable[str]) -> str:
-    """A sentence that asks whether a known word was meant; nothing where none is like it."""
-    found = get_close_matches(word, known, n=1)
+    """A sentence that asks whether a known word was meant; nothing where none is like it, or the word is long."""
+    found = get_close_matches(word, known, n=1) if len(word) <= _LONGEST_WORD else []
     return f" Did you mean {found[0]}?" if found else ""
 
 

@@ -70,7 +70,7 @@ def configured(app: FastAPI, settings: Settings) -> uvicorn.Config:
     )
 
 
-class _Read(asyncio.Protocol):
+class _Impatient(asyncio.Protocol):
     """Cuts a connection whose client takes nothing of its answer for five minutes.
 
     What waits for it is memory of the process, and a conversation that is sent as it is written keeps its model.
@@ -83,33 +83,33 @@ class _Read(asyncio.Protocol):
     def pause_writing(self) -> None:
         """More waits to be sent than is taken."""
         super().pause_writing()
-        self._wait(self.transport.get_write_buffer_size())
+        self._watch(self.transport.get_write_buffer_size())
 
     def resume_writing(self) -> None:
         """Most of it is taken."""
-        self._leave()
+        self._unwatch()
         super().resume_writing()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Nothing is sent any more."""
-        self._leave()
+        self._unwatch()
         super().connection_lost(exc)
 
-    def _wait(self, n_bytes: int) -> None:
-        self._unread = self.loop.call_later(_UNREAD_SECONDS, self._look, n_bytes)
+    def _watch(self, n_bytes: int) -> None:
+        self._unread = self.loop.call_later(_UNREAD_SECONDS, self._cut_unread, n_bytes)
 
-    def _look(self, n_before: int) -> None:
+    def _cut_unread(self, n_before: int) -> None:
         if (n_bytes := self.transport.get_write_buffer_size()) < n_before:
-            self._wait(n_bytes)
+            self._watch(n_bytes)
         else:
             self.transport.abort()
 
-    def _leave(self) -> None:
+    def _unwatch(self) -> None:
         if self._unread is not None:
             self._unread.cancel()
 
 
-class _Protocol(_Read, HttpToolsProtocol):
+class _Protocol(_Impatient, HttpToolsProtocol):
     """HTTP/1.1. A connection is closed where no request's head comes within a minute, or no more of a body for one.
 
     It is a file of the process, and what has come of the body is its memory.
@@ -177,7 +177,7 @@ class _Protocol(_Read, HttpToolsProtocol):
             self._silence = self.loop.call_later(left, self._close_silent)
 
 
-class _PlainH11(_Read, H11Protocol):
+class _PlainH11(_Impatient, H11Protocol):
     def _get_upgrade(self) -> None:
         """Nothing that is offered is taken, and nobody need be told."""
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from fundament.errors import CheckpointError
 from tests.checkpoints import jina_v3
 from tests.contract.schemas import conforms
 from tests.inprocess import Api, running
@@ -46,4 +47,17 @@ def test_no_path_of_the_server_reaches_a_caller(api: Api, tmp_path: Path) -> Non
     (tmp_path / "v3" / "model.safetensors").unlink()
     answer = api.run(api.client.post("/v1/embeddings", json={"model": MODEL, "input": "a"}))
     assert answer.status_code == 503
+    assert str(tmp_path) not in answer.text
+
+
+def test_models_that_may_no_longer_be_read_are_no_callers_business(
+    api: Api, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuses(data_dir: Path) -> None:
+        raise CheckpointError(f"{data_dir}/models cannot be read")
+
+    monkeypatch.setattr("fundament.app.pulled", refuses)
+    answer = api.run(api.client.post("/v1/embeddings", json={"model": "another", "input": "a"}))
+    conforms(answer)
+    assert (answer.status_code, answer.json()["code"]) == (400, "INPUT_MODEL_NOT_FOUND")
     assert str(tmp_path) not in answer.text

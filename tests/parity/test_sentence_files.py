@@ -148,15 +148,17 @@ def test_what_would_change_vectors_and_is_not_served_is_refused(
 
 
 def test_what_changes_no_vector_is_served(directory: Path) -> None:
+    forward = {"method": "forward", "method_output_name": "last_hidden_state"}
     for file, said in (
         ("config.json", {"is_decoder": True, "is_causal": False}),
-        (SENTENCE, {"modality_config": {"text": {"method": "forward"}}, "tokenizer_args": {"padding_side": "left"}}),
+        (SENTENCE, {"modality_config": {"text": forward}, "module_output_name": "token_embeddings"}),
+        (SENTENCE, {"processor_kwargs": {"padding_side": "right"}}),
         (PROMPTS, {"truncate_dim": None, "prompts": {"query": "", "document": ""}}),
         (TOKENIZER, {"truncation_side": "right", "added_tokens_decoder": {"0": {"content": "[PAD]"}}}),
     ):
         told = json.loads((directory / file).read_text()) if (directory / file).exists() else {}
         write(directory, file, **told | said)
-    from_argument(f"mine={directory}", directory)
+    check(directory)
 
 
 def test_the_file_of_an_older_name_is_read(directory: Path) -> None:

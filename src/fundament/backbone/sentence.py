@@ -90,23 +90,6 @@ def read_sentence(checkpoint: Checkpoint) -> tuple[str, dict[str, Any]]:
     return next(((name, told) for name, told in found if told), (names[0], {}))
 
 
-def refuse_lowering(checkpoint: Checkpoint) -> None:
-    """Texts are read as the tokenizer reads them.
-
-    Raises:
-        CheckpointError: `do_lower_case` asks for lower case, and the tokenizer keeps capitals.
-    """
-    name, told = read_sentence(checkpoint)
-    if not told.get("do_lower_case"):
-        return
-    normalizer = str(checkpoint.json("tokenizer.json").get("normalizer"))
-    if "'lowercase': True" not in normalizer and "'Lowercase'" not in normalizer:
-        raise CheckpointError(
-            f"{checkpoint.directory / name} asks for do_lower_case, which is not served: "
-            "let the normalizer of tokenizer.json do it"
-        )
-
-
 def read_context(checkpoint: Checkpoint) -> int:
     """Most tokens of an input: what sentence-transformers reads, and no more than the position table holds.
 
@@ -125,11 +108,15 @@ def read_context(checkpoint: Checkpoint) -> int:
         table -= config.get("pad_token_id", 1) + 1
     if table < 1:
         raise CheckpointError(f"{checkpoint.directory}: config.json leaves no position for a token")
-    sentence, tokenizer = read_sentence(checkpoint)[0], "tokenizer_config.json"
-    for name, key in ((sentence, "max_seq_length"), (tokenizer, "model_max_length")):
-        if (told := checkpoint.json(name, default={}).get(key)) is not None:
+    name, sentence = read_sentence(checkpoint)
+    tokenizer = checkpoint.json("tokenizer_config.json", default={})
+    for file, key, told in (
+        (name, "max_seq_length", sentence.get("max_seq_length")),
+        ("tokenizer_config.json", "model_max_length", tokenizer.get("model_max_length")),
+    ):
+        if told is not None:
             if not isinstance(told, int | float) or told < 1:
-                raise CheckpointError(f"{checkpoint.directory / name}: {key} should be a number above 0, not {told!r}")
-            bounded = name == tokenizer or config.get("model_type") not in _WITHOUT_TABLE
+                raise CheckpointError(f"{checkpoint.directory / file}: {key} should be a number above 0, not {told!r}")
+            bounded = key == "model_max_length" or config.get("model_type") not in _WITHOUT_TABLE
             return int(min(told, table) if bounded else told)
     return table

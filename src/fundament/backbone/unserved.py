@@ -41,6 +41,7 @@ def refuse_unserved(checkpoint: Checkpoint, *, prompts: bool, pairs: bool) -> No
     Raises:
         CheckpointError: something that would change vectors or scores is asked for, or a file is not as it should be.
     """
+    _refuse_lowering(checkpoint)
     try:
         wish = next(_wishes(checkpoint, prompts=prompts, pairs=pairs), None)
     except (AttributeError, LookupError, TypeError, ValueError) as error:
@@ -48,6 +49,23 @@ def refuse_unserved(checkpoint: Checkpoint, *, prompts: bool, pairs: bool) -> No
     if wish is not None:
         file, words = wish
         raise CheckpointError(f"{checkpoint.directory / file} {words}, which is not served")
+
+
+def _refuse_lowering(checkpoint: Checkpoint) -> None:
+    """Texts are read as the tokenizer reads them.
+
+    Raises:
+        CheckpointError: `do_lower_case` asks for lower case, and the tokenizer keeps capitals.
+    """
+    name, told = read_sentence(checkpoint)
+    if not told.get("do_lower_case"):
+        return
+    normalizer = str(checkpoint.json("tokenizer.json").get("normalizer"))
+    if "'lowercase': True" not in normalizer and "'Lowercase'" not in normalizer:
+        raise CheckpointError(
+            f"{checkpoint.directory / name} asks for do_lower_case, which is not served: "
+            "let the normalizer of tokenizer.json do it"
+        )
 
 
 def _wishes(checkpoint: Checkpoint, *, prompts: bool, pairs: bool) -> Iterator[tuple[str, str]]:

@@ -266,7 +266,7 @@ def _catalogued(name: str) -> ModelSpec | None:
 def _own(name: str, directory: Path) -> ModelSpec:
     from fundament.backbone.checkpoint import Checkpoint
     from fundament.backbone.cross_encoder import is_classifier
-    from fundament.backbone.sentence import read_context, read_prompts, refuse_lowering
+    from fundament.backbone.sentence import read_context, read_prompts
     from fundament.backbone.unserved import refuse_unserved
 
     checkpoint = Checkpoint(directory)
@@ -286,7 +286,6 @@ def _own(name: str, directory: Path) -> ModelSpec:
             f"{directory}/config.json has no hidden_size or d_model, so the length of its vectors is not known"
         )
     prompted = outputs == ("dense",) and not ranks
-    refuse_lowering(checkpoint)
     refuse_unserved(checkpoint, prompts=prompted, pairs=ranks is PAIRS)
     changed = datetime.fromtimestamp((directory / "config.json").stat().st_mtime, UTC).date()
     prompts, default = read_prompts(checkpoint) if prompted else ({}, None)
