@@ -19,6 +19,7 @@ from fundament.catalog import CATALOG, EMBEDDED
 from fundament.config import Settings
 from fundament.doctor import (
     Finding,
+    check_buckets,
     check_cores,
     check_data_dir,
     check_device,
@@ -219,6 +220,31 @@ def test_memory_is_compared_with_the_weights(directory: Path) -> None:
         finding = check_memory([local], placement, n_bytes - 1)
         assert finding.level == "problem"
         assert f"no room for {SPEC.id}; raise --memory-gb" in finding.detail
+
+
+def test_memory_of_conversations_is_counted_too(directory: Path) -> None:
+    local, placement = Local(replace(SPEC, kind="chat"), directory), Placement(torch.device("cpu"), torch.float32)
+    n_bytes = needed_bytes(local, placement)
+    assert check_memory([local], placement, n_bytes + 1000, cache_bytes=1000).level == "ok"
+    assert check_memory([local], placement, n_bytes + 1000, cache_bytes=1001).level == "problem"
+    assert check_memory([Local(SPEC, directory)], placement, n_bytes, cache_bytes=1001).level == "ok"
+
+
+def test_one_name_for_two_directories_is_a_problem(directory: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(directory, tmp_path / "other")
+    findings, fine = check_models([f"mine={directory}", f"mine={directory}", f"mine={other}"], tmp_path / "data")
+    assert [finding.level for finding in findings] == ["ok", "ok", "problem"]
+    assert f"--model mine is given twice, for {directory} and {other}" in findings[2].detail
+    assert {local.directory for local in fine} == {directory}
+
+
+def test_buckets_of_jobs_need_their_client(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert check_buckets(Settings()) == []
+    assert check_buckets(Settings(input_buckets=["s3://corpus"]))[0].level == "ok"
+    monkeypatch.setitem(sys.modules, "obstore", None)
+    [finding] = check_buckets(Settings(input_buckets=["s3://corpus"]))
+    assert finding.level == "problem"
+    assert "fundament[cloud]" in finding.detail
 
 
 def test_weights_that_cannot_be_read_are_a_problem_of_memory_too(directory: Path) -> None:

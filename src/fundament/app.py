@@ -40,7 +40,7 @@ from fundament.catalog import EMBEDDED, ModelSpec
 from fundament.config import Settings
 from fundament.depot import depot_of
 from fundament.engine.local import EngineOptions, LocalEngine
-from fundament.engine.weights import Local, from_argument, pulled
+from fundament.engine.weights import Local, from_argument, pulled, refuse_another
 from fundament.errors import CheckpointError, FundamentError
 from fundament.fetching import Fetcher, read_networks
 from fundament.limits import limits_of
@@ -59,11 +59,8 @@ def named_models(settings: Settings) -> dict[str, Local]:
     found: dict[str, Local] = {}
     for argument in settings.models or [EMBEDDED.id]:
         local = from_argument(argument, settings.data_dir, allow_torchscript=settings.allow_torchscript)
-        if (other := found.setdefault(local.spec.id, local)).directory != local.directory:
-            raise CheckpointError(
-                f"--model {local.spec.id} is given twice, for {other.directory} and {local.directory}; "
-                "give one of them another name"
-            )
+        refuse_another(local, found.values())
+        found[local.spec.id] = local
     return found
 
 

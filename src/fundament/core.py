@@ -1,7 +1,7 @@
 """The nouns that every layer shares: calls, items, results. Plain data; no torch, no HTTP."""
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -275,6 +275,7 @@ class Embeddings:
         n_truncated: how many inputs were longer than the model's context.
         n_media: how many of `n_tokens` stand for media, by their kind.
         n_tokens_each: tokens of each input; empty where inputs and vectors are not one to one.
+        n_media_each: the same of those that stand for media.
     """
 
     vectors: NDArray[np.float32]
@@ -282,6 +283,7 @@ class Embeddings:
     n_truncated: int = 0
     n_media: Mapping[MediaKind, int] = field(default_factory=dict)
     n_tokens_each: Sequence[int] = ()
+    n_media_each: Sequence[Mapping[MediaKind, int]] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -295,6 +297,7 @@ class MultiVectors:
         n_truncated: how many inputs were longer than what the model reads.
         n_media: how many of `n_tokens` stand for media, by their kind.
         n_tokens_each: tokens of each input.
+        n_media_each: how many of them stand for media.
     """
 
     vectors: Sequence[NDArray[np.float32]]
@@ -303,6 +306,7 @@ class MultiVectors:
     n_truncated: int = 0
     n_media: Mapping[MediaKind, int] = field(default_factory=dict)
     n_tokens_each: Sequence[int] = ()
+    n_media_each: Sequence[Mapping[MediaKind, int]] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -360,11 +364,11 @@ class Chunk:
     finish: Finish | None = None
 
 
-def sum_media(items: Sequence[Item]) -> dict[MediaKind, int]:
-    """Tokens of each kind of media over a call's items."""
+def sum_media(each: Iterable[Mapping[MediaKind, int]]) -> dict[MediaKind, int]:
+    """Tokens of each kind of media over several rows or inputs, given those of each."""
     sums: Counter[MediaKind] = Counter()
-    for item in items:
-        sums.update(item.n_media)
+    for n_media in each:
+        sums.update(n_media)
     return dict(sums)
 
 

@@ -12,12 +12,12 @@ import torch
 from sqlalchemy.engine import URL
 
 from fundament.api.state import read_aliases
-from fundament.backbone.device import Dtype, Placement, bfloat16_speed, free_bytes, n_cores, place
-from fundament.buckets import first_line
+from fundament.backbone.device import Dtype, Placement, bfloat16_speed, n_cores, place
+from fundament.buckets import first_line, require_client
 from fundament.catalog import EMBEDDED
 from fundament.config import Settings
 from fundament.depot import depot_of, probe
-from fundament.engine.local import load_model, needed_bytes
+from fundament.engine.local import budget_of, load_model, most_bytes
 from fundament.engine.weights import (
     PROGRAM,
     WITHOUT_SAFETENSORS,
@@ -27,6 +27,7 @@ from fundament.engine.weights import (
     from_argument,
     pulled,
     read_receipt,
+    refuse_another,
     verify_embedded,
 )
 from fundament.errors import CheckpointError, FundamentError, UnavailableError
@@ -62,12 +63,13 @@ def examine(settings: Settings) -> list[Finding]:
     findings += models
     findings += check_aliases(settings.aliases, locals_, settings.data_dir)
     if placement:
-        budget = int(settings.memory_gb * 1e9) or int(0.8 * free_bytes(placement.device))
-        findings.append(check_memory(locals_, placement, budget))
+        budget = budget_of(int(settings.memory_gb * 1e9), placement.device)
+        findings.append(check_memory(locals_, placement, budget, cache_bytes=int(settings.chat_memory_gb * 1e9)))
     return [
         *findings,
         check_data_dir(settings.data_dir),
         *check_files(settings),
+        *check_buckets(settings),
         *check_store(settings),
         *check_redis(settings.redis_url),
         check_port(settings.host, settings.port),
@@ -115,10 +117,12 @@ def check_models(
     Returns:
         The findings, and the models asked for that are fine.
     """
-    findings, fine = [], []
+    findings: list[Finding] = []
+    fine: list[Local] = []
     for argument in list(arguments) or [EMBEDDED.id]:
         try:
             local = from_argument(argument, data_dir, allow_torchscript=allow_torchscript)
+            refuse_another(local, fine)
             finding = check_weights(local, dtype)
         except CheckpointError as error:
             finding = Finding("problem", f"model {argument}", error.detail)
@@ -187,10 +191,17 @@ def check_weights(local: Local, dtype: torch.dtype = torch.float32) -> Finding:
     return Finding("ok", subject, f"{size}, {receipt.repo} at {receipt.revision[:12]}, {len(receipt.files)} files")
 
 
-def check_memory(locals_: Iterable[Local], placement: Placement, budget_bytes: int) -> Finding:
-    """Whether the models fit the memory that they may take, by the size of their weights in their number format."""
+def check_memory(locals_: Iterable[Local], placement: Placement, budget_bytes: int, *, cache_bytes: int = 0) -> Finding:
+    """Whether the models fit the memory that they may take, by the size of their weights in their number format.
+
+    Args:
+        locals_: the models.
+        placement: where they would run.
+        budget_bytes: most that all may take.
+        cache_bytes: what the conversations of a chat model take beside its weights.
+    """
     try:
-        sizes = {local.spec.id: needed_bytes(local, placement) for local in locals_}
+        sizes = {local.spec.id: most_bytes(local, placement, cache_bytes) for local in locals_}
     except CheckpointError as error:
         return Finding("problem", "memory", f"not known, for lack of weights: {error.detail}")
     needed = sum(sizes.values())
@@ -272,6 +283,17 @@ def check_files(settings: Settings) -> list[Finding]:
     return [Finding("ok", "files", f"{url} answers")]
 
 
+def check_buckets(settings: Settings) -> list[Finding]:
+    """Whether what reads the buckets of batch jobs is installed; nothing where there are none."""
+    if not settings.input_buckets:
+        return []
+    try:
+        require_client()
+    except FundamentError as error:
+        return [Finding("problem", "buckets", error.detail)]
+    return [Finding("ok", "buckets", f"jobs may read {', '.join(settings.input_buckets)}")]
+
+
 def check_redis(url: str) -> list[Finding]:
     """Whether the Redis that counts limits answers; nothing where there is none."""
     if not url:
@@ -294,8 +316,7 @@ def _check_schema(url: URL, found: str | None) -> Finding:
     where = url.render_as_string()
     if found == newest:
         return Finding("ok", "store", f"{where}, schema {found}")
-    if found is not None and found > newest:
-        return Finding("problem", "store", f"{where} has schema {found} of a newer release; this one knows {newest}")
+    migrate.refuse_newer(found, url)
     told = f"{where} has {f'schema {found}' if found else 'no schema yet'}, this release works with {newest}"
     if is_sqlite(url):
         return Finding("ok", "store", f"{told}: brought there at the next start")

@@ -274,7 +274,7 @@ class TimedOutError(FundamentError):
 
 
 class RowError(FundamentError):
-    """A row whose forward pass failed, alone and after a retry."""
+    """A row whose forward pass fails though it runs alone, or whose result is not finite in float32 either."""
 
 
 class CheckpointError(FundamentError):

@@ -1,6 +1,7 @@
 """Balances that many spend at once, and usage that is written behind the answers."""
 
 import asyncio
+from typing import Any
 
 import pytest
 
@@ -55,6 +56,32 @@ def test_a_wish_that_nobody_waits_for_does_not_stop_the_others(store: Database, 
         tasks[0].cancel()
         assert await asyncio.gather(*tasks[1:]) == [True, True]
         assert await purse.spend(key.id, 1)
+
+    runner.run(work())
+
+
+def test_a_ledger_writes_on_when_its_caller_is_cancelled(
+    store: Database, runner: asyncio.Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, settle = asyncio.Event(), keys.settle
+
+    async def slow(*arguments: Any) -> None:
+        begun.set()
+        await asyncio.sleep(0.01)
+        await settle(*arguments)
+
+    async def work() -> None:
+        ledger, key = Ledger(store), await make(store, 10)
+        ledger.refund(key.id, 5)
+        monkeypatch.setattr(keys, "settle", slow)
+        leaving = asyncio.ensure_future(ledger.write())
+        await begun.wait()
+        leaving.cancel()
+        await asyncio.wait([leaving])
+        assert leaving.cancelled()
+        ledger.refund(key.id, 1)
+        await ledger.write()
+        assert await balance_of(store, key) == 16
 
     runner.run(work())
 

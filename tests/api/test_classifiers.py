@@ -227,6 +227,23 @@ def test_an_update_that_fails_leaves_the_classifier_free_and_as_it_was(api: Api)
     api.run(work())
 
 
+def test_an_update_that_is_kept_is_answered_though_its_hold_cannot_be_let_go(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def away(*_: object) -> None:
+        raise UnavailableError("The store is away.")
+
+    async def work() -> None:
+        classifier_id = await trained(api)
+        with monkeypatch.context() as patch:
+            patch.setattr(classifiers, "release", away)
+            assert (await update(api, classifier_id)).status_code == 200
+        [found] = await summaries(api)
+        assert (found["updated_number"], found["labels"]) == (1, ["animal", "money", "plant"])
+
+    api.run(work())
+
+
 def test_an_update_whose_client_leaves_frees_the_classifier(api: Api) -> None:
     async def work() -> None:
         classifier_id = await trained(api)

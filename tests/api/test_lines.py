@@ -308,6 +308,15 @@ def test_lines_run_alone_where_their_tokens_are_not_told_apart(api: Api, planted
     assert planted.calls.count(1) == 3
 
 
+def test_a_field_that_is_wrong_has_the_name_that_requests_know(api: Api) -> None:
+    [found] = embedded(api, read('{"input": "a", "dimensions": 9999}'))
+    [error] = [json.loads(line)["response"]["body"]["error"] for line in lines.error_lines([found])]
+    body = {"model": MODEL, "input": "a", "dimensions": 9999}
+    asked = api.run(api.client.post("/v1/embeddings", json=body)).json()["error"]
+    assert error == {**asked, "code": "invalid_input"}
+    assert error["param"] == "dimensions"
+
+
 def test_a_model_that_is_busy_is_no_fault_of_the_lines(api: Api, planted: Planted, path: Path) -> None:
     with pytest.raises(UnavailableError):
         embedded(api, read('"a"\n"busy"'))

@@ -7,9 +7,11 @@ from typing import Any
 
 import httpx
 import numpy as np
+import orjson
 import pytest
 
 from fundament import media
+from fundament.api import lines
 from fundament.api.embeddings import EmbeddingsRequest, task_of
 from fundament.api.inputs import Reference
 from fundament.api.media import check_media, opened
@@ -76,7 +78,8 @@ class Eye:
         return [item.features["vector"] for item in items]
 
     def finish(self, call: Embed, items: Sequence[Item], arrays: Sequence[Array]) -> Embeddings:
-        return Embeddings(vectors=np.stack(arrays), n_tokens=5 * len(items), n_media=sum_media(items))
+        n_media = sum_media(item.n_media for item in items)
+        return Embeddings(vectors=np.stack(arrays), n_tokens=5 * len(items), n_media=n_media)
 
 
 @pytest.fixture(scope="module")
@@ -178,6 +181,23 @@ def test_texts_and_images_answer_in_the_callers_order(api: Api) -> None:
     assert list(usage) == ["total_tokens", "prompt_tokens", "image_tokens"]
     assert usage["total_tokens"] == n_texts + usage["image_tokens"]
     assert "image_tokens" not in ask(api, CLIP, "a text").json()["usage"]
+
+
+def test_lines_of_a_job_that_hold_media_are_one_call_and_come_back_apart(api: Api, eye: Eye) -> None:
+    red, blue = ({"image": text_of(plain(color))} for color in (RED, BLUE))
+    asked = [[red], ["text"], [blue, {"content": [{"text": "a"}, red]}], [blue]]
+    raw = b"\n".join(orjson.dumps({"input": given, "normalized": False}) for given in asked)
+    state = api.app.state.parts
+    read = lines.read(raw, 0, {"model": EYE}, lambda name: state.find(name))
+    found = api.run(lines.embed_lines(state, read, caller=""))
+    bodies = [orjson.loads(line)["response"]["body"] for line in lines.output_lines(found)]
+    for given, body in zip(asked, bodies, strict=True):
+        assert body["data"] == ask(api, EYE, given).json()["data"]
+    images = [body["usage"].get("image_tokens") for body in bodies]
+    assert images == [5, None, 5, 5]
+    assert [body["usage"]["total_tokens"] for body in bodies] == [5, 5, 10, 5]
+    alone = ["image"] * 4  # of the requests beside it
+    assert eye.seen == ["image"] * 3 + alone  # a file that is named twice is read once
 
 
 def test_a_pdf_is_one_vector_per_page(api: Api, eye: Eye) -> None:

@@ -480,7 +480,7 @@ def test_a_row_that_is_not_finite_is_run_again_in_float32(
 ) -> None:
     forward = model.forward
     model.forward = lambda rows: [array * (np.nan if array[0] == 6 else 1) for array in forward(rows)]  # type: ignore[method-assign]
-    batcher = started(model, rescue=lambda _: np.array([6.5 if rescued else np.inf]))
+    batcher = started(model, rescue=lambda items: [np.array([6.5 if rescued else np.inf]) for _ in items])
 
     async def scenario() -> None:
         ticket, other = submit(batcher, items(1, 2, 3)), submit(batcher, items(4))
@@ -490,6 +490,24 @@ def test_a_row_that_is_not_finite_is_run_again_in_float32(
         else:
             with pytest.raises(RowError, match="Input 2"):
                 await ticket.done
+
+    runner.run(scenario())
+    batcher.close()
+
+
+def test_rows_that_are_not_finite_are_run_again_in_float32_together(runner: asyncio.Runner, model: Doubler) -> None:
+    forward, loads = model.forward, []
+    model.forward = lambda rows: [array * (np.nan if array[0] >= 6 else 1) for array in forward(rows)]  # type: ignore[method-assign]
+
+    def rescue(rows: Sequence[Item]) -> list[Array]:
+        loads.append(len(rows))
+        return [2.0 * row.features["n"][None] for row in rows]
+
+    batcher = started(model, rescue=rescue)
+
+    async def scenario() -> None:
+        assert [array[0] for array in await submit(batcher, items(5, 1, 4, 2, 3)).done] == [10.0, 2.0, 8.0, 4.0, 6.0]
+        assert loads == [3]
 
     runner.run(scenario())
     batcher.close()

@@ -269,7 +269,8 @@ def test_what_the_hub_refuses_is_one_sentence(
 
 
 def test_a_commit_that_is_gone_is_said(hub: Hub, tmp_path: Path) -> None:
-    with pytest.raises(FundamentError, match=r"has no commit .* any more; delete .*partial and pull again"):
+    sentence = rf"no longer has commit {COMMIT[::-1]} of jinaai/.*; delete .*partial and pull again"
+    with pytest.raises(FundamentError, match=sentence):
         pull(replace(SPEC, revision=COMMIT[::-1]), tmp_path, endpoint=hub.url)
 
 

@@ -54,10 +54,16 @@ class Ledger:
         """Write what gathers, for as long as this is awaited."""
         while True:
             await asyncio.sleep(_WRITE_SECONDS)
-            await asyncio.shield(self.write())  # what is under way ends, so that nothing is written twice
+            await self.write()
 
     async def write(self) -> None:
-        """Write what has gathered in one transaction; what cannot be written waits for the next time."""
+        """Write what has gathered in one transaction; what cannot be written waits for the next time.
+
+        A caller that is cancelled leaves it to end: half of it undone, something would be lost or written twice.
+        """
+        await asyncio.shield(self._write())
+
+    async def _write(self) -> None:
         async with self._writing:
             uses, touched, refunds, asked = self._uses, self._touched, self._refunds, self._asked
             if not (uses or touched or refunds or asked):

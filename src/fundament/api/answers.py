@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from fundament.api.wire import long_answer
-from fundament.core import Embedded, Embeddings, MultiVectors, SparseVectors
+from fundament.core import Embedded, Embeddings, MultiVectors, SparseVectors, sum_media
 from fundament.vectors import Encoding, Floats, encode, encode_each, shorten, shorten_each
 
 COUNTS_OUTPUT = "elser-v2"  # its usage has other keys than every other model's
@@ -60,10 +60,11 @@ def divided(answer: EmbeddingsAnswer, sizes: Sequence[int]) -> list[EmbeddingsAn
         cut_out: Embedded
         match made:
             case Embeddings():
-                cut_out = Embeddings(vectors=made.vectors[part], n_tokens=sum(counts))
+                n_media = sum_media(made.n_media_each[part])
+                cut_out = Embeddings(vectors=made.vectors[part], n_tokens=sum(counts), n_media=n_media)
             case MultiVectors():
-                tokens = None if made.tokens is None else made.tokens[part]
-                cut_out = MultiVectors(vectors=made.vectors[part], tokens=tokens, n_tokens=sum(counts))
+                tokens, n_media = None if made.tokens is None else made.tokens[part], sum_media(made.n_media_each[part])
+                cut_out = MultiVectors(vectors=made.vectors[part], tokens=tokens, n_tokens=sum(counts), n_media=n_media)
             case SparseVectors():
                 cut_out = SparseVectors(weights=made.weights[part], n_tokens=sum(counts))
         answers.append(replace(answer, made=cut_out))

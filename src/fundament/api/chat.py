@@ -13,6 +13,7 @@ from pydantic import AliasChoices, BeforeValidator, Field, StringConstraints, Wi
 from starlette.types import Receive, Scope, Send
 
 from fundament.api.body import Body, echo, read_body
+from fundament.api.errors import openai_form
 from fundament.api.inputs import Part, Reference
 from fundament.api.media import opened
 from fundament.api.presence import CLIENT_GONE, while_awaited, while_connected
@@ -338,4 +339,4 @@ class EventStream(Response):
 
 def _broken(error: FundamentError) -> bytes:
     """An error behind the beginning of an answer, whose status is sent: OpenAI's clients raise it."""
-    return _event({"error": {"message": error.detail, "type": "server_error", "param": None, "code": error.code}})
+    return _event({"error": openai_form(error)})

@@ -37,6 +37,20 @@ def render(error: FundamentError, request_id: str) -> Response:
     )
 
 
+def openai_form(error: FundamentError) -> dict[str, str | None]:
+    """An error as OpenAI's API has it."""
+    return _openai(error.status, error.detail, error.code, error.faults if isinstance(error, InputError) else ())
+
+
+def _openai(status: int, detail: str, code: str | None, faults: Sequence[Fault]) -> dict[str, str | None]:
+    return {
+        "message": detail,
+        "type": "invalid_request_error" if status < HTTPStatus.INTERNAL_SERVER_ERROR else "server_error",
+        "param": faults[0].field.removeprefix("body -> ") if faults else None,
+        "code": code,
+    }
+
+
 def note(error: FundamentError, details: MutableMapping[str, Any]) -> None:
     """Keep for the request's log line why the server could not answer; a caller's own fault is said to them alone."""
     if error.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
@@ -104,12 +118,6 @@ def _write(
     faults: Sequence[Fault] = (),
     headers: Mapping[str, str],
 ) -> Response:
-    openai = {
-        "message": detail,
-        "type": "invalid_request_error" if status < HTTPStatus.INTERNAL_SERVER_ERROR else "server_error",
-        "param": faults[0].field.removeprefix("body -> ") if faults else None,
-        "code": code,
-    }
     errors = [
         {"field": fault.field, "message": fault.message, "type": fault.type, "input": fault.input} for fault in faults
     ]
@@ -118,6 +126,6 @@ def _write(
         **({"code": code} if code else {}),
         "request_id": request_id,
         **({"errors": errors} if errors else {}),
-        "error": openai,
+        "error": _openai(status, detail, code, faults),
     }
     return answer(body, status=status, headers=dict(headers))

@@ -18,6 +18,7 @@ import orjson
 from fundament.api.answers import EmbeddingsAnswer, contents, divided
 from fundament.api.body import BYTE_ORDER_MARK, echo, fields_by_synonym, validated
 from fundament.api.embeddings import EmbeddingsRequest, embed
+from fundament.api.errors import openai_form
 from fundament.api.state import State
 from fundament.api.wire import json_bytes
 from fundament.catalog import ModelSpec
@@ -338,14 +339,7 @@ def error_lines(found: Iterable[Embedded]) -> Iterator[bytes]:
     for each in found:
         if isinstance(error := each.answer, FundamentError):
             code = error.code or "invalid_input"
-            body = {
-                "error": {
-                    "message": error.detail,
-                    "type": "invalid_request_error" if error.status < 500 else "server_error",
-                    "param": error.faults[0].field if isinstance(error, InputError) else None,
-                    "code": code,
-                }
-            }
+            body = {"error": openai_form(error) | {"code": code}}
             yield _written(each.line, error.status, body, {"code": code, "message": error.detail})
 
 

@@ -227,8 +227,9 @@ async def _held(state: State, classifier_id: str, caller: str) -> AsyncIterator[
         yield known, mark
     finally:
         renewing.cancel()
-        async with state.store.write() as connection:
-            await table.release(connection, classifier_id, mark)
+        with suppress(UnavailableError):  # the mark runs out; what was learned is kept, and must not be learned again
+            async with state.store.write() as connection:
+                await table.release(connection, classifier_id, mark)
 
 
 async def _embed(state: State, spec: ModelSpec, request: TrainRequest, task: str | None) -> Embeddings:

@@ -408,5 +408,5 @@ class OmniEmbedder:
             vectors=np.stack(arrays),
             n_tokens=sum(item.n_counted for item in items),
             n_truncated=sum(item.truncated for item in items),
-            n_media=sum_media(items),
+            n_media=sum_media(item.n_media for item in items),
         )

@@ -117,7 +117,7 @@ class VisionEmbedder:
 
     def finish(self, call: Embed, items: Sequence[Item], arrays: Sequence[Array]) -> Embeddings | MultiVectors:
         """The vectors of one call, in its order; with late chunking one per part."""
-        n_media = sum_media(items)
+        n_media = sum_media(item.n_media for item in items)
         if call.output == "dense":
             return replace(self.text.finish(call, items, arrays), n_media=n_media)
         names = [self.text.tokenizer.tokens_of(item.features["ids"]) for item in items] if call.name_tokens else None

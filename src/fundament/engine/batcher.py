@@ -27,8 +27,8 @@ from fundament.telemetry import Metrics, say
 _WINDOW = 512  # waiting rows that the policy looks at, so that a long queue costs no more than a short one
 _COMPANY_TOKENS = 512  # so many wait for no others
 
-Rescue = Callable[[Item], Array]
-"""Runs one row again in float32."""
+Rescue = Callable[[Sequence[Item]], list[Array]]
+"""Runs rows again in float32, each alone."""
 
 
 @dataclass(slots=True)
@@ -113,7 +113,7 @@ class Batcher:
         max_batch_tokens: most tokens of a batch.
         max_waiting_rows: rows past which a call is refused; a call into an empty queue is always taken.
         max_waiting_bytes: the same of the rows' memory.
-        rescue: runs a row whose result is not finite again in float32; None where that is what ran.
+        rescue: runs rows whose results are not finite again in float32; None where that is what ran.
         metrics: where batches are counted.
     """
 
@@ -335,7 +335,7 @@ class Batcher:
         arrays = self._forward(rows)
         if arrays is not None:
             self._count(rows, started, time.monotonic() - started)
-            self._settle([(row, self._finite(row, array)) for row, array in zip(rows, arrays, strict=True)])
+            self._settle(self._finite(rows, arrays))
         elif len(rows) > 1:
             middle = len(rows) // 2
             self._run(rows[:middle])
@@ -367,26 +367,35 @@ class Batcher:
                 )
             return None
 
-    def _finite(self, row: Row, array: Array) -> Array | Exception:
-        """The array, or the row's result alone or in float32 where it is not finite, or an error that names the row.
+    def _finite(self, rows: Sequence[Row], arrays: Sequence[Array]) -> list[tuple[Row, Array | Exception]]:
+        """Each row's array; where it is not finite that of the row alone, or in float32, or an error that names it.
 
-        Alone first, because a row that is not finite can spoil its neighbours in the batch.
+        Alone first, because a row that is not finite can spoil its neighbours in the batch. In float32 all of them at
+        once, because that loads the model again.
         """
-        if np.isfinite(array).all():
-            return array
-        say("row not finite", level=logging.WARNING, model=self.name, place=row.place, tokens=row.n_tokens)
+        results: list[Array | Exception] = list(arrays)
+        wrong = _not_finite(arrays)
+        for place in wrong:
+            row = rows[place]
+            say("row not finite", level=logging.WARNING, model=self.name, place=row.place, tokens=row.n_tokens)
         for again in (self._alone, self._rescue):
+            if not wrong or again is None:
+                continue
             try:
-                array = again(row.item) if again else array
+                found = again([rows[place].item for place in wrong])
             except Exception as error:
                 say("row failed", level=logging.ERROR, error=error, model=self.name)
-            if np.isfinite(array).all():
-                return array
-        self._failed_rows.inc()
-        return RowError(f"Input {row.place} gives a vector that is not finite, in float32 too.")
+                continue
+            for place, array in zip(wrong, found, strict=True):
+                results[place] = array
+            wrong = [wrong[place] for place in _not_finite(found)]
+        for place in wrong:
+            self._failed_rows.inc()
+            results[place] = RowError(f"Input {rows[place].place} gives a vector that is not finite.")
+        return list(zip(rows, results, strict=True))
 
-    def _alone(self, item: Item) -> Array:
-        return self.model.forward([item])[0]
+    def _alone(self, items: Sequence[Item]) -> list[Array]:
+        return [self.model.forward([item])[0] for item in items]
 
     def _count(self, rows: list[Row], started: float, seconds: float) -> None:
         n_tokens = sum(row.n_tokens for row in rows)
@@ -431,6 +440,11 @@ def _sizes(items: Sequence[Item]) -> list[int]:
         seen |= own.keys()
         sizes.append(sum(own.values()))
     return sizes
+
+
+def _not_finite(arrays: Sequence[Array]) -> list[int]:
+    """The places of arrays with a number that is not finite."""
+    return [place for place, array in enumerate(arrays) if not np.isfinite(array).all()]
 
 
 def _resolve(tickets: list[Ticket]) -> None:

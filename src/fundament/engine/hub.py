@@ -316,9 +316,9 @@ def _in_words(spec: ModelSpec, endpoint: str, partial: Path) -> Iterator[None]:
             f"{endpoint} has no {spec.repo}, or does not show it to you: where it is private, set HF_TOKEN."
         ) from error
     except RevisionNotFoundError as error:
+        what = f"commit {spec.revision}" if spec.revision else "the commit that this pull began with"
         raise FundamentError(
-            f"{spec.repo} has no commit '{spec.revision or 'as this pull began with'}' at {endpoint} any more; "
-            f"delete {partial} and pull again."
+            f"{endpoint} no longer has {what} of {spec.repo}; delete {partial} and pull again."
         ) from error
     except HfHubHTTPError as error:
         if error.response.status_code in (401, 403):

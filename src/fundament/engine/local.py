@@ -28,6 +28,7 @@ from fundament.core import (
     Ranking,
     Rerank,
     Result,
+    SparseVectors,
     Writer,
 )
 from fundament.engine.batcher import Batcher, Ticket
@@ -104,7 +105,7 @@ class LocalEngine:
         self.placement = place(options.device, options.dtype)
         self.n_cores = options.n_threads or n_cores()
         self.memory: Memory[Loaded] = Memory(
-            budget_bytes=options.memory_bytes or int(0.8 * free_bytes(self.placement.device)),
+            budget_bytes=budget_of(options.memory_bytes, self.placement.device),
             idle_seconds=options.idle_seconds,
             measure=self._measure,
             load=self._load,
@@ -177,8 +178,7 @@ class LocalEngine:
                     return finish()
                 return await self._work(finish)
             except BaseException as error:
-                if isinstance(error, asyncio.CancelledError):
-                    loaded.batcher.drop(ticket)
+                loaded.batcher.drop(ticket)
                 if bill is not None:
                     bill.refund(_unpaid(items, ticket, error))
                 raise
@@ -307,7 +307,7 @@ class LocalEngine:
         local = self.locals.get(model)
         if local is None:
             raise ModelNotFoundError(f"Model '{model}' is not served here.")
-        return needed_bytes(local, self.placement) + (self.options.cache_bytes if local.spec.kind == "chat" else 0)
+        return most_bytes(local, self.placement, self.options.cache_bytes)
 
     async def _load(self, model: str) -> Loaded:
         # A thread of its own takes the OpenMP threads that the load needed with it.
@@ -346,7 +346,7 @@ class LocalEngine:
                 max_batch_tokens=max_tokens,
                 max_waiting_rows=self.options.max_waiting_rows,
                 max_waiting_bytes=self.options.max_waiting_bytes,
-                rescue=None if self.placement.dtype == torch.float32 else lambda item: _in_float32(local, item),
+                rescue=None if self.placement.dtype == torch.float32 else partial(_in_float32, local),
                 metrics=self.metrics,
             ),
         )
@@ -411,6 +411,20 @@ def needed_bytes(local: Local, placement: Placement) -> int:
     return placement.dtype.itemsize * sum(Checkpoint(directory).n_elements for directory in directories)
 
 
+def most_bytes(local: Local, placement: Placement, cache_bytes: int) -> int:
+    """Memory that a model may come to take: its weights, and of a chat model the keys and values of conversations.
+
+    Raises:
+        CheckpointError: files that cannot be read.
+    """
+    return needed_bytes(local, placement) + (cache_bytes if local.spec.kind == "chat" else 0)
+
+
+def budget_of(memory_bytes: int, device: torch.device) -> int:
+    """Most memory of all models together: as the operator says, else 80 % of what is free now."""
+    return memory_bytes or int(0.8 * free_bytes(device))
+
+
 def threads_of(n_bytes: int, n_cores: int) -> int:
     """How many batches of a model run side by side on a CPU, the cores divided among them.
 
@@ -447,11 +461,14 @@ def _finish(model: Model[Any, Any], call: Call, items: Sequence[Item], arrays: S
     result: Result = model.finish(call, items, arrays)
     if isinstance(result, Ranking) or not isinstance(call, Embed) or call.late_chunking:
         return result
-    if len(items) == len(call.inputs) and all(isinstance(value, str) for value in call.inputs):
-        return replace(result, n_tokens_each=[item.n_counted for item in items])
-    return result
+    if len(items) != len(call.inputs):  # a PDF is as many rows as it has pages
+        return result
+    n_tokens = [item.n_counted for item in items]
+    if isinstance(result, SparseVectors):
+        return replace(result, n_tokens_each=n_tokens)
+    return replace(result, n_tokens_each=n_tokens, n_media_each=[item.n_media for item in items])
 
 
-def _in_float32(local: Local, item: Item) -> Array:
+def _in_float32(local: Local, items: Sequence[Item]) -> list[Array]:
     model = load_model(local, Placement(torch.device("cpu"), torch.float32))
-    return model.forward([item])[0]
+    return [model.forward([item])[0] for item in items]

@@ -7,7 +7,7 @@ import hashlib
 import importlib.util
 import os
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -255,6 +255,20 @@ def from_argument(argument: str, data_dir: Path, *, allow_torchscript: bool = Fa
         if not (directory / needed).is_file():
             raise CheckpointError(f"--model {argument}: {directory} has no {needed}; is it a model directory?")
     return Local(spec or _own(name, directory), directory)
+
+
+def refuse_another(local: Local, others: Iterable[Local]) -> None:
+    """Refuse a model's name that stands for another directory already.
+
+    Raises:
+        CheckpointError: with both directories.
+    """
+    for other in others:
+        if other.spec.id == local.spec.id and other.directory != local.directory:
+            raise CheckpointError(
+                f"--model {local.spec.id} is given twice, for {other.directory} and {local.directory}; "
+                "give one of them another name"
+            )
 
 
 def _catalogued(name: str) -> ModelSpec | None:
