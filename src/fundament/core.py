@@ -253,7 +253,7 @@ class Item:
         n_tokens: tokens that the row costs in a batch.
         mate: rows share a batch only where this is equal.
         n_counted: tokens that `usage` counts: what was read of the caller's own input, special tokens included.
-        truncated: whether the input was longer than what was read.
+        n_truncated: how many inputs were longer than what was read of them: 0 or 1, or of the documents of a block.
         n_media: how many of `n_counted` stand for media, by their kind; pages of a PDF are images.
     """
 
@@ -261,7 +261,7 @@ class Item:
     n_tokens: int
     mate: Hashable = None
     n_counted: int = 0
-    truncated: bool = False
+    n_truncated: int = 0
     n_media: Mapping[MediaKind, int] = field(default_factory=dict)
 
 
@@ -279,7 +279,7 @@ class Embeddings:
     """
 
     vectors: NDArray[np.float32]
-    n_tokens: int
+    n_tokens: int = 0
     n_truncated: int = 0
     n_media: Mapping[MediaKind, int] = field(default_factory=dict)
     n_tokens_each: Sequence[int] = ()
@@ -302,7 +302,7 @@ class MultiVectors:
 
     vectors: Sequence[NDArray[np.float32]]
     tokens: Sequence[Sequence[str]] | None = None
-    n_tokens: int
+    n_tokens: int = 0
     n_truncated: int = 0
     n_media: Mapping[MediaKind, int] = field(default_factory=dict)
     n_tokens_each: Sequence[int] = ()
@@ -321,7 +321,7 @@ class SparseVectors:
     """
 
     weights: Sequence[Mapping[str, float]]
-    n_tokens: int
+    n_tokens: int = 0
     n_truncated: int = 0
     n_tokens_each: Sequence[int] = ()
 
@@ -339,7 +339,7 @@ class Ranking:
 
     scores: NDArray[np.float32]
     embeddings: NDArray[np.float32] | None = None
-    n_tokens: int
+    n_tokens: int = 0
     n_truncated: int = 0
 
 
@@ -417,7 +417,7 @@ class Model(Protocol[C_contra, R_co]):
         ...
 
     def finish(self, call: C_contra, items: Sequence[Item], arrays: Sequence[Array]) -> R_co:
-        """Put one call's arrays together."""
+        """Put one call's arrays together; how much was read of its items the engine adds."""
         ...
 
 

@@ -19,7 +19,7 @@ from fundament.app import named_models
 from fundament.backbone.device import Placement
 from fundament.catalog import CATALOG, EMBEDDED
 from fundament.config import Settings
-from fundament.core import Array, Embed, Embeddings, Group, Item, Media, Model, sum_media
+from fundament.core import Array, Embed, Embeddings, Group, Item, Media, Model
 from fundament.engine import local
 from fundament.engine.weights import Local, embedded
 from fundament.errors import InputError
@@ -78,8 +78,7 @@ class Eye:
         return [item.features["vector"] for item in items]
 
     def finish(self, call: Embed, items: Sequence[Item], arrays: Sequence[Array]) -> Embeddings:
-        n_media = sum_media(item.n_media for item in items)
-        return Embeddings(vectors=np.stack(arrays), n_tokens=5 * len(items), n_media=n_media)
+        return Embeddings(vectors=np.stack(arrays))
 
 
 @pytest.fixture(scope="module")

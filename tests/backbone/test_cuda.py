@@ -12,7 +12,7 @@ from fundament.backbone.attention import attend
 from fundament.backbone.device import Placement
 from fundament.backbone.packed import pack
 from fundament.core import Embed, Model, Rerank
-from fundament.engine.local import load_model
+from fundament.engine.local import finish, load_model
 from fundament.engine.weights import embedded
 from tests.checkpoints import jina_bert, llama, load, qwen, qwen_reranker, texts
 
@@ -56,7 +56,7 @@ def test_vectors(tmp_path: Path, name: str, dtype: torch.dtype, least: float) ->
     for placement in (Placement(CPU, torch.float32), Placement(CUDA, dtype)):
         model = model_of(name, tmp_path, placement)
         items = model.prepare(call)
-        vectors.append(torch.from_numpy(model.finish(call, items, model.forward(items)).vectors))
+        vectors.append(torch.from_numpy(finish(model, call, items, model.forward(items)).vectors))
     assert F.cosine_similarity(*vectors).min() > least
 
 

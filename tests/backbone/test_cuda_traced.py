@@ -28,7 +28,7 @@ from fundament.backbone.packed import pack
 from fundament.backbone.picture_writer import PictureWriter
 from fundament.catalog import CATALOG, EMBEDDED
 from fundament.core import Embed, Generate, Group, Input, Media, Message, Model, Rerank
-from fundament.engine.local import load_model
+from fundament.engine.local import finish, load_model
 from fundament.engine.weights import Local, embedded
 from fundament.models import families
 from tests import checkpoints
@@ -292,7 +292,7 @@ def test_a_model_runs_on_one_device_and_waits_for_it_at_the_end(
                 errors.append(tuple(float(np.square(numbers - exact).sum()) for numbers in (array, near)))
             found[id(item)] = array
     for call, items in asked:
-        model.finish(call, items, [found[id(item)] for item in items])
+        finish(model, call, items, [found[id(item)] for item in items])
     on_gpu, on_cpu = np.sqrt(np.sum(errors, axis=0)) if errors else (0, 0)
     assert on_gpu <= 2 * on_cpu
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from fundament.backbone.device import Placement
 from fundament.catalog import ModelSpec
 from fundament.core import Embed, Model, Ranking, Rerank
-from fundament.engine.local import load_model
+from fundament.engine.local import finish, load_model
 from fundament.engine.weights import Local
 
 WORDS = ["the", "search", "engine", "finds", "what", "people", "mean", "naïve", "東京", "déjà", "🙂", "tokenization"]
@@ -93,14 +93,14 @@ def embed(model: Model, inputs: list[str]) -> Tensor:
     """The vectors of some texts, `[texts, dim]`, cut to the context."""
     call = Embed(inputs=inputs, truncate=True)
     items = model.prepare(call)
-    return torch.from_numpy(model.finish(call, items, model.forward(items)).vectors)
+    return torch.from_numpy(finish(model, call, items, model.forward(items)).vectors)
 
 
 def rank(model: Model, query: str, documents: Sequence[str], **fields: Any) -> Ranking:
     """What a reranker makes of a query and documents, every row in one batch."""
     call = Rerank(query=query, documents=documents, **fields)
     items = model.prepare(call)
-    made = model.finish(call, items, model.forward(items))
+    made = finish(model, call, items, model.forward(items))
     assert isinstance(made, Ranking)
     return made
 

@@ -11,7 +11,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM, Qwen3Model
 
 from fundament.catalog import ModelSpec
 from fundament.core import Ranking, Rerank
-from fundament.engine.local import load_model
+from fundament.engine.local import finish, load_model
 from fundament.engine.weights import Local
 from tests.checkpoints import qwen, save
 from tests.checkpoints.llama import Config, tensors
@@ -140,7 +140,7 @@ def load(directory: Path, family: str, *, context: int = 100_000, placement: Any
 def rank(model: Any, call: Rerank) -> Ranking:
     """A call in a batch of its own."""
     items = model.prepare(call)
-    found: Ranking = model.finish(call, items, model.forward(items))
+    found: Ranking = finish(model, call, items, model.forward(items))
     return found
 
 

@@ -10,7 +10,7 @@ import pytest
 from torch import bfloat16
 
 from fundament.core import Embed
-from fundament.engine.local import load_model, needed_bytes
+from fundament.engine.local import finish, load_model, needed_bytes
 from fundament.engine.weights import Local
 from tests.conftest import FLOAT32
 from tests.engine.test_local import bert
@@ -37,7 +37,7 @@ def alone(berts: dict[str, Local]) -> dict[str, np.ndarray]:
     for name, local in berts.items():
         model = load_model(local, FLOAT32)
         items = model.prepare(call := Embed(inputs=TEXTS))
-        vectors = model.finish(call, items, model.forward(items)).vectors
+        vectors = finish(model, call, items, model.forward(items)).vectors
         found[name] = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     return found
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from fundament.catalog import CATALOG, EMBEDDED
 from fundament.core import Embed
 from fundament.engine import weights
-from fundament.engine.local import load_model
+from fundament.engine.local import finish, load_model
 from fundament.engine.weights import (
     RECEIPT,
     FileRecord,
@@ -91,7 +91,7 @@ def test_a_directory_of_ones_own_is_served_by_what_its_config_says(own: Path, tm
     assert local.n_bytes == (own / "model.safetensors").stat().st_size
     model = load_model(local, FLOAT32)
     items = model.prepare(call := Embed(inputs=["a cat"]))
-    assert model.finish(call, items, model.forward(items)).vectors.shape == (1, WIDTH)
+    assert finish(model, call, items, model.forward(items)).vectors.shape == (1, WIDTH)
 
 
 def test_a_directory_under_a_catalogue_id_is_that_model(own: Path, tmp_path: Path) -> None:

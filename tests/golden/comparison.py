@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from fundament.core import Embed, Embeddings, Media, Model, MultiVectors, Ranking, Rerank, SparseVectors
+from fundament.engine.local import finish
 from tests.golden.cases import Case
 
 TOLERANCE = 1e-4  # of the numbers of unit vectors, scores and weights; both sides run in float32
@@ -27,7 +28,7 @@ def answer(model: Model[Any, Any], case: Case) -> Sequence[Any]:
     """What the model makes of a case, per input: a score, a unit vector, unit vectors of tokens, or weights."""
     call = _call(case)
     items = model.prepare(call)
-    match model.finish(call, items, model.forward(items)):
+    match finish(model, call, items, model.forward(items)):
         case Ranking(scores=scores):
             return list(scores)
         case Embeddings(vectors=vectors) | MultiVectors(vectors=vectors):

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from fundament.backbone.packed import Packed
 from fundament.backbone.token_heads import HeadedEmbedder
 from fundament.core import Embed, Model, MultiVectors, Output, SparseVectors
+from fundament.engine.local import finish
 from fundament.engine.weights import from_argument
 from fundament.errors import CheckpointError, InputError
 from tests.checkpoints import load, texts
@@ -42,7 +43,7 @@ def backbone(directory: Path) -> nn.Module:
 def run(model: Model, inputs: list[str], output: Output, **fields: Any) -> Any:
     call = Embed(inputs=inputs, output=output, truncate=True, **fields)
     items = model.prepare(call)
-    return model.finish(call, items, model.forward(items))
+    return finish(model, call, items, model.forward(items))
 
 
 def ids_of(directory: Path, text: str) -> list[int]:

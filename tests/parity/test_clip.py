@@ -17,6 +17,7 @@ from transformers import JinaEmbeddingsV3Config, JinaEmbeddingsV3Model
 
 from fundament.catalog import CATALOG
 from fundament.core import Embed, Group, Input, Item
+from fundament.engine.local import finish
 from fundament.errors import CheckpointError, InputError
 from fundament.models.clip import ClipEmbedder
 from tests.checkpoints import clip as tiny
@@ -56,7 +57,7 @@ def vectors(model: ClipEmbedder, inputs: Sequence[Input]) -> Tensor:
     for mate in {item.mate for item in items}:
         places = [place for place, item in enumerate(items) if item.mate == mate]
         arrays |= zip(places, model.forward([items[place] for place in places]), strict=True)
-    return torch.from_numpy(model.finish(call, items, [arrays[place] for place in range(len(items))]).vectors)
+    return torch.from_numpy(finish(model, call, items, [arrays[place] for place in range(len(items))]).vectors)
 
 
 def assert_same(found: Tensor, expected: Tensor) -> None:
@@ -224,7 +225,7 @@ def test_order_usage_and_a_file_sent_twice(models: dict[str, ClipEmbedder]) -> N
     assert items[0] is not items[2]
     assert [item.mate for item in items] == ["image", None, "image", "image"]
     n_each = 1 + (tiny.IMAGE // tiny.PATCH) ** 2
-    made = model.finish(call, items, [np.zeros(tiny.WIDTH, np.float32)] * 4)
+    made = finish(model, call, items, [np.zeros(tiny.WIDTH, np.float32)] * 4)
     assert made.n_media == {"image": 3 * n_each}
     assert made.n_tokens == 3 * n_each + items[1].n_counted
 

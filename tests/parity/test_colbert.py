@@ -19,6 +19,7 @@ from transformers import JinaEmbeddingsV3Config, JinaEmbeddingsV3Model
 
 from fundament.catalog import CATALOG
 from fundament.core import Embed, Model, MultiVectors, Role
+from fundament.engine.local import finish
 from fundament.errors import CheckpointError, InputError, TooLongError
 from fundament.models import family_of
 from tests.checkpoints import load, resave, texts
@@ -53,7 +54,7 @@ def open_model(name: str, directory: Path, **facts: Any) -> Model:
 def vectors(model: Model, inputs: list[str], role: Role | None, **fields: Any) -> MultiVectors:
     call = Embed(inputs=inputs, output="multi", role=role, **fields)
     items = model.prepare(call)
-    made = model.finish(call, items, model.forward(items))
+    made = finish(model, call, items, model.forward(items))
     assert isinstance(made, MultiVectors)
     return made
 

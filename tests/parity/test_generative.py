@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from fundament.backbone import generative
 from fundament.core import Rerank
+from fundament.engine.local import finish
 from fundament.errors import CheckpointError, InputError, TooLongError
 from tests.checkpoints import qwen_reranker, resave, save
 from tests.checkpoints.llama import Config
@@ -190,7 +191,7 @@ def test_a_call_alone_equals_the_call_in_any_company(model: Any, directory: Path
     items = [model.prepare(call) for call in asked]
     arrays = iter(model.forward([item for own in items for item in own]))
     for call, own in zip(asked, items, strict=True):
-        among = model.finish(call, own, [next(arrays) for _ in own])
+        among = finish(model, call, own, [next(arrays) for _ in own])
         assert len(among.scores) == len(call.documents)
         # A document by itself shares no prefix, so that nothing is taken from what is kept.
         alone = [

@@ -14,6 +14,7 @@ from transformers import JinaEmbeddingsV3Config, JinaEmbeddingsV3Model
 
 from fundament.backbone.embedder import TextEmbedder
 from fundament.core import Embed, Item
+from fundament.engine.local import finish
 from fundament.errors import CheckpointError, InputError, TooLongTogetherError
 from tests.checkpoints import jina_v3, texts
 from tests.checkpoints.jina_v3 import CONTEXT, ORDER, WRITERS, Layout
@@ -206,7 +207,7 @@ def test_adapters_that_no_task_chooses_are_refused(directories: dict[str, Path])
 def late(model: TextEmbedder, inputs: list[str], **fields: object) -> tuple[Tensor, list[Item]]:
     call = Embed(inputs=inputs, late_chunking=True, **fields)  # type: ignore[arg-type]
     items = model.prepare(call)
-    return torch.from_numpy(model.finish(call, items, model.forward(items)).vectors), items
+    return torch.from_numpy(finish(model, call, items, model.forward(items)).vectors), items
 
 
 def ids_of(text: str) -> list[int]:
@@ -320,7 +321,7 @@ def test_truncate_cuts_the_last_part(models: dict[str, TextEmbedder], networks: 
     parts = [ids_of(inputs[0]), ids_of(inputs[1])[: CONTEXT - 2 - len(ids_of(inputs[0]))]]
     found, items = late(models["woven"], inputs, truncate=True)
     assert_same(found, slowly(networks[None], [], parts))
-    assert items[0].truncated
+    assert items[0].n_truncated == 1
     assert items[0].n_counted == items[0].n_tokens == CONTEXT
     sentences, _ = late(models["woven"], ["What search. " * 60], truncate=True)
     each = len(ids_of("What search. " * 2)) - len(ids_of("What search. "))
@@ -350,8 +351,8 @@ def test_a_joint_row_alone_equals_the_row_in_any_company(
         items = model.prepare(call)
     except InputError:
         return
-    alone = model.finish(call, items, model.forward(items)).vectors
+    alone = finish(model, call, items, model.forward(items)).vectors
     among = model.forward([*rows(model, company), *items])[len(company) :]
-    np.testing.assert_allclose(model.finish(call, items, among).vectors, alone, atol=1e-5, rtol=1e-5)
+    np.testing.assert_allclose(finish(model, call, items, among).vectors, alone, atol=1e-5, rtol=1e-5)
     if len(inputs) > 1:
         assert len(alone) == len(inputs)

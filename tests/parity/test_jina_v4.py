@@ -21,6 +21,7 @@ from fundament.backbone.mrope import Slot, positions
 from fundament.backbone.vision_embedder import VisionEmbedder
 from fundament.catalog import CATALOG
 from fundament.core import Embed, Group, Input, Item, MultiVectors, Output
+from fundament.engine.local import finish
 from fundament.errors import CheckpointError, InputError, TooLongError
 from tests.checkpoints import load, resave, texts
 from tests.checkpoints import qwen_vl as tiny
@@ -131,7 +132,7 @@ def test_multi_vectors_equal_transformers_with_the_projectors_adapter(model: Vis
 def test_the_tokens_of_multi_vectors_are_named(model: VisionEmbedder) -> None:
     call = Embed(inputs=["the in", png(PICTURES[0])], task="text-matching", output="multi", name_tokens=True)
     items = model.prepare(call)
-    made = model.finish(call, items, model.forward(items))
+    made = finish(model, call, items, model.forward(items))
     assert isinstance(made, MultiVectors)
     assert made.tokens is not None
     assert made.tokens[0] == ["Q", "u", "e", "r", "y", ":", "Ġthe", "Ġ", "in"]
@@ -144,7 +145,7 @@ def test_late_chunking_pools_each_text_of_one_row(model: VisionEmbedder, network
     parts = ["the search", " finds", " what people mean"]
     call = Embed(inputs=parts, task="retrieval.passage", late_chunking=True)
     items = model.prepare(call)
-    made = torch.from_numpy(model.finish(call, items, model.forward(items)).vectors)  # type: ignore[union-attr]
+    made = torch.from_numpy(finish(model, call, items, model.forward(items)).vectors)  # type: ignore[union-attr]
     hidden, _ = states(networks["retrieval"][0], "".join(parts), "Passage: ")
     tokenizer = tiny.tokenizer()
     n_prompt = len(tokenizer.encode("Passage: ").ids)
@@ -221,7 +222,7 @@ def test_counts_and_a_file_sent_twice(model: VisionEmbedder) -> None:
     n_text = len(tiny.tokenizer().encode("Query: the").ids)
     n_around = len(tiny.tokenizer().encode("".join(PROMPT)).ids)
     assert [item.n_counted for item in items] == [n_around + 4, n_text, n_around + 4]
-    made = model.finish(call, items, model.forward(items))
+    made = finish(model, call, items, model.forward(items))
     assert (made.n_tokens, made.n_media) == (2 * (n_around + 4) + n_text, {"image": 8})
     again = model.prepare(Embed(inputs=call.inputs, task="text-matching", output="multi"))
     assert again[0] is again[2]

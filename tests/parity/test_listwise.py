@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerFast
 
 from fundament.catalog import CATALOG
 from fundament.core import Ranking, Rerank
+from fundament.engine.local import finish
 from fundament.errors import CheckpointError, InputError, TooLongError
 from fundament.models import family_of, listwise
 from tests.checkpoints import qwen_reranker, resave
@@ -341,7 +342,7 @@ def test_a_call_alone_equals_the_call_in_any_company(directory: Path) -> None:
         items = [model.prepare(call) for call in asked]
         arrays = iter(model.forward([item for own in items for item in own]))
         for call, own in zip(asked, items, strict=True):
-            among: Ranking = model.finish(call, own, [next(arrays) for _ in own])
+            among: Ranking = finish(model, call, own, [next(arrays) for _ in own])
             alone = rank(plain, call)
             close(among.scores, alone.scores)
             close(among.embeddings, alone.embeddings)

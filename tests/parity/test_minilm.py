@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from sentence_transformers import SentenceTransformer
 
 from fundament.core import Embed, Model
+from fundament.engine.local import finish
 from fundament.engine.weights import Local
 
 WORDS = ["the", "search", "engine", "finds", "mean", "naïve", "東京", "déjà", "vu", "🙂", "tokenization"]
@@ -28,7 +29,7 @@ def texts_of_many_lengths() -> list[str]:
 def vectors(model: Model, texts: list[str]) -> np.ndarray:
     call = Embed(inputs=texts, truncate=True)
     items = model.prepare(call)
-    found = model.finish(call, items, model.forward(items)).vectors.astype(np.float64)
+    found = finish(model, call, items, model.forward(items)).vectors.astype(np.float64)
     return found / np.linalg.norm(found, axis=1, keepdims=True)
 
 

@@ -22,6 +22,7 @@ from fundament.backbone.omni import OmniEmbedder
 from fundament.backbone.sounds import log_mel, mel_bands
 from fundament.catalog import CATALOG
 from fundament.core import Embed, Group, Input, Media
+from fundament.engine.local import finish
 from fundament.errors import CheckpointError, InputError, TooLongError
 from tests.checkpoints import llama, load, resave
 from tests.checkpoints import omni as tiny
@@ -239,7 +240,7 @@ def test_counts_order_and_files_sent_twice(models: dict[str, OmniEmbedder]) -> N
     assert items[3] is items[4]
     assert [item.n_media for item in items[:4]] == [{"image": 6}, {}, {"audio": 25}, {"image": 4}]
     assert [item.n_counted for item in items] == [len(item.features["ids"]) for item in items]
-    made = model.finish(call, items, model.forward(items))
+    made = finish(model, call, items, model.forward(items))
     assert made.n_media == {"image": 14, "audio": 50}
     turned = model.prepare(Embed(inputs=[Group([*reversed(group.parts)])]))
     assert not np.array_equal(turned[0].features["ids"], items[3].features["ids"])

@@ -17,6 +17,7 @@ from transformers import Qwen2VLImageProcessorPil
 from fundament.backbone.images import Patches
 from fundament.backbone.vision_ranker import VisionRanker
 from fundament.core import Media, Rerank
+from fundament.engine.local import finish
 from fundament.errors import CheckpointError, InputError, TooLongError
 from tests.checkpoints import load, resave, texts
 from tests.checkpoints import qwen_vl as tiny
@@ -56,7 +57,7 @@ def sent(side: Side) -> str | Media:
 def scores(model: VisionRanker, query: Side, documents: Sequence[Side]) -> Tensor:
     call = Rerank(query=sent(query), documents=[*map(sent, documents)])
     items = model.prepare(call)
-    return torch.from_numpy(model.finish(call, items, model.forward(items)).scores)
+    return torch.from_numpy(finish(model, call, items, model.forward(items)).scores)
 
 
 def expected(network: nn.Module, query: Side, document: Side) -> Tensor:
@@ -110,7 +111,7 @@ def test_a_pair_alone_equals_the_pair_in_mixed_company(
     items = model.prepare(call)
     others = model.prepare(Rerank(query="another caller's", documents=[*map(sent, company)])) if company else []
     arrays = model.forward([*others[:place], *items, *others[place:]])
-    among = model.finish(call, items, [arrays[place]]).scores
+    among = finish(model, call, items, [arrays[place]]).scores
     assert_same(torch.from_numpy(among), scores(model, query, [one]))
 
 
@@ -168,7 +169,7 @@ def test_long_texts_are_cut_and_counted(tmp_path: Path, network: nn.Module) -> N
     model = loaded(qwen_vl(tmp_path, "m0"), context=512 + 40)
     call = Rerank(query="b " * 400, documents=["a " * 100, "a"], max_query_tokens=7, max_document_tokens=5)
     items = model.prepare(call)
-    made = model.finish(call, items, model.forward(items))
+    made = finish(model, call, items, model.forward(items))
     assert made.n_truncated == 1
     assert_same(
         torch.from_numpy(made.scores), torch.stack([expected(network, "b b b b", doc) for doc in ("a a a", "a")])
@@ -179,7 +180,7 @@ def test_long_texts_are_cut_and_counted(tmp_path: Path, network: nn.Module) -> N
         model.prepare(Rerank(query="b " * 300, documents=["a"], truncate=False))
     whole = model.prepare(Rerank(query="b" * 600, documents=["a" * 600]))
     assert len(whole[0].features["ids"]) == 512 + 40
-    assert whole[0].truncated
+    assert whole[0].n_truncated == 1
 
 
 def test_images_longer_than_the_context_are_refused(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from tokenizers.normalizers import BertNormalizer
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from fundament.core import Embed
-from fundament.engine.local import load_model
+from fundament.engine.local import finish, load_model
 from fundament.engine.weights import from_argument
 from fundament.errors import CheckpointError
 from tests.checkpoints import word_piece
@@ -58,7 +58,7 @@ def check(directory: Path) -> None:
     local = from_argument(f"mine={directory}", directory)
     model = load_model(local, FLOAT32)
     items = model.prepare(call := Embed(inputs=TEXTS, task=local.spec.default_task, truncate=True))
-    vectors = torch.from_numpy(model.finish(call, items, model.forward(items)).vectors)
+    vectors = torch.from_numpy(finish(model, call, items, model.forward(items)).vectors)
     reference = SentenceTransformer(str(directory), device="cpu").encode(TEXTS, convert_to_tensor=True)
     torch.testing.assert_close(torch.nn.functional.normalize(vectors), reference, atol=1e-5, rtol=1e-5)
 

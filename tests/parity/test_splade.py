@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from fundament.core import Embed, Model, Role, SparseVectors
+from fundament.engine.local import finish
 from fundament.engine.weights import from_argument
 from fundament.errors import CheckpointError, InputError, TooLongError
 from fundament.models import family_of, splade
@@ -51,7 +52,7 @@ def open_model(directory: Path, **facts: Any) -> Model:
 def weights(model: Model, inputs: list[str], **fields: Any) -> SparseVectors:
     call = Embed(inputs=inputs, output="sparse", truncate=True, **fields)
     items = model.prepare(call)
-    made = model.finish(call, items, model.forward(items))
+    made = finish(model, call, items, model.forward(items))
     assert isinstance(made, SparseVectors)
     return made
 
@@ -208,7 +209,7 @@ def in_company(model: Model, asked: list[tuple[str, Role]]) -> Tensor:
         places = [place for place, item in enumerate(items) if item.mate == mate]
         for place, array in zip(places, model.forward([items[place] for place in places]), strict=True):
             arrays[place] = array
-    return whole(model.finish(calls[0], items, arrays), "bert")
+    return whole(finish(model, calls[0], items, arrays), "bert")
 
 
 worded = st.tuples(

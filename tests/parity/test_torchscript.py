@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from fundament.core import Embed, Model, SparseVectors
-from fundament.engine.local import load_model, needed_bytes
+from fundament.engine.local import finish, load_model, needed_bytes
 from fundament.engine.weights import from_argument
 from fundament.errors import CheckpointError, InputError, TooLongError
 from tests.checkpoints import texts, word_piece
@@ -44,7 +44,7 @@ def open_model(directory: Path, name: str = "elser-v2") -> Model:
 
 def weights(model: Model, inputs: list[str]) -> SparseVectors:
     items = model.prepare(call := Embed(inputs=inputs, output="sparse", truncate=True))
-    result = model.finish(call, items, model.forward(items))
+    result = finish(model, call, items, model.forward(items))
     assert isinstance(result, SparseVectors)
     return result
 

@@ -96,7 +96,7 @@ class ColBERT:
                 raise TooLongError(index=index, n_tokens=tokens.n_whole, limit=limit)
             features = self._query(tokens.ids) if query else self._document(tokens.ids)
             n = len(features["ids"])
-            items.append(Item(features=features, n_tokens=n, n_counted=tokens.n_own, truncated=tokens.truncated))
+            items.append(Item(features=features, n_tokens=n, n_counted=tokens.n_own, n_truncated=tokens.truncated))
         return items
 
     def _query(self, ids: Array) -> dict[str, Array]:
@@ -125,12 +125,7 @@ class ColBERT:
     def finish(self, call: Embed, items: Sequence[Item], arrays: Sequence[Array]) -> MultiVectors:
         """The vectors of one call, in its order."""
         named = (self.tokenizer.tokens_of(item.features["ids"][item.features["kept"]]) for item in items)
-        return MultiVectors(
-            vectors=arrays,
-            tokens=list(named) if call.name_tokens else None,
-            n_tokens=sum(item.n_counted for item in items),
-            n_truncated=sum(item.truncated for item in items),
-        )
+        return MultiVectors(vectors=arrays, tokens=list(named) if call.name_tokens else None)
 
 
 def load_colbert(

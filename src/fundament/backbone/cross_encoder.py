@@ -154,7 +154,7 @@ class CrossEncoder:
                         features=features,
                         n_tokens=len(row),
                         n_counted=frame.n_special + len(query) + n_read if first else 0,
-                        truncated=first and n_read < len(ids),
+                        n_truncated=first and n_read < len(ids),
                     )
                 )
         return items
@@ -207,11 +207,8 @@ class CrossEncoder:
         best = np.full(len(place_of), -np.inf)
         np.maximum.at(best, rows, np.concatenate(arrays).astype(np.float64))
         places = [place_of[text] for text in call.documents]
-        return Ranking(
-            scores=(0.5 + 0.5 * np.tanh(0.5 * best[places])).astype(np.float32),  # sigmoid, which overflows nowhere so
-            n_tokens=sum(item.n_counted for item in items),
-            n_truncated=sum(item.truncated for item in items),
-        )
+        scores = 0.5 + 0.5 * np.tanh(0.5 * best[places])  # sigmoid, which overflows nowhere so
+        return Ranking(scores=scores.astype(np.float32))
 
 
 def load(

@@ -88,7 +88,7 @@ class TextEmbedder:
             if n == 0:
                 raise InputError(Fault(f"body -> input -> {index}", "This text has no tokens for this model."))
             features = {"ids": tokens.ids, "adapter": adapter}
-            items.append(Item(features=features, n_tokens=n, n_counted=tokens.n_own, truncated=tokens.truncated))
+            items.append(Item(features=features, n_tokens=n, n_counted=tokens.n_own, n_truncated=tokens.truncated))
         return items
 
     def _prepare_joint(self, call: Embed, prompt: str, adapter: Array) -> list[Item]:
@@ -129,7 +129,7 @@ class TextEmbedder:
                     features=features,
                     n_tokens=len(ids),
                     n_counted=n_special + len(body) if first else 0,  # what windows share is counted once
-                    truncated=first and n_whole > len(body),
+                    n_truncated=first and n_whole > len(body),
                 )
             )
         return items
@@ -203,14 +203,10 @@ class TextEmbedder:
 
     def finish(self, call: Embed, items: Sequence[Item], arrays: Sequence[Array]) -> Embeddings:
         """The vectors of one call, in its order; with late chunking one per part."""
-        if call.late_chunking:
-            rows = [(item.features["parts"], item.features["borders"]) for item in items]
-            n_parts = 1 + max(int(parts[-1]) for parts, _ in rows)
-            vectors = chunking.merge(n_parts, [(*row, array) for row, array in zip(rows, arrays, strict=True)])
-        else:
-            vectors = np.stack(arrays)
+        if not call.late_chunking:
+            return Embeddings(vectors=np.stack(arrays))
+        rows = [(item.features["parts"], item.features["borders"]) for item in items]
+        n_parts = 1 + max(int(parts[-1]) for parts, _ in rows)
         return Embeddings(
-            vectors=vectors,
-            n_tokens=sum(item.n_counted for item in items),
-            n_truncated=sum(item.truncated for item in items),
+            vectors=chunking.merge(n_parts, [(*row, array) for row, array in zip(rows, arrays, strict=True)])
         )

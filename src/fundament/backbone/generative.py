@@ -84,7 +84,7 @@ class GenerativeReranker:
                 features=row.features,
                 n_tokens=cost,
                 n_counted=max(0, n_told + query.n_tokens + documents[place].n_tokens - lost[place]),
-                truncated=documents[place].truncated or lost[place] > 0,
+                n_truncated=documents[place].truncated or lost[place] > 0,
             )
             for place, (row, cost) in enumerate(zip(rows, costs(rows), strict=True))
         ]
@@ -94,14 +94,10 @@ class GenerativeReranker:
         states = torch.cat(self.decoder.states([Row.of(item) for item in items]))
         return list(torch.sigmoid(states.float() @ self.answer).cpu().numpy())
 
-    def finish(self, call: Rerank, items: Sequence[Item], arrays: Sequence[Array]) -> Ranking:
+    def finish(self, call: Rerank, items: Sequence[Item], arrays: Sequence[Array]) -> Ranking:  # noqa: ARG002
         """The probabilities of one call, in the order of its documents; equal documents have equal ones."""
         of_text = dict(zip(_different(call), arrays, strict=True))
-        return Ranking(
-            scores=np.array([of_text[text] for text in call.texts[1]], dtype=np.float32),
-            n_tokens=sum(item.n_counted for item in items),
-            n_truncated=sum(item.truncated for item in items),
-        )
+        return Ranking(scores=np.array([of_text[text] for text in call.texts[1]], dtype=np.float32))
 
 
 def _different(call: Rerank) -> list[str]:

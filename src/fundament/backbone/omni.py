@@ -30,7 +30,7 @@ from fundament.backbone.tokenizing import TextTokenizer
 from fundament.backbone.tower_states import TowerStates
 from fundament.backbone.transformer import Transformer
 from fundament.catalog import ModelSpec
-from fundament.core import Array, Embed, Embeddings, Group, Item, Media, MediaKind, sum_media
+from fundament.core import Array, Embed, Embeddings, Group, Item, Media, MediaKind
 from fundament.errors import Fault, InputError, TooLongError
 
 T = TypeVar("T")
@@ -404,9 +404,4 @@ class OmniEmbedder:
 
     def finish(self, call: Embed, items: Sequence[Item], arrays: Sequence[Array]) -> Embeddings:  # noqa: ARG002
         """The vectors of one call, in its order."""
-        return Embeddings(
-            vectors=np.stack(arrays),
-            n_tokens=sum(item.n_counted for item in items),
-            n_truncated=sum(item.truncated for item in items),
-            n_media=sum_media(item.n_media for item in items),
-        )
+        return Embeddings(vectors=np.stack(arrays))

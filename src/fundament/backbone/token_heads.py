@@ -98,15 +98,14 @@ class HeadedEmbedder:
         self, call: Embed, items: Sequence[Item], arrays: Sequence[Array]
     ) -> Embeddings | MultiVectors | SparseVectors:
         """What one call asked for, in its order."""
-        n_tokens, n_truncated = sum(item.n_counted for item in items), sum(item.truncated for item in items)
         tokenizer = self.dense.tokenizer
         match call.output:
             case "sparse":
                 weights = [named(array, tokenizer.token_of) for array in arrays]
-                return SparseVectors(weights=weights, n_tokens=n_tokens, n_truncated=n_truncated)
+                return SparseVectors(weights=weights)
             case "multi":
                 tokens = [tokenizer.tokens_of(item.features["ids"][1:]) for item in items] if call.name_tokens else None
-                return MultiVectors(vectors=arrays, tokens=tokens, n_tokens=n_tokens, n_truncated=n_truncated)
+                return MultiVectors(vectors=arrays, tokens=tokens)
             case "dense":
                 return self.dense.finish(call, items, arrays)
 

@@ -18,7 +18,7 @@ from fundament.backbone.pooling import pool_parts
 from fundament.backbone.tokenizing import TextTokenizer
 from fundament.backbone.vision_language import Prompt, VisionLanguage, n_patches
 from fundament.catalog import ModelSpec
-from fundament.core import Array, Embed, Embeddings, Item, Media, MultiVectors, sum_media
+from fundament.core import Array, Embed, Embeddings, Item, Media, MultiVectors
 from fundament.errors import Fault, InputError
 
 BEFORE, AFTER = "<|im_start|>user\n", "Describe the image.<|im_end|>\n"
@@ -117,17 +117,10 @@ class VisionEmbedder:
 
     def finish(self, call: Embed, items: Sequence[Item], arrays: Sequence[Array]) -> Embeddings | MultiVectors:
         """The vectors of one call, in its order; with late chunking one per part."""
-        n_media = sum_media(item.n_media for item in items)
         if call.output == "dense":
-            return replace(self.text.finish(call, items, arrays), n_media=n_media)
+            return self.text.finish(call, items, arrays)
         names = [self.text.tokenizer.tokens_of(item.features["ids"]) for item in items] if call.name_tokens else None
-        return MultiVectors(
-            vectors=arrays,
-            tokens=names,
-            n_tokens=sum(item.n_counted for item in items),
-            n_truncated=sum(item.truncated for item in items),
-            n_media=n_media,
-        )
+        return MultiVectors(vectors=arrays, tokens=names)
 
 
 def _borders(features: dict[str, Array], start: int, stop: int) -> Array:

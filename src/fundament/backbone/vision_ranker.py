@@ -118,7 +118,7 @@ class VisionRanker:
             features=features,
             n_tokens=n + 1 + n_patches(new, self.prompt.sizes),
             n_counted=n,
-            truncated=document.truncated or n < len(ids),
+            n_truncated=document.truncated or n < len(ids),
             n_media={"image": sum(slot.stop - slot.start for slot in slots)} if slots else {},
         )
 
@@ -131,11 +131,7 @@ class VisionRanker:
 
     def finish(self, call: Rerank, items: Sequence[Item], arrays: Sequence[Array]) -> Ranking:  # noqa: ARG002
         """The scores of one call's documents, in their order."""
-        return Ranking(
-            scores=np.concatenate(arrays),
-            n_tokens=sum(item.n_counted for item in items),
-            n_truncated=sum(item.truncated for item in items),
-        )
+        return Ranking(scores=np.concatenate(arrays))
 
 
 def _joined(parts: Sequence[str | Patches]) -> list[str | Patches]:

@@ -21,15 +21,18 @@ from fundament.core import (
     Chunk,
     Embed,
     Embedded,
+    Embeddings,
     Generate,
     Item,
     Model,
+    MultiVectors,
     Priority,
     Ranking,
     Rerank,
     Result,
     SparseVectors,
     Writer,
+    sum_media,
 )
 from fundament.engine.batcher import Batcher, Ticket
 from fundament.engine.generator import Conversation, Generator
@@ -173,10 +176,10 @@ class LocalEngine:
                     await self._work(partial(loaded.batcher.submit, ticket, items, priority))
                 arrays = await done
                 loaded.recurring.keep(recurring, arrays[len(items) - len(recurring) :], known)
-                finish: Callable[[], Result] = partial(_finish, loaded.model, call, items, arrays)
+                put_together: Callable[[], Result] = partial(finish, loaded.model, call, items, arrays)
                 if isinstance(call, Embed) and call.output == "dense":  # one copy: less than a change of threads costs
-                    return finish()
-                return await self._work(finish)
+                    return put_together()
+                return await self._work(put_together)
             except BaseException as error:
                 loaded.batcher.drop(ticket)
                 if bill is not None:
@@ -457,16 +460,21 @@ def _unpaid(items: Sequence[Item], ticket: Ticket, error: BaseException) -> int:
     return sum(item.n_counted for item, row in rows if row not in ticket.arrays or not left)
 
 
-def _finish(model: Model[Any, Any], call: Call, items: Sequence[Item], arrays: Sequence[Array]) -> Result:
-    result: Result = model.finish(call, items, arrays)
-    if isinstance(result, Ranking) or not isinstance(call, Embed) or call.late_chunking:
-        return result
-    if len(items) != len(call.inputs):  # a PDF is as many rows as it has pages
-        return result
+def finish(model: Model[Any, Any], call: Call, items: Sequence[Item], arrays: Sequence[Array]) -> Result:
+    """What a model makes of a call's arrays, with what was read of its rows."""
+    made: Result = model.finish(call, items, arrays)
+    made = replace(
+        made, n_tokens=sum(item.n_counted for item in items), n_truncated=sum(item.n_truncated for item in items)
+    )
+    if isinstance(made, Embeddings | MultiVectors):
+        made = replace(made, n_media=sum_media(item.n_media for item in items))
+    # A PDF is as many rows as it has pages, and late chunking reads several inputs in one.
+    if isinstance(made, Ranking) or not isinstance(call, Embed) or call.late_chunking or len(items) != len(call.inputs):
+        return made
     n_tokens = [item.n_counted for item in items]
-    if isinstance(result, SparseVectors):
-        return replace(result, n_tokens_each=n_tokens)
-    return replace(result, n_tokens_each=n_tokens, n_media_each=[item.n_media for item in items])
+    if isinstance(made, SparseVectors):
+        return replace(made, n_tokens_each=n_tokens)
+    return replace(made, n_tokens_each=n_tokens, n_media_each=[item.n_media for item in items])
 
 
 def _in_float32(local: Local, items: Sequence[Item]) -> list[Array]:

@@ -24,7 +24,7 @@ from fundament.backbone.mixed import count_all, rows_in_order
 from fundament.backbone.tokenizing import TextTokenizer
 from fundament.backbone.transformer import Shape, Transformer, parameters
 from fundament.catalog import ModelSpec
-from fundament.core import Array, Embed, Embeddings, Item, Media, sum_media
+from fundament.core import Array, Embed, Embeddings, Item, Media
 from fundament.errors import CheckpointError
 
 PROCESSOR, KWARGS = "preprocessor_config.json", "hf_model_config_kwargs of config.json"
@@ -215,9 +215,4 @@ class ClipEmbedder:
 
     def finish(self, call: Embed, items: Sequence[Item], arrays: Sequence[Array]) -> Embeddings:  # noqa: ARG002
         """The vectors of one call, in its order."""
-        return Embeddings(
-            vectors=np.stack(arrays),
-            n_tokens=sum(item.n_counted for item in items),
-            n_truncated=sum(item.truncated for item in items),
-            n_media=sum_media(item.n_media for item in items),
-        )
+        return Embeddings(vectors=np.stack(arrays))

@@ -110,9 +110,10 @@ class ListwiseReranker:
         rows = share_alike(ids, kept, self.decoder.most_shared, [len(block) for block in blocks])
         return [
             Item(
-                features=row.features | {"cut": np.array(sum(document.truncated for document in block))},
+                features=row.features,
                 n_tokens=cost,
                 n_counted=sum(document.n_tokens for document in block) + (0 if place else query.n_tokens + n_told),
+                n_truncated=sum(document.truncated for document in block),
             )
             for place, (row, cost, block) in enumerate(zip(rows, costs(rows), blocks, strict=True))
         ]
@@ -125,7 +126,7 @@ class ListwiseReranker:
             vectors = F.linear(F.linear(torch.cat(states), inner).relu_(), outer).float().cpu().numpy()
         return np.split(vectors, np.cumsum([len(state) for state in states])[:-1])
 
-    def finish(self, call: Rerank, items: Sequence[Item], arrays: Sequence[Array]) -> Ranking:
+    def finish(self, call: Rerank, items: Sequence[Item], arrays: Sequence[Array]) -> Ranking:  # noqa: ARG002
         """The cosines of one call, in the order of its documents; equal documents have equal ones."""
         scores, vectors = merge(arrays)
         texts = [*map(unmarked, call.texts[1])]
@@ -134,8 +135,6 @@ class ListwiseReranker:
         return Ranking(
             scores=scores[places],
             embeddings=vectors[places] if call.embeddings else None,
-            n_tokens=sum(item.n_counted for item in items),
-            n_truncated=sum(int(item.features["cut"]) for item in items),
         )
 
 

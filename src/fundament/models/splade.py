@@ -192,7 +192,7 @@ class SPLADE:
                 n_tokens=len(tokens.ids) if known is None else 1,
                 mate=known is not None,
                 n_counted=tokens.n_own,
-                truncated=tokens.truncated,
+                n_truncated=tokens.truncated,
             )
             for index, tokens in enumerate(found)
         ]
@@ -232,11 +232,7 @@ class SPLADE:
     def finish(self, call: Embed, items: Sequence[Item], arrays: Sequence[Array]) -> SparseVectors:  # noqa: ARG002
         """The weights of one call, in its order."""
         name = naming(self.spec.id, self.tokenizer.token_of)
-        return SparseVectors(
-            weights=[named(array, name) for array in arrays],
-            n_tokens=sum(item.n_counted for item in items),
-            n_truncated=sum(item.truncated for item in items),
-        )
+        return SparseVectors(weights=[named(array, name) for array in arrays])
 
 
 def load(checkpoint: Checkpoint, spec: ModelSpec, placement: Placement) -> SPLADE:

@@ -63,7 +63,7 @@ class TorchScript:
                 raise TooLongError(index=index, n_tokens=tokens.n_whole, limit=self.tokenizer.context)
             n = len(tokens.ids)
             items.append(
-                Item(features={"ids": tokens.ids}, n_tokens=n, n_counted=tokens.n_own, truncated=tokens.truncated)
+                Item(features={"ids": tokens.ids}, n_tokens=n, n_counted=tokens.n_own, n_truncated=tokens.truncated)
             )
         return items
 
@@ -85,11 +85,7 @@ class TorchScript:
     def finish(self, call: Embed, items: Sequence[Item], arrays: Sequence[Array]) -> SparseVectors:  # noqa: ARG002
         """The weights of one call, in its order."""
         name = naming(self.spec.id, self.tokenizer.token_of)
-        return SparseVectors(
-            weights=[named(array, name) for array in arrays],
-            n_tokens=sum(item.n_counted for item in items),
-            n_truncated=sum(item.truncated for item in items),
-        )
+        return SparseVectors(weights=[named(array, name) for array in arrays])
 
 
 def recognises(config: dict[str, Any]) -> bool:  # noqa: ARG001
