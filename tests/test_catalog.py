@@ -4,6 +4,7 @@ import importlib.util
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from types import ModuleType
@@ -12,7 +13,7 @@ from typing import get_type_hints
 import pytest
 from pydantic import TypeAdapter
 
-from fundament.catalog import _REVISIONS, CATALOG, EMBEDDED, ModelSpec, short_id
+from fundament.catalog import _REVISIONS, CATALOG, EMBEDDED, ModelSpec, find, short_id
 from fundament.config import Settings
 
 SPECS = [pytest.param(spec, id=spec.id) for spec in CATALOG.values()]
@@ -286,3 +287,27 @@ def test_precedence_is_what_the_settings_page_says(tmp_path: Path, monkeypatch: 
     settings = Settings(port=3)
     assert settings.models == ["one", "mine=/srv/models/mine"]
     assert (settings.port, settings.threads) == (3, 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "known"),
+    [
+        ("jina-ai/jina-embeddings-v3", True),
+        ("jinaai/jina-embeddings-v3", True),
+        ("jina_ai/Jina-Embeddings-v3", True),
+        ("acme/jina-embeddings-v3", False),
+        ("/jina-embeddings-v3", True),
+    ],
+)
+def test_another_owners_model_is_not_the_catalogues(name: str, known: bool) -> None:
+    served = {"jina-embeddings-v3": CATALOG["jina-embeddings-v3"]}
+    assert (find(name, served) is not None) == known
+
+
+def test_a_model_goes_by_its_whole_name_first() -> None:
+    served = {name: replace(EMBEDDED, id=name) for name in ("mine", "team/mine")}
+    assert [find(name, served) for name in ("mine", "team/mine", "other/mine")] == [
+        served["mine"],
+        served["team/mine"],
+        served["mine"],
+    ]

@@ -12,6 +12,7 @@ from fastapi_offline import FastAPIOffline
 
 from fundament import __version__
 from fundament.accounts.visits import Accounts
+from fundament.aliases import read_aliases
 from fundament.api import (
     admin,
     batch,
@@ -34,7 +35,7 @@ from fundament.api import (
 from fundament.api.auth import DOCUMENTATION_FILES, AccountMiddleware
 from fundament.api.billing import BilledEngine
 from fundament.api.middleware import RequestMiddleware
-from fundament.api.state import State, read_aliases
+from fundament.api.state import State
 from fundament.buckets import require_client
 from fundament.catalog import EMBEDDED, ModelSpec
 from fundament.config import Settings

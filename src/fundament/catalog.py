@@ -636,10 +636,20 @@ CATALOG: Mapping[str, ModelSpec] = MappingProxyType(
 _ALIASES = {alias: spec.id for spec in CATALOG.values() for alias in spec.aliases}
 
 
-def names(model: str, spec: ModelSpec) -> bool:
-    """Whether a name that says an owner, as `jina-ai/jina-embeddings-v3` does, says the model's own."""
-    owner = model.rpartition("/")[0]
-    return not owner or _bare(owner) == _bare(spec.owner)
+def find(name: str, among: Mapping[str, ModelSpec]) -> ModelSpec | None:
+    """The model of a name, as it stands or by the short form of it; None where there is none.
+
+    Another owner's model of the same short name is another model than the catalogue's.
+
+    Args:
+        name: as callers and operators say it: `jina-embeddings-v3`, `jinaai/jina-embeddings-v3`, a name of one's own.
+        among: models by their ids: the catalogue, or those that are served.
+    """
+    found = among.get(name) or among.get(short_id(name))
+    if found is None or name in among or found.id not in CATALOG:
+        return found
+    owner = name.rpartition("/")[0]
+    return found if not owner or _bare(owner) == _bare(found.owner) else None
 
 
 def _bare(owner: str) -> str:

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from pydantic_settings import SettingsError
 
 from fundament import __version__
-from fundament.catalog import CATALOG, EMBEDDED, ModelSpec, names, short_id
+from fundament.catalog import CATALOG, EMBEDDED, ModelSpec, find
 from fundament.config import Settings, check_environment, check_file, config_file
 from fundament.engine.weights import Local, directory_of, embedded, reading, where_whole
 from fundament.errors import FundamentError, near
@@ -487,8 +487,7 @@ def doctor(
 
 
 def _in_catalogue(model: str) -> ModelSpec:
-    spec = CATALOG.get(short_id(model))
-    if spec is None or not names(model, spec):
+    if (spec := find(model, CATALOG)) is None:
         raise FundamentError(f"'{model}' is not in the catalogue; `fundament models` lists it.{near(model, CATALOG)}")
     return spec
 

@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from sqlalchemy.engine import URL
 
-from fundament.api.state import read_aliases
+from fundament.aliases import read_aliases
 from fundament.backbone.device import Dtype, Placement, bfloat16_speed, n_cores, place
 from fundament.buckets import first_line, require_client
 from fundament.catalog import EMBEDDED

@@ -38,9 +38,9 @@ from fundament.api.lines import (
     read,
     too_long,
 )
-from fundament.api.state import State, pick
+from fundament.api.state import State
 from fundament.api.wire import json_bytes
-from fundament.catalog import ModelSpec
+from fundament.catalog import ModelSpec, find
 from fundament.depot import INPUT, OWNER, of_job, of_upload, on_thread
 from fundament.errors import AuthError, BalanceError, FundamentError, LimitError, UnavailableError
 from fundament.fetching import Fetcher, read_networks
@@ -212,7 +212,7 @@ class Worker:
         served = self.state.served()
 
         def spec_of(name: str) -> ModelSpec | None:
-            spec = pick(served, self.state.answering(name))
+            spec = find(self.state.answering(name), served)
             return spec if spec is not None and spec.id == job.model else None
 
         toll = Toll(self.state.accounts.limits, job.key_id, NO_LIMITS, chunk.n_admitted)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fundament.api.state import pick, read_aliases
+from fundament.aliases import read_aliases
 from fundament.app import create_app
 from fundament.catalog import CATALOG, EMBEDDED
 from fundament.config import Settings
@@ -63,28 +63,8 @@ def test_who_asks_for_an_unknown_model_is_told_of_the_aliases(api: Api) -> None:
         assert response.json()["detail"].endswith(listed)
 
 
-@pytest.mark.parametrize(
-    ("name", "known"),
-    [
-        ("jina-ai/jina-embeddings-v3", True),
-        ("jinaai/jina-embeddings-v3", True),
-        ("jina_ai/Jina-Embeddings-v3", True),
-        ("acme/jina-embeddings-v3", False),
-        ("/jina-embeddings-v3", True),
-    ],
-)
-def test_another_owners_model_is_not_the_catalogues(name: str, known: bool) -> None:
-    served = {"jina-embeddings-v3": CATALOG["jina-embeddings-v3"]}
-    assert (pick(served, name) is not None) == known
-
-
-def test_a_model_goes_by_its_whole_name_first() -> None:
+def test_an_alias_may_mean_a_model_of_a_whole_name() -> None:
     served = {name: replace(EMBEDDED, id=name) for name in ("mine", "team/mine")}
-    assert [pick(served, name) for name in ("mine", "team/mine", "other/mine")] == [
-        served["mine"],
-        served["team/mine"],
-        served["mine"],
-    ]
     assert read_aliases(["x=team/mine"], served) == {"x": "team/mine"}
 
 

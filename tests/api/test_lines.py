@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 from fundament.api import lines
 from fundament.api.embeddings import EmbeddingsRequest, task_of
 from fundament.api.lines import InputFileError, Line
-from fundament.api.state import pick
-from fundament.catalog import CATALOG, ModelSpec
+from fundament.catalog import CATALOG, ModelSpec, find
 from fundament.core import Embed, Embeddings
 from fundament.errors import FundamentError, InputError, RowError, TooLongError, UnavailableError
 from tests.inprocess import Api, running
@@ -31,7 +30,7 @@ _JSON = st.recursive(
 
 
 def spec_of(name: str) -> ModelSpec | None:
-    return pick({MODEL: CATALOG[MODEL]}, name)
+    return find(name, {MODEL: CATALOG[MODEL]})
 
 
 def read(text: str | bytes, **defaults: Any) -> list[Line]:

@@ -241,7 +241,7 @@ def test_the_list_of_models_says_what_each_ones_scores_are(api: Api) -> None:
 def test_other_endpoints_refuse_a_reranker(api: Api) -> None:
     refused = post(api, "pairs", path="/v1/embeddings", input="x")
     assert refused.status_code == 422
-    assert "is a reranker, not an embedding model" in refused.json()["detail"]
+    assert "is a reranker model, not an embedding model" in refused.json()["detail"]
 
 
 @pytest.mark.parametrize("model", ["pairs", "bge"])

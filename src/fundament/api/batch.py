@@ -66,7 +66,7 @@ async def create_job(state: State, asked: BatchRequest, *, key_id: str, base: st
     Raises:
         FundamentError: a model that is not served, a field that it does not take, or more than may be queued.
     """
-    spec = state.find(asked.model)
+    spec = state.find_embedder(asked.model)
     asked = documents_side(spec, asked)
     check(state, spec, asked)
     sources = [name for name in ("input", "input_url", "input_file_id") if getattr(asked, name) is not None]

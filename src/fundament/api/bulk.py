@@ -52,9 +52,7 @@ async def create(request: Request) -> Response:
         email = form.fields.get("email")
         if email is not None and (len(email) > 320 or not re.fullmatch(_EMAIL, email)):
             raise InputError(Fault("body -> email", "Input should be an address.", "value_error", echo(email)))
-        spec = state.find(model)
-        if spec.kind != "embedding":
-            raise InputError(Fault("body -> model", f"Model '{spec.id}' is a {spec.kind}, not an embedding model."))
+        spec = state.find_embedder(model)
 
         async def place(name: str) -> int:
             await state.depot.copy(upload, name)

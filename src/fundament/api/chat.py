@@ -162,7 +162,7 @@ def check(state: State, spec: ModelSpec, request: ChatRequest) -> None:
         InputError: naming each field.
     """
     if spec.kind != "chat":
-        able = ", ".join(sorted(name for name, other in state.served().items() if other.kind == "chat")) or "none"
+        able = state.able(lambda other: other.kind == "chat")
         message = f"Model '{spec.id}' does not chat. Models served here that do: {able}."
         raise InputError(Fault("body -> model", message))
     told = request.response_format or {"type": "text"}

@@ -237,9 +237,7 @@ def embedder(state: State, model: str) -> ModelSpec:
         ModelNotFoundError: there is none.
         InputError: it gives something else.
     """
-    spec = state.find(model)
-    if spec.kind != "embedding":
-        raise InputError(Fault("body -> model", f"Model '{spec.id}' is a {spec.kind}, not an embedding model."))
+    spec = state.find_embedder(model)
     if "dense" not in spec.outputs:
         message = f"Model '{spec.id}' gives no single vector per input, which classification needs."
         raise InputError(Fault("body -> model", message))

@@ -122,7 +122,7 @@ async def embed(
         FundamentError: a model that is not served, a field that it does not take, an input that cannot be read or is
             too long.
     """
-    spec = state.find(request.model)
+    spec = state.find_embedder(request.model)
     check_number(request.input, state.settings.max_inputs)
     sent = read_bare(spec, request.input)
     check_media(state, spec, sent)
@@ -202,8 +202,6 @@ def check(state: State, spec: ModelSpec, request: EmbeddingsRequest) -> None:
         InputError: naming the field and the way out.
     """
     faults = []
-    if spec.kind != "embedding":
-        raise InputError(Fault("body -> model", f"Model '{spec.id}' is a {spec.kind}, not an embedding model."))
     faults += _check_task(spec, request)
     faults += _check_instruction(state, spec, request)
     if (dimensions := request.dimensions) is not None and output_of(spec, request) == spec.outputs[0] != "sparse":
@@ -246,7 +244,7 @@ def _check_instruction(state: State, spec: ModelSpec, request: EmbeddingsRequest
     if not request.instruction:
         return []
     if not spec.instruct:
-        able = ", ".join(sorted(name for name, other in state.served().items() if other.instruct)) or "none"
+        able = state.able(lambda other: other.instruct)
         message = f"Model '{spec.id}' follows no instructions. Models served here that do: {able}."
         return [Fault("body -> instruction", message)]
     task = spec.tasks.get(task_of(spec, request) or "")

@@ -86,7 +86,7 @@ def read_inputs(value: Any) -> list[Sent]:
     return [item if isinstance(item, str) else _read(item, f"body -> input -> {i}") for i, item in enumerate(value)]
 
 
-def check_number(inputs: Sequence[object], most: int) -> None:
+def check_number(inputs: Sequence[object], most: int, field: str = "body -> input") -> None:
     """Refuse a list of inputs that is too long.
 
     Raises:
@@ -94,7 +94,7 @@ def check_number(inputs: Sequence[object], most: int) -> None:
     """
     if len(inputs) > most:
         message = f"List should have at most {most} items, not {len(inputs)}. Send several requests."
-        raise InputError(Fault("body -> input", message, "too_long", echo(list(inputs))))
+        raise InputError(Fault(field, message, "too_long", echo(list(inputs))))
 
 
 def _read(value: Any, origin: str) -> Sent:

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import cast
 
 from fundament.api.body import echo
@@ -56,16 +57,18 @@ def check_media(
             raise InputError(Fault(f"{field} -> {index}", message))
         else:
             continue
-        alike = [other for other in state.served().values() if other.kind == spec.kind]
-        able = [other.id for other in alike if (other.groups if refused == _GROUPS else missing[0] in other.modalities)]
+        able = state.able(partial(_takes, kind=spec.kind, what=refused if refused == _GROUPS else missing[0]))
         raise InputError(
             Fault(
                 f"{field} -> {index}",
-                f"Model '{spec.id}' takes {_listed(spec)}. Models served here that take {refused}: "
-                f"{', '.join(sorted(able)) or 'none'}.",
+                f"Model '{spec.id}' takes {_listed(spec)}. Models served here that take {refused}: {able}.",
                 "modality",
             )
         )
+
+
+def _takes(spec: ModelSpec, kind: str, what: str) -> bool:
+    return spec.kind == kind and (spec.groups if what == _GROUPS else what in spec.modalities)
 
 
 def _listed(spec: ModelSpec) -> str:

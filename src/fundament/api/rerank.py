@@ -1,6 +1,7 @@
 """`POST /v1/rerank`: a query and documents in; out come the documents in the order of their relevance."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any, cast
 
 import numpy as np
@@ -8,7 +9,7 @@ from fastapi import APIRouter, Request, Response
 from pydantic import AliasChoices, BeforeValidator, Field, StringConstraints
 
 from fundament.api.body import Body, echo, read_body
-from fundament.api.inputs import ImageDoc, Part, Reference, TextDoc, read_part
+from fundament.api.inputs import ImageDoc, Part, Reference, TextDoc, check_number, read_part
 from fundament.api.media import opened, read_bare_input
 from fundament.api.presence import while_awaited
 from fundament.api.routes import PlainRoute
@@ -256,10 +257,10 @@ def _readable(state: State, spec: ModelSpec, content: str | Reference, field: st
     kinds = [kind for kind in spec.modalities if kind != "pdf"]
     if bare.kind in kinds:
         return bare
-    able = sorted(name for name, other in state.served().items() if other.score and bare.kind in other.modalities)
+    able = state.able(lambda other: other.score and bare.kind in other.modalities)
     message = (
         f"Model '{spec.id}' ranks {' and '.join(kinds)}{' only' if len(kinds) == 1 else ''}. "
-        f"Models served here that rank {bare.kind} input: {', '.join(able) or 'none'}."
+        f"Models served here that rank {bare.kind} input: {able}."
     )
     if bare.kind == "pdf":
         message = "A PDF is several images, and a document is one. Send its pages as images."
@@ -281,15 +282,12 @@ def _check(state: State, spec: ModelSpec, request: RerankRequest) -> None:
     """
     if spec.score is None:
         raise InputError(Fault("body -> model", f"Model '{spec.id}' is a {spec.kind} model, which cannot rank."))
-    if len(request.documents) > (most := state.settings.max_inputs):
-        n = len(request.documents)
-        message = f"List should have at most {most} items, not {n}. Send several requests."
-        raise InputError(Fault("body -> documents", message, "too_long", f"a list of {n}"))
+    check_number(request.documents, state.settings.max_inputs, "body -> documents")
     faults = []
     for field in ("instruction", "return_embeddings", "max_doc_length", "max_query_length"):
         if field not in spec.takes and _asks(spec, getattr(request, field)):
-            able = sorted(name for name, other in state.served().items() if field in other.takes)
-            message = f"Model '{spec.id}' does not take it. Models served here that do: {', '.join(able) or 'none'}."
+            able = state.able(partial(_takes, field=field))
+            message = f"Model '{spec.id}' does not take it. Models served here that do: {able}."
             faults.append(Fault(f"body -> {field}", message))
     if request.rank_fields not in (None, [], ["text"]):
         faults.append(Fault("body -> rank_fields", "Documents are ranked by their 'text' alone; leave it out."))
@@ -301,6 +299,10 @@ def _check(state: State, spec: ModelSpec, request: RerankRequest) -> None:
         faults.append(Fault("body -> return_sparse", "It does not go with return_multivector: ask for one of them."))
     if faults:
         raise InputError(*faults)
+
+
+def _takes(spec: ModelSpec, field: str) -> bool:
+    return field in spec.takes
 
 
 def _asks(spec: ModelSpec, value: str | int | None) -> bool:

@@ -1,17 +1,17 @@
 """What endpoints need and do not make themselves."""
 
-from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol, cast, overload
 
 from fastapi import Request
 
 from fundament.accounts.visits import Accounts
-from fundament.catalog import CATALOG, ModelSpec, names, short_id
+from fundament.catalog import CATALOG, ModelSpec, find, short_id
 from fundament.config import Settings
 from fundament.core import Bill, Chunk, Embed, Embedded, Generate, Priority, Ranking, Rerank
 from fundament.depot import Depot
-from fundament.errors import FundamentError, ModelNotFoundError
+from fundament.errors import Fault, InputError, ModelNotFoundError
 from fundament.fetching import Fetcher
 from fundament.store.database import Database
 from fundament.telemetry import Metrics
@@ -74,17 +74,34 @@ class State:
             ModelNotFoundError: with what is served, or how to get the weights.
         """
         answering = self.answering(model)
-        if not pick(self._known, answering):
+        if not find(answering, self._known):
             self._known = self.served()
-        if found := pick(self._known, answering):
+        if found := find(answering, self._known):
             return found
         listed = self.listed()
-        if (name := short_id(model)) in CATALOG and names(model, CATALOG[name]):
+        if known := find(model, CATALOG):
             raise ModelNotFoundError(
                 f"Model '{model}' is known, but its weights are not on this machine. "
-                f"{CATALOG[name].way_in}. Available models: {listed}."
+                f"{known.way_in}. Available models: {listed}."
             )
         raise ModelNotFoundError(f"Model '{model}' not found. Available models: {listed}.")
+
+    def find_embedder(self, model: str) -> ModelSpec:
+        """The served model of that name, which turns inputs into vectors.
+
+        Raises:
+            ModelNotFoundError: there is none.
+            InputError: it does something else.
+        """
+        spec = self.find(model)
+        if spec.kind != "embedding":
+            message = f"Model '{spec.id}' is a {spec.kind} model, not an embedding model."
+            raise InputError(Fault("body -> model", message))
+        return spec
+
+    def able(self, test: Callable[[ModelSpec], object]) -> str:
+        """The served models that pass a test, for a sentence."""
+        return ", ".join(sorted(name for name, spec in self.served().items() if test(spec))) or "none"
 
     def alias(self, model: str) -> str | None:
         """The alias that a caller's name means; None where it means a model's own."""
@@ -98,43 +115,6 @@ class State:
     def listed(self) -> str:
         """Every name that callers may say, for a sentence."""
         return ", ".join(sorted({*self.served(), *self.aliases}))
-
-
-def pick(served: Mapping[str, ModelSpec], model: str) -> ModelSpec | None:
-    """The served model of that name, as it stands or by the short form of it.
-
-    Another owner's model of the same short name is another model than the catalogue's.
-    """
-    found = served.get(model) or served.get(short_id(model))
-    if found is None or model in served or found.id not in CATALOG or names(model, found):
-        return found
-    return None
-
-
-def read_aliases(arguments: Iterable[str], served: Mapping[str, ModelSpec]) -> dict[str, str]:
-    """Read `--alias NAME=MODEL`: NAME to the id of the served model that it stands for.
-
-    Raises:
-        FundamentError: an alias of no served model, or with the name of one, or given twice.
-    """
-    aliases: dict[str, str] = {}
-    for argument in arguments:
-        name, _, target = (part.strip() for part in argument.partition("="))
-        if not name or not target:
-            raise FundamentError(f"--alias {argument}: write NAME=MODEL, as in --alias my-model={min(served)}")
-        name = short_id(name) if short_id(name) in CATALOG else name
-        if pick(served, name) is not None:
-            raise FundamentError(f"--alias {argument}: '{name}' is itself a served model; choose another name")
-        if name in aliases:
-            raise FundamentError(f"--alias {argument}: '{name}' is already an alias of '{aliases[name]}'; keep one")
-        spec = pick(served, target)
-        if spec is None:
-            raise FundamentError(
-                f"--alias {argument}: '{target}' is not served, so nothing could answer; "
-                f"served are {', '.join(sorted(served))}. Add it: --model {target}"
-            )
-        aliases[name] = spec.id
-    return aliases
 
 
 def state_of(request: Request) -> State:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import orjson
 
-from fundament.catalog import CATALOG, EMBEDDED, LISTWISE, PAIRS, ModelSpec, Task, names, short_id
+from fundament.catalog import CATALOG, EMBEDDED, LISTWISE, PAIRS, ModelSpec, Task, find
 from fundament.core import Output
 from fundament.errors import CheckpointError, near
 from fundament.models import families, family_of
@@ -227,7 +227,7 @@ def from_argument(argument: str, data_dir: Path, *, allow_torchscript: bool = Fa
     if not argument:
         raise CheckpointError("--model names no model: write --model ID, or leave it out for the embedded one")
     name, _, given = argument.partition("=")
-    spec = _catalogued(name)
+    spec = find(name, CATALOG)
     if spec is not None and spec.family not in families():
         raise CheckpointError(f"'{spec.id}' is in the catalogue, but this release does not serve its family yet")
     if not given:
@@ -269,12 +269,6 @@ def refuse_another(local: Local, others: Iterable[Local]) -> None:
                 f"--model {local.spec.id} is given twice, for {other.directory} and {local.directory}; "
                 "give one of them another name"
             )
-
-
-def _catalogued(name: str) -> ModelSpec | None:
-    """The catalogue's model of an id, short or long. A long one with another owner is a name of the operator's own."""
-    spec = CATALOG.get(short_id(name))
-    return spec if spec is not None and names(name, spec) else None
 
 
 def _own(name: str, directory: Path) -> ModelSpec:
