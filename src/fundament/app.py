@@ -29,6 +29,7 @@ from fundament.api import (
     models,
     multi_vector,
     openapi,
+    prometheus,
     rerank,
     train,
 )
@@ -175,7 +176,7 @@ def create_app(settings: Settings) -> FastAPI:
     errors.install(app)
     modules = (
         *(embeddings, multi_vector, rerank, chat, classify, train, classifiers),
-        *(models, batch, batches, files, bulk, me, admin, health),
+        *(models, batch, batches, files, bulk, me, admin, health, prometheus),
     )
     for module in modules:
         app.include_router(module.router)

@@ -526,8 +526,6 @@ def _cells(row: dict[str, Any]) -> list[str]:
 
 def _in_store(settings: Settings, work: "Callable[[AsyncConnection], Awaitable[T]]") -> T:
     """Do something in one transaction of the store."""
-    import asyncio
-
     from fundament.store import migrate
     from fundament.store.database import Database, locate
 

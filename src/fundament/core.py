@@ -267,10 +267,12 @@ class Item:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Embeddings:
-    """What `Embed` answers: one array per input, in the caller's order.
+    """What `Embed` answers: one vector per input, in the caller's order.
+
+    A PDF has one per page, and a single text with late chunking one per sentence.
 
     Attributes:
-        vectors: float32 `[inputs, dim]`, not normalised.
+        vectors: float32 `[vectors, dim]`, not normalised.
         n_tokens: tokens read, summed over the inputs.
         n_truncated: how many inputs were longer than the model's context.
         n_media: how many of `n_tokens` stand for media, by their kind.

@@ -2,10 +2,10 @@
 
 FundamentError
 ├── InputError            422  the request says something that cannot be served; names the field
-│   ├── TooLongError      400  INPUT_TOKEN_LIMIT_EXCEEDED
-│   └── TooLongTogetherError   400  the same, of inputs that are read as one (late chunking)
-├── ConversationTooLongError   400  INPUT_TOKEN_LIMIT_EXCEEDED
-├── BodyError             400/413/415/422  the body cannot be read
+├── TooLongError          400  INPUT_TOKEN_LIMIT_EXCEEDED
+├── TooLongTogetherError  400  the same, of inputs that are read as one (late chunking)
+├── ConversationTooLongError   400  the same, of a conversation
+├── BodyError             400/413/415  the body cannot be read; 499 where its client has gone
 ├── ModelNotFoundError    400  INPUT_MODEL_NOT_FOUND
 ├── InvalidLabelsError    400  INPUT_INVALID_LABELS
 ├── LabelLimitError       400  INPUT_LABEL_LIMIT_EXCEEDED

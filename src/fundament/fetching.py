@@ -9,7 +9,6 @@ import logging
 import socket
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from http import HTTPStatus
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Any
@@ -38,19 +37,6 @@ _RESERVED: Sequence[Network] = (
     ip_network("64:ff9b:1::/48"),  # NAT64 for local use
     ip_network("::/96"),  # IPv4-compatible, deprecated
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Fetched:
-    """A body that was read whole.
-
-    Attributes:
-        body: decoded bytes.
-        content_type: as the server names it, without parameters; empty where it names none.
-    """
-
-    body: bytes
-    content_type: str
 
 
 def read_networks(texts: Iterable[str]) -> list[Network]:
@@ -111,8 +97,8 @@ class Fetcher:
         self._allowed, self._resolver = allowed, resolver
         self._session: aiohttp.ClientSession | None = None
 
-    async def fetch(self, url: str, *, max_bytes: int, seconds: float = 30) -> Fetched:
-        """Read a body into memory.
+    async def fetch(self, url: str, *, max_bytes: int, seconds: float = 30) -> bytes:
+        """A body, decoded, in memory.
 
         Args:
             url: http or https.
@@ -123,8 +109,7 @@ class Fetcher:
             FetchError: with its reason.
         """
         async with self._get(url, seconds) as response:
-            body = b"".join([piece async for piece in _pieces(response, max_bytes)])
-            return Fetched(body, response.content_type if "Content-Type" in response.headers else "")
+            return b"".join([piece async for piece in _pieces(response, max_bytes)])
 
     async def read(self, url: str, *, max_bytes: int, seconds: float = 600) -> AsyncGenerator[bytes, None]:
         """A body, piece by piece.

@@ -74,7 +74,7 @@ async def upload(request: Request) -> Response:
         file = File(
             id=file_id,
             key_id=key_id,
-            name=form.file_name.replace("\0", "")[-255:],
+            name=form.file_name[-255:],
             purpose=_PURPOSE,
             n_bytes=form.n_bytes,
             created_at=now,

@@ -4,7 +4,6 @@ Each answers HEAD too, which load balancers probe with.
 """
 
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import PlainTextResponse
 
 from fundament.api.errors import render
 from fundament.api.schemas import responses
@@ -37,9 +36,3 @@ async def ready(request: Request) -> Response:
     if reason is not None:
         return render(UnavailableError(reason, retry_after_seconds=1), request.state.request_id)
     return answer({"status": "ready"})
-
-
-@router.get("/metrics", summary="Metrics", response_class=PlainTextResponse)
-async def metrics(request: Request) -> Response:
-    """Counters and timings in Prometheus' text format."""
-    return Response(state_of(request).metrics.page(), media_type="text/plain; version=0.0.4")

@@ -152,6 +152,6 @@ async def _read(state: State, reference: Reference, max_bytes: int) -> bytes:
     if not sources.is_url(reference.source):
         return await asyncio.to_thread(sources.read, reference.source, reference.origin, max_bytes)
     try:
-        return (await state.fetcher.fetch(reference.source.strip(), max_bytes=max_bytes)).body
+        return await state.fetcher.fetch(reference.source.strip(), max_bytes=max_bytes)
     except FetchError as error:
         raise InputError(Fault(reference.origin, error.detail, "media")) from error

@@ -514,7 +514,6 @@ _SHAPES: dict[str, Any] = {
         Deleted,
         ModelInfo,
         ModelListResponse,
-        RerankingResponse,
         Status,
         BatchAnswer,
         BatchList,

@@ -364,7 +364,7 @@ def find_program(argument: str, given: Path, *, allowed: bool) -> Path | None:
     if any(path.suffix in (".safetensors", ".bin") for path in files):
         return None
     if not allowed:
-        for path in filter(_has_code, files):
+        if path := next(filter(_has_code, files), None):
             raise CheckpointError(
                 f"--model {argument}: {path.name} is TorchScript, a program that loading would run; it is not served. "
                 "If you know where it comes from: --allow-torchscript. Otherwise give a directory with config.json, "

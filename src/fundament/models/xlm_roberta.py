@@ -184,8 +184,6 @@ def read_theta(config: Mapping[str, Any], shape: Shape, *, usual: float) -> floa
         asked["rotary_emb_dim"] = config["rotary_emb_dim"]
     if rope.get("rope_type", "default") != "default":
         asked["rope_parameters"] = rope
-    if config.get("rope_scaling"):
-        asked["rope_scaling"] = config["rope_scaling"]
     if asked:
         raise CheckpointError(f"rotations of this kind are not served: {asked}")
     told = (config.get("rotary_emb_base"), config.get("rope_theta"), rope.get("rope_theta"))
