@@ -132,6 +132,14 @@ def test_sigterm_lets_running_requests_finish(tmp_path: Path) -> None:
     assert "Traceback" not in server.log()
 
 
+def test_a_terminal_that_closes_ends_the_server_in_good_order(tmp_path: Path) -> None:
+    with serving(tmp_path, **SMALL) as server:
+        caller = Caller(server)
+        server.signal(signal.SIGHUP)
+        assert caller.answer().startswith(b"HTTP/1.1 200")
+        assert server.exit_code() == 0
+
+
 def test_work_past_the_deadline_is_given_up(tmp_path: Path) -> None:
     with serving(tmp_path, drain_seconds=0, shutdown_seconds=0, **SMALL) as server:
         caller = Caller(server)

@@ -198,11 +198,30 @@ def test_a_drawing_fills_the_side_that_it_is_given() -> None:
         b'<use href="other.svg#a"/>',
         b"<style>@import 'x.css';</style>",
         b'<rect style="fill:url(x.svg#a)"/>',
+        b"<use href = ' other.svg#a'/>",
+        b"< svg:image/>",
     ],
 )
 def test_a_drawing_that_refers_to_something_is_refused(part: bytes) -> None:
     pytest.importorskip("resvg_py")
     assert "refers to something outside itself" in refused(SVG % part)
+
+
+@pytest.mark.parametrize(
+    ("part", "n_times"),
+    [
+        (b" ", 900_000),
+        (b"<!DOCTYPE", 100_000),
+        (b"< ", 400_000),
+        (b"href=", 180_000),
+        (b"url( ", 180_000),
+        (b"a:", 400_000),
+    ],
+)
+def test_what_a_drawing_refers_to_is_found_in_no_time(part: bytes, n_times: int) -> None:
+    pytest.importorskip("resvg_py")
+    for before in (b"<a href=", b"<rect style='fill:url(", b"<"):
+        refused(SVG % (before + part * n_times + b"#"))  # an hour each, where what was taken is given back
 
 
 def test_an_entity_in_a_drawing_is_refused() -> None:

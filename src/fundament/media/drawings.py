@@ -19,10 +19,12 @@ _SIDE_PIXELS = 1024
 _MOST_BYTES = 1_000_000
 _MOST_CPU_SECONDS = 10
 
-# What could make the renderer open a file, or read a picture of any size.
+# What could make the renderer open a file, or read a picture of any size. No part gives back what it took: a drawing of
+# spaces would take minutes, in which the interpreter does nothing else.
 _REFERS = re.compile(
-    rb"""<!ENTITY | <!DOCTYPE[^>]*\[ | <\?xml-stylesheet | @import | <\s*(?:[\w.-]+:)?(?:image|feImage)\b
-    | \bhref\s*=\s*["']?\s*(?![\s"'#]) | url\(\s*["']?\s*(?![\s"'#])""",
+    rb"""<!(?:ENTITY|ATTLIST|ELEMENT|NOTATION) | <!DOCTYPE[^><\[]*+\[ | <\?xml-stylesheet | @import
+    | <\s*+(?:[\w.-]++:)?(?:image|feImage)\b
+    | \bhref\s*+=\s*+["']?+\s*+(?![\s"'#]) | url\(\s*+["']?+\s*+(?![\s"'#])""",
     re.IGNORECASE | re.VERBOSE,
 )
 
