@@ -1,6 +1,7 @@
 """What would stop a start is found before it, with the way out."""
 
 import json
+import os
 import shutil
 import socket
 import sys
@@ -36,6 +37,8 @@ from fundament.engine import weights
 from fundament.engine.local import needed_bytes
 from fundament.engine.weights import WITHOUT_SAFETENSORS, FileRecord, Local, Receipt
 from fundament.errors import CheckpointError
+from fundament.store import migrate
+from fundament.store.database import locate
 from tests.accounts.keys import make_key
 from tests.checkpoints.bge_m3 import bge_m3
 from tests.hub import make_bert
@@ -253,6 +256,45 @@ def test_weights_that_cannot_be_read_are_a_problem_of_memory_too(directory: Path
     finding = check_memory([Local(SPEC, directory)], Placement(torch.device("cpu"), torch.float32), 2**40)
     assert finding.level == "problem"
     assert "not a whole safetensors file" in finding.detail
+
+
+@pytest.mark.parametrize("kind", ["jobs", "files"])
+def test_a_place_of_uploads_and_jobs_that_may_not_be_written_is_a_problem(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    (tmp_path / kind).mkdir()
+    assert check_data_dir(tmp_path).level == "ok"
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path / kind and access(path, mode))
+    finding = check_data_dir(tmp_path)
+    assert finding.level == "problem"
+    assert f"{tmp_path / kind} is not writable" in finding.detail
+
+
+def test_a_store_that_may_not_be_written_is_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = Settings(data_dir=tmp_path)
+    migrate.prepare(locate("", tmp_path))
+    assert check_store(settings)[0].level == "ok"
+    monkeypatch.setattr(os, "access", lambda path, mode: not str(path).endswith(".db"))
+    assert "fundament.db is not writable" in check_store(settings)[0].detail
+
+
+def test_what_lies_where_this_user_may_not_look_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hidden = tmp_path / "hidden"
+    hidden.mkdir()
+    exists, access = os.path.exists, os.access
+    monkeypatch.setattr(os.path, "exists", lambda path: Path(path).parent != hidden and exists(path))
+    monkeypatch.setattr(os, "access", lambda path, mode: path != hidden and access(path, mode))
+    assert "not writable" in check_data_dir(hidden / "data").detail
+    assert "not writable" in check_store(Settings(data_dir=hidden / "data"))[0].detail
+
+
+def test_keys_of_an_older_schema_are_not_called_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_key(tmp_path)
+    assert check_store(Settings(data_dir=tmp_path, auth=True))[-1].detail == "1 keys work"
+    monkeypatch.setattr(migrate, "newest", lambda: "v9999_later")
+    finding = check_store(Settings(data_dir=tmp_path, auth=True))[-1]
+    assert (finding.level, "not counted" in finding.detail) == ("ok", True)
 
 
 def test_the_data_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

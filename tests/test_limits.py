@@ -270,6 +270,23 @@ def test_memory_counts_without_a_thread(runner: asyncio.Runner) -> None:
     runner.run(work())
 
 
+def test_a_clock_that_is_set_back_locks_nobody_out(clock: Clock, runner: asyncio.Runner) -> None:
+    async def work() -> None:
+        limits = MemoryLimits()
+        clock.now += 7_200
+        tier = Tier(requests_per_minute=3, tokens_per_minute=100)
+        for _ in range(3):
+            assert not (await limits.enter("one", tier, "lease")).refused
+        await limits.spend("one", tier, 100)
+        clock.now -= 7_200
+        assert (await limits.enter("one", tier, "lease")).refused
+        limits.forget()
+        assert not (await limits.enter("one", tier, "lease")).refused
+        assert not (await limits.spend("one", tier, 100)).refused
+
+    runner.run(work())
+
+
 def test_memory_forgets_who_did_nothing_for_a_minute(
     clock: Clock, runner: asyncio.Runner, monkeypatch: pytest.MonkeyPatch
 ) -> None:

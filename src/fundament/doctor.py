@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from sqlalchemy.engine import URL
@@ -16,7 +16,7 @@ from fundament.backbone.device import Dtype, Placement, bfloat16_speed, n_cores,
 from fundament.buckets import first_line, require_client
 from fundament.catalog import EMBEDDED
 from fundament.config import Settings
-from fundament.depot import depot_of, probe
+from fundament.depot import Kind, depot_of, probe
 from fundament.engine.local import budget_of, load_model, most_bytes
 from fundament.engine.weights import (
     PROGRAM,
@@ -219,14 +219,21 @@ def check_memory(locals_: Iterable[Local], placement: Placement, budget_bytes: i
 
 
 def check_data_dir(data_dir: Path) -> Finding:
-    """Whether models can be put there, and how much room is left."""
-    there = next(path for path in (data_dir, *data_dir.parents) if path.exists())
+    """Whether models, uploads and what jobs make can be put there, and how much room is left."""
+    there = _nearest(data_dir)
     if not there.is_dir():
         return Finding("problem", "data", f"{there} is a file; choose a directory: --data-dir")
     free = shutil.disk_usage(there).free
     told = f"{data_dir}, {free / 1e9:.1f} GB free"
     if not os.access(there, os.W_OK | os.X_OK):
         return Finding("warning", "data", f"{told}, but not writable: nothing can be pulled; --data-dir")
+    kept = (data_dir / kind for kind in get_args(Kind))
+    if closed := [path for path in kept if path.exists() and not os.access(path, os.W_OK | os.X_OK)]:
+        return Finding(
+            "problem",
+            "data",
+            f"{closed[0]} is not writable: no uploads and no jobs; let the user of fundament write it",
+        )
     if free < _NO_DISK_BYTES:
         return Finding("problem", "data", f"{told}: no room for the store; make some, or --data-dir")
     if free < _LITTLE_DISK_BYTES:
@@ -234,8 +241,13 @@ def check_data_dir(data_dir: Path) -> Finding:
     return Finding("ok", "data", told)
 
 
+def _nearest(path: Path) -> Path:
+    """The path, or the nearest directory above it that is there, as far as this user may see."""
+    return next(each for each in (path, *path.parents) if os.path.exists(each))  # noqa: PTH110 - Path.exists raises
+
+
 def _check_place(file: Path) -> Finding:
-    there = next(path for path in file.parents if path.exists())
+    there = _nearest(file.parent)
     if there.is_dir() and os.access(there, os.W_OK | os.X_OK):
         return Finding("ok", "store", f"{file}, made at the first start")
     return Finding("problem", "store", f"{file} cannot be made: {there} is not writable; --data-dir, or store_url")
@@ -243,19 +255,22 @@ def _check_place(file: Path) -> Finding:
 
 def check_store(settings: Settings) -> list[Finding]:
     """Whether the store answers and has this release's schema, and whether those who can call have keys."""
-    findings, n_keys = [], 0
+    findings: list[Finding] = []
+    n_keys: int | None = 0
     try:
         url = locate(settings.store_url, settings.data_dir)
-        if is_sqlite(url) and not Path(str(url.database)).exists():
-            findings.append(_check_place(Path(str(url.database))))
+        if is_sqlite(url) and _nearest(file := Path(str(url.database))) != file:
+            findings.append(_check_place(file))
         else:
             with connected(url) as connection:
                 found = migrate.version_of(connection)
-                n_keys = connection.execute(keys.working()).scalar_one() if found == migrate.newest() else 0
+                n_keys = connection.execute(keys.working()).scalar_one() if found == migrate.newest() else None
             findings.append(_check_schema(url, found))
     except FundamentError as error:
         findings.append(Finding("problem", "store", error.detail))
     if settings.auth:
+        if n_keys is None:
+            return [*findings, Finding("ok", "keys", "not counted until the store has this release's schema")]
         level: Level = "ok" if n_keys else "warning"
         told = f"{n_keys} keys work" if n_keys else "no key works yet: fundament keys create NAME"
         return [*findings, Finding(level, "keys", told)]
@@ -314,6 +329,8 @@ def check_redis(url: str) -> list[Finding]:
 def _check_schema(url: URL, found: str | None) -> Finding:
     newest = migrate.newest()
     where = url.render_as_string()
+    if is_sqlite(url) and not os.access(str(url.database), os.W_OK):
+        return Finding("problem", "store", f"{where} is not writable; let the user of fundament write it")
     if found == newest:
         return Finding("ok", "store", f"{where}, schema {found}")
     migrate.refuse_newer(found, url)

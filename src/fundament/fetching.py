@@ -29,10 +29,11 @@ _SILENCE_SECONDS = 15.0  # between two pieces of a body
 _PIECE_BYTES = 64 * 1024
 _MOST_CONNECTIONS, _MOST_CONNECTIONS_PER_HOST = 64, 8
 
-_NAT64 = IPv6Network("64:ff9b::/96")
+_NAT64, _TRANSLATED = IPv6Network("64:ff9b::/96"), IPv6Network("::ffff:0:0:0/96")
 # Not private by the registries, but a machine's own all the same.
 _RESERVED: Sequence[Network] = (
     ip_network("168.63.129.16/32"),  # Azure's machine agent
+    ip_network("192.88.99.0/24"),  # relays of 6to4, deprecated
     ip_network("192.0.0.0/24"),  # protocol assignments; Oracle's metadata
     ip_network("64:ff9b:1::/48"),  # NAT64 for local use
     ip_network("::/96"),  # IPv4-compatible, deprecated
@@ -51,8 +52,8 @@ def read_networks(texts: Iterable[str]) -> list[Network]:
 def is_allowed(address: Address, allowed: Sequence[Network] = ()) -> bool:
     """Whether an address may be dialled: a public one, or one in a network that the operator allows.
 
-    An IPv6 address that carries an IPv4 address is what it carries: mapped (RFC 4291), NAT64 (RFC 6052), 6to4
-    (RFC 3056) and Teredo (RFC 4380).
+    An IPv6 address that carries an IPv4 address is what it carries: mapped (RFC 4291), translated (RFC 2765), NAT64
+    (RFC 6052), 6to4 (RFC 3056) and Teredo (RFC 4380).
     """
     return all(
         any(each in network for network in allowed) or _is_public(each) for each in _carried(address) or (address,)
@@ -64,7 +65,7 @@ def _carried(address: Address) -> Sequence[Address]:
         return ()
     if address.ipv4_mapped:
         return (address.ipv4_mapped,)
-    if address in _NAT64:
+    if address in _NAT64 or address in _TRANSLATED:
         return (IPv4Address(int(address) & 0xFFFF_FFFF),)
     if address.sixtofour:
         return (address.sixtofour,)

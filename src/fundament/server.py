@@ -284,6 +284,7 @@ def leave(threads: ThreadPoolExecutor, deadline: float) -> None:
 
 def prepare(settings: Settings) -> None:
     """What holds for the whole process: its files, its threads, its logs."""
+    os.umask(0o077)  # what callers hand in, and what is made of it, is nobody else's
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < (most := _MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, _MOST_FILES)):
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))

@@ -1,5 +1,6 @@
 """Metrics and logs. Neither ever holds a caller's input."""
 
+import json
 import logging
 import sys
 import time
@@ -107,13 +108,21 @@ class _JsonLines(logging.Formatter):
 
 
 class _Plain(logging.Formatter):
-    """The same for eyes: `12:00:00 info  request  path=/v1/embeddings status=200`."""
+    """The same for eyes: `2026-11-29 12:00:00Z info  request  path=/v1/embeddings status=200`."""
 
     def format(self, record: logging.LogRecord) -> str:
-        clock = time.strftime("%H:%M:%S", time.gmtime(record.created))
-        fields = " ".join(f"{key}={value}" for key, value in getattr(record, "fields", {}).items())
+        clock = time.strftime("%Y-%m-%d %H:%M:%SZ", time.gmtime(record.created))
+        fields = " ".join(f"{key}={_shown(value)}" for key, value in getattr(record, "fields", {}).items())
         line = f"{clock} {record.levelname.lower():<7} {record.getMessage()}  {fields}".rstrip()
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+
+
+def _shown(value: object) -> str:
+    """A value on its line: in quotes where it could pass for another field, or for another line."""
+    text = str(value)
+    if text.isprintable() and not set(text) & set(' "='):
+        return text
+    return json.dumps(text, ensure_ascii=not text.isprintable())
 
 
 def configure_logs(form: Literal["text", "json"], level: str) -> None:

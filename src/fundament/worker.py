@@ -448,11 +448,15 @@ def _spent(key: Key) -> BalanceError:
 
 async def _forever(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
     """Do something again and again; a store that does not answer is waited for."""
+    waits = False
     while True:
         try:
             await work()
+            waits = False
         except UnavailableError as error:
-            say("jobs wait for the store", level=logging.WARNING, reason=error.detail)
+            if not waits:
+                say("jobs wait for the store", level=logging.WARNING, reason=error.detail)
+            waits = True
             await asyncio.sleep(_IDLE_SECONDS)
         except Exception as error:
             if isinstance(error, OSError) and error.errno in _FULL:

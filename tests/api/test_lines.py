@@ -307,6 +307,12 @@ def test_lines_run_alone_where_their_tokens_are_not_told_apart(api: Api, planted
     assert planted.calls.count(1) == 3
 
 
+def test_a_model_of_a_long_name_is_not_repeated() -> None:
+    with pytest.raises(InputFileError, match="more than 256 characters") as caught:
+        lines.model_named(json.dumps({"body": {"model": "x" * 257, "input": "a"}}).encode())
+    assert len(caught.value.detail) < 100
+
+
 def test_a_field_that_is_wrong_has_the_name_that_requests_know(api: Api) -> None:
     [found] = embedded(api, read('{"input": "a", "dimensions": 9999}'))
     [error] = [json.loads(line)["response"]["body"]["error"] for line in lines.error_lines([found])]

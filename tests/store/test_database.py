@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 import os
 import platform
 import signal
@@ -50,6 +51,25 @@ def test_a_cancelled_transaction_is_undone_at_once(
     # The task keeps what was raised, and that the frames with the statement: nobody may have to wait for their end.
     with connected(locate(store_url, Path())) as connection:
         assert not inspect(connection).has_table("half")
+
+
+def test_what_a_store_says_is_in_the_log_once(
+    tmp_path: Path, runner: asyncio.Runner, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database, "_said_at", -math.inf)
+
+    async def scenario() -> None:
+        store = Database(locate("", tmp_path))
+        for _ in range(3):
+            with pytest.raises(UnavailableError, match="cannot be written; the server's log says why"):
+                async with store.write() as connection:
+                    await connection.exec_driver_sql("PRAGMA query_only = ON")
+                    await connection.exec_driver_sql("CREATE TABLE one (number INTEGER)")
+        await store.close()
+
+    runner.run(scenario())
+    [said] = [record.fields["reason"] for record in caplog.records if record.getMessage() == "store failed"]
+    assert said == "attempt to write a readonly database"
 
 
 def test_a_postgresql_that_says_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -234,7 +234,11 @@ def _network(address: str) -> str:
         found = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:
         return address
-    return address if found.version == 4 else str(ipaddress.ip_network((found, 64), strict=False).network_address)
+    if isinstance(found, ipaddress.IPv6Address):
+        if found.ipv4_mapped is None:
+            return str(ipaddress.ip_network((found, 64), strict=False).network_address)
+        found = found.ipv4_mapped
+    return str(found)
 
 
 def _ip_refused(standing: Standing) -> LimitError:

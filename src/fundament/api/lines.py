@@ -34,6 +34,7 @@ ENDPOINT = "/v1/embeddings"
 # A chunk is what a worker takes at a time, and what is done again when it dies.
 _CHUNK_LINES, _CHUNK_BYTES = 256, 256 * 1024
 _MOST_LINE_BYTES = 32_000_000
+_MOST_NAME_CHARACTERS = 256
 csv.field_size_limit(_MOST_LINE_BYTES)  # a cell is a text; the library's own limit is 128 KiB
 _OWN_KEYS = ("custom_id", "id", "method", "url")
 _FIELD_OF = fields_by_synonym(EmbeddingsRequest)
@@ -160,6 +161,8 @@ def model_named(raw: bytes) -> str:
         model = None
     if not isinstance(model, str) or not model:
         raise InputFileError('The input\'s first line names no model: write "body": {"model": …, "input": …}.')
+    if len(model) > _MOST_NAME_CHARACTERS:
+        raise InputFileError(f"The input's first line names a model of more than {_MOST_NAME_CHARACTERS} characters.")
     return model
 
 
