@@ -86,17 +86,20 @@ class TooLongError(FundamentError):
         index: its place among the inputs.
         n_tokens: of the whole of it.
         limit: most tokens of it that the model reads.
+        more: whether it has more than those, and nobody has counted how many.
     """
 
     status = 400
     code = "INPUT_TOKEN_LIMIT_EXCEEDED"
 
-    def __init__(self, name: str | None = None, *, index: int = 0, n_tokens: int, limit: int) -> None:
+    def __init__(
+        self, name: str | None = None, *, index: int = 0, n_tokens: int, limit: int, more: bool = False
+    ) -> None:
         super().__init__(
-            f"{name or f'Input {index}'} has {n_tokens} tokens and exceeds the model's maximum of {limit} tokens. "
-            "Use 'truncate: true' to cut it automatically, or split it into smaller chunks."
+            f"{name or f'Input {index}'} has {'more than ' * more}{n_tokens} tokens and exceeds the model's maximum of "
+            f"{limit} tokens. Use 'truncate: true' to cut it automatically, or split it into smaller chunks."
         )
-        self.index, self.n_tokens, self.limit = index, n_tokens, limit
+        self.index, self.n_tokens, self.limit, self.more = index, n_tokens, limit, more
 
 
 class TooLongTogetherError(FundamentError):

@@ -6,6 +6,7 @@ and pictures. The vocabulary comes with a package of its makers, which is read a
 
 import base64
 import importlib.util
+import random
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -100,6 +101,24 @@ def embedder(tmp_path_factory: pytest.TempPathFactory, tokenizer: TextTokenizer)
 
 def counts(items: Sequence[Item]) -> list[int]:
     return [item.n_counted for item in items]
+
+
+def test_the_beginning_of_a_long_text_is_that_of_the_whole(
+    tokenizer: TextTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["Where's", "the", "dog", "2026?", "\n\n", "Naïve", "東京", "déjà", "🙂", "!?\n", "", "…", "x" * 30]
+    draw, n_cut = random.Random(7), 0
+    for _ in range(300):
+        text = " ".join(draw.choices(words, k=200))
+        most = draw.randrange(1, 60)
+        monkeypatch.setattr(tokenizer, "context", most)
+        monkeypatch.setattr("fundament.backbone.tokenizing._CHARACTERS_PER_TOKEN", 1 + draw.randrange(4))
+        (found,) = tokenizer.encode([text])
+        [whole] = tokenizer.pieces([text])
+        assert found.ids.tolist() == whole[:most].tolist()
+        assert found.truncated
+        n_cut += not found.is_whole
+    assert n_cut > 200
 
 
 def test_a_text_is_its_tokens(tokenizer: TextTokenizer) -> None:

@@ -55,7 +55,7 @@ async def rank_by_vectors(engine: Engine, spec: ModelSpec, call: Rerank, output:
             return await engine.run(spec.id, asked)
         except TooLongError as error:
             name = "The query" if role == "query" else f"Document {call.documents.index(inputs[error.index])}"
-            raise TooLongError(name, n_tokens=error.n_tokens, limit=error.limit) from None
+            raise TooLongError(name, n_tokens=error.n_tokens, limit=error.limit, more=error.more) from None
         except InputError as error:
             raise InputError(*(replace(fault, field=field_of(fault)) for fault in error.faults)) from None
 

@@ -93,7 +93,7 @@ class ColBERT:
             self.tokenizer.encode(call.texts, most=self.reading.query_tokens - 1 if query else limit)
         ):
             if tokens.n_whole > limit and not call.truncate:
-                raise TooLongError(index=index, n_tokens=tokens.n_whole, limit=limit)
+                raise TooLongError(index=index, n_tokens=tokens.n_whole, limit=limit, more=not tokens.is_whole)
             features = self._query(tokens.ids) if query else self._document(tokens.ids)
             n = len(features["ids"])
             items.append(Item(features=features, n_tokens=n, n_counted=tokens.n_own, n_truncated=tokens.truncated))

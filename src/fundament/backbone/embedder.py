@@ -83,7 +83,9 @@ class TextEmbedder:
         items = []
         for index, tokens in zip(texts, self.tokenizer.encode([*texts.values()], self.prompt_of(call)), strict=True):
             if tokens.truncated and not call.truncate:
-                raise TooLongError(index=index, n_tokens=tokens.n_whole, limit=self.tokenizer.context)
+                raise TooLongError(
+                    index=index, n_tokens=tokens.n_whole, limit=self.tokenizer.context, more=not tokens.is_whole
+                )
             n = len(tokens.ids)
             if n == 0:
                 raise InputError(Fault(f"body -> input -> {index}", "This text has no tokens for this model."))

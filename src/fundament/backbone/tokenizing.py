@@ -1,5 +1,6 @@
 """Text to token ids, by the checkpoint's own `tokenizer.json` and its post-processor."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from fundament.catalog import ModelSpec
 from fundament.core import Array
 from fundament.errors import CheckpointError
 
+_CHARACTERS_PER_TOKEN = 32  # of texts that are looked at whole: several times what languages have
 _SLICE = 64  # texts at a time: letting go of thousands of encodings at once would hold up every other thread
 
 
@@ -21,7 +23,8 @@ class Tokens:
 
     Attributes:
         ids: int64 `[n]`, special tokens included, at most the context.
-        n_whole: tokens of the whole text; larger than `len(ids)` where it was cut.
+        n_whole: tokens of the text as far as it was looked at; more than `len(ids)` where it was cut.
+        is_whole: whether that is all of it.
         n_own: tokens of the caller's own text as read: without those of a prefix alone, with special tokens, less what
             was cut.
     """
@@ -29,6 +32,7 @@ class Tokens:
     ids: Array
     n_whole: int
     n_own: int
+    is_whole: bool = True
 
     @property
     def truncated(self) -> bool:
@@ -80,6 +84,8 @@ class TextTokenizer:
         self._tokenizer.no_truncation()
         self.context = context
         self.n_before, self.n_after = self._special_tokens_around()
+        marks = "".join(mark for mark in " \n" if _divides(self._tokenizer, mark))
+        self._word_end = re.compile(f"(?<=[^\\W_])[{marks}]") if marks else None
 
     @property
     def n_vocab(self) -> int:
@@ -134,6 +140,8 @@ class TextTokenizer:
     def encode(self, texts: Sequence[str], prefix: str = "", *, most: int | None = None) -> list[Tokens]:
         """Token ids of each text after the prefix: special tokens stay, the text loses its end.
 
+        Of a text of many times the context only a beginning is looked at.
+
         Args:
             texts: what to read.
             prefix: put before each text.
@@ -143,10 +151,29 @@ class TextTokenizer:
         found: list[Tokens] = []
         for start in range(0, len(texts), _SLICE):
             part = [prefix + text for text in texts[start : start + _SLICE]]
+            looked_at = [self._beginning(text, max(most, self.context)) for text in part]
             # Where each token ends is asked for only where a prefix has to be told from the text.
-            encodings = self._tokenizer.encode_batch(part) if prefix else self._tokenizer.encode_batch_fast(part)
-            found += [self._cut(encoding, len(prefix), most) for encoding in encodings]
+            encodings = (self._tokenizer.encode_batch if prefix else self._tokenizer.encode_batch_fast)(looked_at)
+            for text, beginning, encoding in zip(part, looked_at, encodings, strict=True):
+                found.append(self._cut(encoding, len(prefix), most, is_whole=len(beginning) == len(text)))
         return found
+
+    def _beginning(self, text: str, most: int) -> str:
+        """The text; of a very long one a beginning that has the same first `most` tokens, and more than those.
+
+        It ends with a word, before a space: for a tokenizer that takes words one by one its tokens are those of the
+        whole text.
+        """
+        size = _CHARACTERS_PER_TOKEN * most
+        while self._word_end is not None and 2 * size < len(text):
+            ends = [match.start() for match in self._word_end.finditer(text, size // 2, size)]
+            if not ends:
+                break
+            beginning = text[: ends[-1]]
+            if len(self._tokenizer.encode_batch_fast([beginning])[0]) > most + self.n_before + self.n_after:
+                return beginning
+            size *= 4
+        return text
 
     def encode_parts(self, pieces: Sequence[Sequence[str]], prefix: str = "") -> Joint:
         """The ids of texts in parts, one after the other with nothing between them, the prefix before the first.
@@ -208,7 +235,7 @@ class TextTokenizer:
         inner = own or [n]
         return inner[0], n - 1 - inner[-1]
 
-    def _cut(self, encoding: Encoding, n_prefix: int, most: int) -> Tokens:
+    def _cut(self, encoding: Encoding, n_prefix: int, most: int, *, is_whole: bool) -> Tokens:
         ids = encoding.ids
         n_whole = n_own = len(ids)
         if n_prefix:  # a token that reaches from the prefix into the text is the text's
@@ -216,7 +243,15 @@ class TextTokenizer:
         if n_whole > most:
             head = ids[: most - self.n_after]
             ids = head + ids[n_whole - self.n_after :]
-        return Tokens(np.array(ids, dtype=np.int64), n_whole, max(0, n_own - (n_whole - len(ids))))
+        return Tokens(np.array(ids, dtype=np.int64), n_whole, max(0, n_own - (n_whole - len(ids))), is_whole)
+
+
+def _divides(tokenizer: Tokenizer, mark: str) -> bool:
+    """Whether words with the mark between them are tokenized apart; some tokenizers read a text as one word."""
+    text, normalizer, divider = f"a{mark}b", tokenizer.normalizer, tokenizer.pre_tokenizer
+    if normalizer is not None:
+        text = normalizer.normalize_str(text)
+    return divider is not None and len(divider.pre_tokenize_str(text)) > 1
 
 
 def _own(encoding: Encoding) -> list[int]:

@@ -183,7 +183,9 @@ class SPLADE:
         found = self.tokenizer.encode(call.texts)
         for index, tokens in enumerate(found):
             if tokens.truncated and not call.truncate:
-                raise TooLongError(index=index, n_tokens=tokens.n_whole, limit=self.tokenizer.context)
+                raise TooLongError(
+                    index=index, n_tokens=tokens.n_whole, limit=self.tokenizer.context, more=not tokens.is_whole
+                )
         known = self._look_up(call.texts) if call.role == "query" and self.query_weights is not None else None
         return [
             Item(

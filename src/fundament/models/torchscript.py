@@ -60,7 +60,9 @@ class TorchScript:
         items = []
         for index, tokens in enumerate(self.tokenizer.encode(call.texts)):
             if tokens.truncated and not call.truncate:
-                raise TooLongError(index=index, n_tokens=tokens.n_whole, limit=self.tokenizer.context)
+                raise TooLongError(
+                    index=index, n_tokens=tokens.n_whole, limit=self.tokenizer.context, more=not tokens.is_whole
+                )
             n = len(tokens.ids)
             items.append(
                 Item(features={"ids": tokens.ids}, n_tokens=n, n_counted=tokens.n_own, n_truncated=tokens.truncated)
