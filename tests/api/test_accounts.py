@@ -321,3 +321,29 @@ def test_without_keys_an_address_has_so_many_requests_at_once(tmp_path: Path) ->
             assert (await api.embed(TEXT)).status_code == 200
 
         api.run(work())
+
+
+def test_an_admin_deletes_the_uploads_that_a_revoked_key_left_behind(guarded: Served, admin: str) -> None:
+    http, left = guarded.http, new_key(guarded)
+    sent = http.post("/v1/files", files={"file": ("lines.jsonl", b'"one"')}, headers=bearer(left))
+    file_id, path = sent.json()["id"], "/v1/admin/files"
+    assert http.delete(f"/v1/admin/keys/{id_of(left)}", headers=bearer(admin)).status_code == 200
+    for headers, status in ((bearer(new_key(guarded)), 403), ({}, 401)):
+        assert http.get(path, headers=headers).status_code == status
+        assert http.delete(f"{path}/{file_id}", headers=headers).status_code == status
+    assert (
+        http.delete(f"/v1/files/{file_id}", headers=bearer(admin)).status_code == 404
+    )  # there it is its owner's alone
+
+    def everybodys() -> dict[str, Any]:
+        listed = http.get(path, headers=bearer(admin)).json()
+        return {one["id"]: one["key_id"] for one in listed["data"]}
+
+    assert everybodys()[file_id] == id_of(left)
+    kept = guarded.log_file.parent / "files" / file_id
+    assert kept.read_bytes() == b'"one"'
+    deleted = http.delete(f"{path}/{file_id}", headers=bearer(admin))
+    assert deleted.json() == {"id": file_id, "object": "file", "deleted": True}
+    assert file_id not in everybodys()
+    assert not kept.exists()
+    assert http.delete(f"{path}/{file_id}", headers=bearer(admin)).status_code == 404

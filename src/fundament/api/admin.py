@@ -1,4 +1,4 @@
-"""`/v1/admin/…`: keys, everybody's usage and classifiers, for keys that were made with `--admin`."""
+"""`/v1/admin/…`: keys, everybody's usage, uploads and classifiers, for keys that were made with `--admin`."""
 
 import csv
 import io
@@ -17,6 +17,7 @@ from pydantic import (
     StringConstraints,
 )
 
+from fundament.api import files as uploads
 from fundament.api.body import echo, read_body
 from fundament.api.classifiers import delete, describe
 from fundament.api.ids import checked_id
@@ -25,7 +26,7 @@ from fundament.api.schemas import request_body, responses
 from fundament.api.state import state_of
 from fundament.api.wire import answer
 from fundament.errors import Fault, InputError, NotFoundError
-from fundament.store import classifiers, keys, usage
+from fundament.store import classifiers, files, keys, usage
 from fundament.store.keys import LAST_YEAR, MOST_TOKENS, Key
 
 router = APIRouter(prefix="/v1/admin", tags=["Administration"])
@@ -170,6 +171,24 @@ async def delete_classifier(request: Request, classifier_id: str) -> Response:
     """Delete a classifier, whoever made it, and the examples that it learned from."""
     deleted = await delete(state_of(request), classifier_id, None)
     return answer({"classifier_id": deleted, "object": "classifier", "deleted": True})
+
+
+@router.get("/files", summary="List everybody's uploads", responses=responses("OwnedFileList", errors=_ERRORS))
+async def list_files(request: Request) -> Response:
+    """Every upload, the oldest first, with the key that it is of: such stay when their key is revoked."""
+    async with state_of(request).store.read() as connection:
+        found = await files.everyone(connection)
+    data = [uploads.describe(file) | {"key_id": file.key_id or None} for file in found]
+    return answer({"object": "list", "data": data})
+
+
+@router.delete(
+    "/files/{file_id}", summary="Delete anybody's upload", responses=responses("FileDeleted", errors=_OF_KEY)
+)
+async def delete_file(request: Request, file_id: str) -> Response:
+    """Remove an upload, whoever made it; jobs that were made from it go on."""
+    await uploads.remove(state_of(request), file_id, None)
+    return answer({"id": file_id, "object": "file", "deleted": True})
 
 
 @router.get(

@@ -86,7 +86,7 @@ async def upload(request: Request) -> Response:
     except BaseException:
         await state.depot.remove(of_upload(file_id))
         raise
-    return answer(_describe(file))
+    return answer(describe(file))
 
 
 @router.get(
@@ -108,7 +108,7 @@ async def recent(
             for file in await files.recent(
                 connection, key_id, limit=limit + 1, beyond=beyond, oldest_first=oldest_first
             ):
-                found.append(((file.created_at, file.id), _describe(file)))
+                found.append(((file.created_at, file.id), describe(file)))
         if purpose in (None, _MADE):
             # As many as the key's jobs of a day: few enough to put in order here.
             made = await jobs.written(connection, key_id, _DIALECTS)
@@ -137,7 +137,7 @@ async def get(request: Request, file_id: str) -> Response:
         if not parts:
             raise _not_found(file_id)
         return answer(_describe_result(job, file_id, sum(part.n_bytes for part in parts)))
-    return answer(_describe(await find_file(state, file_id, key_id)))
+    return answer(describe(await find_file(state, file_id, key_id)))
 
 
 @router.get(
@@ -181,12 +181,21 @@ async def delete(request: Request, file_id: str) -> Response:
         for name in names:
             await state.depot.remove(of_job(job.id, name))
         return answer({"id": file_id, "object": "file", "deleted": True})
+    await remove(state, file_id, key_id)
+    return answer({"id": file_id, "object": "file", "deleted": True})
+
+
+async def remove(state: State, file_id: str, key_id: str | None) -> None:
+    """Remove an upload of a key, or of whom it may be where that is None.
+
+    Raises:
+        NotFoundError: there is none.
+    """
     async with state.store.write() as connection:
         gone = await files.delete(connection, checked_id(file_id, _not_found), key_id)
     if not gone:
         raise _not_found(file_id)
     await state.depot.remove(of_upload(file_id))
-    return answer({"id": file_id, "object": "file", "deleted": True})
 
 
 async def find_file(state: State, file_id: str, key_id: str) -> File:
@@ -261,7 +270,8 @@ def _not_found(file_id: str) -> NotFoundError:
     return NotFoundError(f"File '{echo(file_id)}' not found or access denied")
 
 
-def _describe(file: File) -> dict[str, Any]:
+def describe(file: File) -> dict[str, Any]:
+    """An upload as answers have it."""
     return {
         "id": file.id,
         "object": "file",

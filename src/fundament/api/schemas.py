@@ -408,6 +408,19 @@ class FileList(BaseModel):
     has_more: bool
 
 
+class OwnedFile(FileObject):
+    """An upload and the key that it is of; null where no key made it."""
+
+    key_id: str | None
+
+
+class OwnedFileList(BaseModel):
+    """Everybody's uploads, the oldest first."""
+
+    object: str
+    data: list[OwnedFile]
+
+
 class FileDeleted(BaseModel):
     """A file that is gone."""
 
@@ -527,6 +540,7 @@ _SHAPES: dict[str, Any] = {
         NewKey,
         KeyList,
         OwnedClassifierList,
+        OwnedFileList,
         UsageList,
         Account,
     )

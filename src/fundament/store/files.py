@@ -71,12 +71,17 @@ async def recent(
     return [_file(row) for row in await connection.execute(statement)]
 
 
-async def delete(connection: AsyncConnection, file_id: str, key_id: str) -> bool:
-    """Forget a file of a key; False where there is none."""
-    gone = await connection.execute(
-        files.delete().where(files.c.id == file_id, files.c.key_id == key_id).returning(files.c.id)
-    )
-    return gone.one_or_none() is not None
+async def everyone(connection: AsyncConnection) -> Sequence[File]:
+    """Everybody's files, the oldest first."""
+    return [_file(row) for row in await connection.execute(select(files).order_by(files.c.created_at, files.c.id))]
+
+
+async def delete(connection: AsyncConnection, file_id: str, key_id: str | None) -> bool:
+    """Forget a file of a key, or of whom it may be where that is None; False where there is none."""
+    gone = files.delete().where(files.c.id == file_id).returning(files.c.id)
+    if key_id is not None:
+        gone = gone.where(files.c.key_id == key_id)
+    return (await connection.execute(gone)).one_or_none() is not None
 
 
 async def expire(connection: AsyncConnection, *, now: datetime) -> Sequence[str]:
