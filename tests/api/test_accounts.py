@@ -342,6 +342,7 @@ def test_an_admin_deletes_the_uploads_that_a_revoked_key_left_behind(guarded: Se
     assert everybodys()[file_id] == id_of(left)
     kept = guarded.log_file.parent / "files" / file_id
     assert kept.read_bytes() == b'"one"'
+    assert [path.stat().st_mode & 0o077 for path in (kept, kept.parent)] == [0, 0]  # nobody else's on this machine
     deleted = http.delete(f"{path}/{file_id}", headers=bearer(admin))
     assert deleted.json() == {"id": file_id, "object": "file", "deleted": True}
     assert file_id not in everybodys()
