@@ -1,5 +1,6 @@
 """From a request to rows: every form of media, who takes it, what is fetched, decoded and counted."""
 
+import asyncio
 import base64
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -342,6 +343,41 @@ def test_files_are_bounded_in_number_and_size(api: Api, monkeypatch: pytest.Monk
     assert len(vectors(api, CLIP, noise[:3])) == 3
     monkeypatch.setattr(settings, "max_image_mb", 0.02)
     assert "larger than the 0.02 MB allowed" in fault(ask(api, CLIP, noise[:1]))[1]
+
+
+def test_a_callers_slow_files_hold_up_nobody_elses(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    state, slow, n_fetching = api.app.state.parts, asyncio.Event(), 0
+
+    class Slow:
+        async def fetch(self, url: str, *, max_bytes: int) -> bytes:
+            nonlocal n_fetching
+            n_fetching += 1
+            try:
+                if "slow" in url:
+                    await slow.wait()
+            finally:
+                n_fetching -= 1
+            return plain(RED)
+
+    def urls(name: str, n: int) -> list[Reference]:
+        return [Reference("image", f"https://{name}/{number}", "input") for number in range(n)]
+
+    async def read(caller: str, sent: list[Reference]) -> int:
+        async with opened(state, sent, caller=caller) as inputs:
+            return len(inputs)
+
+    async def work() -> None:
+        monkeypatch.setattr(state, "fetcher", Slow())
+        many = [asyncio.ensure_future(read("one", urls(f"slow{number}", 9))) for number in range(5)]
+        while n_fetching < 16:
+            await asyncio.sleep(0)
+        assert await read("other", urls("quick", 9)) == 9
+        assert n_fetching == 16
+        slow.set()
+        assert await asyncio.gather(*many) == [9] * 5
+        assert not state.gates
+
+    api.run(work())
 
 
 def test_the_files_of_all_requests_are_bounded(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -129,7 +129,7 @@ async def embed(
     check(state, spec, request)
     if request.late_chunking and (others := references(sent)):
         raise InputError(Fault("body -> late_chunking", f"It divides texts only; this is {others[0].kind} input."))
-    async with opened(state, sent) as inputs:
+    async with opened(state, sent, caller=caller) as inputs:
         call = Embed(
             inputs=inputs,
             task=task_of(spec, request) or spec.default_task,

@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import cast
 
+from fundament.accounts.visits import current_visit
 from fundament.api.body import echo
 from fundament.api.inputs import Part, Reference, Sent
 from fundament.api.state import State
@@ -14,7 +15,7 @@ from fundament.core import Group, Input, Interest, Media, MediaLimits
 from fundament.errors import Fault, FetchError, InputError, UnavailableError
 from fundament.media import sources
 
-_AT_ONCE = 8  # fetches of one request
+_AT_ONCE = 16  # files of one caller that are fetched or decoded from base64
 _GROUPS = "groups of parts"
 
 
@@ -76,8 +77,18 @@ def _listed(spec: ModelSpec) -> str:
 
 
 @asynccontextmanager
-async def opened(state: State, sent: Sequence[Sent], field: str = "body -> input") -> AsyncIterator[list[Input]]:
+async def opened(
+    state: State, sent: Sequence[Sent], field: str = "body -> input", *, caller: str = ""
+) -> AsyncIterator[list[Input]]:
     """The inputs with their files in memory, until the block ends. A file that is named twice is read once.
+
+    A caller's files wait for each other, whatever requests name them, so that slow ones hold up nobody else's.
+
+    Args:
+        state: the application's parts.
+        sent: every input.
+        field: where they are in the request.
+        caller: who asks, where that is not the request that runs.
 
     Raises:
         InputError: too many files, or too large ones, or one that cannot be fetched or is not base64.
@@ -91,7 +102,9 @@ async def opened(state: State, sent: Sequence[Sent], field: str = "body -> input
     if len(found) > (most := settings.max_media):
         message = f"A request may hold {most} images and other files, not {len(found)}. Send several requests."
         raise InputError(Fault(field, message, "too_long", echo(found)))
-    gate = asyncio.Semaphore(_AT_ONCE)
+    visit = current_visit.get()
+    who = caller or (visit.caller.id if visit else "")
+    gate = state.gates.setdefault(who, asyncio.Semaphore(_AT_ONCE))
     n_bytes = 0
 
     async def content(reference: Reference) -> bytes:

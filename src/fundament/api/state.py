@@ -1,8 +1,10 @@
 """What endpoints need and do not make themselves."""
 
+import asyncio
 from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol, cast, overload
+from weakref import WeakValueDictionary
 
 from fastapi import Request
 
@@ -46,6 +48,7 @@ class State:
         aliases: other names that callers may say, each with the id of the model that answers.
         n_running: requests that are being answered.
         n_file_bytes: size of the images and other files that requests hold in memory.
+        gates: of each caller whose files are being fetched, how many more may be at once.
         closing: the server is about to end.
         deadline: when what still runs is given up, by `time.monotonic()`; None while nothing ends.
     """
@@ -63,6 +66,7 @@ class State:
     fetcher: Fetcher = field(default_factory=Fetcher)
     n_running: int = 0
     n_file_bytes: int = 0
+    gates: WeakValueDictionary[str, asyncio.Semaphore] = field(default_factory=WeakValueDictionary)
     closing: bool = False
     deadline: float | None = None
     _known: Mapping[str, ModelSpec] = field(default_factory=dict, init=False)  # so that not every request asks the disk
