@@ -1,5 +1,6 @@
 """Whatever JSON arrives, the answer is right or a refusal, never a failure of ours."""
 
+import gc
 from collections.abc import Iterator
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from fundament.api.body import _parsed
 from tests.contract.schemas import conforms
 from tests.inprocess import Api, running
 from tests.served import MODEL
@@ -115,3 +117,23 @@ def test_any_content_type_is_answered_or_refused(api: Api, header: str) -> None:
     response = api.post(orjson.dumps({"model": MODEL, "input": "x"}), **{"content-type": header})
     assert response.status_code in (200, 415)
     conforms(response)
+
+
+def test_the_garbage_collector_rests_while_a_body_is_parsed() -> None:
+    phases: list[str] = []
+
+    def note(phase: str, info: dict[str, int]) -> None:
+        del info
+        phases.append(phase)
+
+    gc.callbacks.append(note)
+    try:
+        found = _parsed(b"[" + b"[]," * 100_000 + b"[]]")
+        while_parsing = len(phases)
+    finally:
+        gc.callbacks.remove(note)
+    assert len(found) == 100_001
+    assert while_parsing == 0
+    with pytest.raises(orjson.JSONDecodeError):
+        _parsed(b"[")
+    assert gc.isenabled()
