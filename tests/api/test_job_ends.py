@@ -82,13 +82,14 @@ def test_what_is_fetched_counts(api: Api, tmp_path: Path) -> None:
 
         async def failed() -> list[dict[str, Any]] | None:
             found = [(await api.client.get(f"/v1/batch/{job}")).json() for job in handed_in]
-            return found if any(each["status"] == "failed" for each in found) else None
+            ended = [each["batch_id"] for each in found if each["status"] == "failed"]
+            # What was fetched goes behind the end, and a worker that is given up in between leaves it to the sweep.
+            return found if ended and not list((tmp_path / "data" / "jobs" / ended[0]).iterdir()) else None
 
         one, other = sorted(work_until(api, failed), key=lambda each: str(each["status"]))
     assert one["status"] == "failed"
     assert "MB of 0.1 MB" in one["error"]
     assert other["status"] in ("processing", "completed")
-    assert not list((tmp_path / "data" / "jobs" / one["batch_id"]).iterdir())
 
 
 def test_a_webhook_tells_what_happened_even_after_the_job_has_expired(api: Api) -> None:
