@@ -12,7 +12,7 @@ import os
 import secrets
 from collections import Counter
 from collections.abc import Callable, Coroutine
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -468,10 +468,10 @@ async def _forever(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
 
 
 async def _at_most(seconds: float, work: Coroutine[Any, Any, Any]) -> None:
-    try:
-        await asyncio.wait_for(work, seconds)
-    except TimeoutError:
-        return
+    # Not `wait_for`, which loses a cancellation that comes as the work is done (Python 3.11): the worker would not end.
+    with suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await work
 
 
 def _reason(error: OSError) -> str:

@@ -13,6 +13,7 @@ import pytest
 from sqlalchemy import update
 
 from fundament.store import jobs
+from fundament.worker import Worker
 from tests.inprocess import Api, running, work_until
 from tests.served import MODEL
 from tests.website import website
@@ -132,3 +133,22 @@ def test_results_count(api: Api) -> None:
 
     work_until(api, completed)
     assert at_once(api, 1, "/v1/files", files={"file": ("x.jsonl", b"x")}) == {413: 1}
+
+
+@pytest.mark.parametrize("n_steps", range(4))
+def test_a_worker_that_is_woken_while_it_ends_ends(api: Api, n_steps: int) -> None:
+    async def work() -> None:
+        worker = Worker(api.app.state.parts)
+        waiting = asyncio.ensure_future(worker._work())
+        while not worker._woken._waiters:  # type: ignore[attr-defined]
+            await asyncio.sleep(0.001)
+        worker.wake()
+        for _ in range(n_steps):
+            await asyncio.sleep(0)
+        waiting.cancel()
+        await asyncio.wait([waiting], timeout=10)
+        assert waiting.done()
+        # It may have been through before it heard, but never goes on as if it had heard nothing.
+        assert waiting.cancelled() or waiting.cancelling() == 0
+
+    api.run(work())
