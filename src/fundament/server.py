@@ -244,7 +244,7 @@ def work(settings: Settings) -> None:
 async def _work(app: FastAPI) -> None:
     ended, loop, parts = asyncio.Event(), asyncio.get_running_loop(), app.state.parts
     loop.set_default_executor(threads := ThreadPoolExecutor())
-    for number in ends():
+    for number in ending_signals():
         loop.add_signal_handler(number, ended.set)
     async with app.router.lifespan_context(app):
         say("working", version=__version__, models=",".join(sorted(parts.served())))
@@ -254,7 +254,7 @@ async def _work(app: FastAPI) -> None:
     leave(threads, parts.deadline)
 
 
-def ends() -> list[signal.Signals]:
+def ending_signals() -> list[signal.Signals]:
     """The signals that end the process in good order: SIGHUP too, unless it is ignored, as under `nohup`."""
     hung_up = [] if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else [signal.SIGHUP]
     return [signal.SIGTERM, signal.SIGINT, *hung_up]
@@ -378,7 +378,7 @@ class _Server(uvicorn.Server):
         loop = asyncio.get_running_loop()
         # Set on the loop after uvicorn's own handlers: those raise the signal again at the end, and the exit code
         # would tell a supervisor that the server was killed.
-        for number in ends():
+        for number in ending_signals():
             loop.add_signal_handler(number, self._end, number)
         port = self.servers[0].sockets[0].getsockname()[1]
         host = f"[{self.settings.host}]" if ":" in self.settings.host else self.settings.host
