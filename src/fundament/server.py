@@ -38,6 +38,7 @@ _BACKLOG = 2048  # connections that wait to be accepted
 _SILENT_SECONDS = 60.0
 _LEAST_BYTES_PER_SECOND = 1000
 _UNREAD_SECONDS = 300.0
+_KEPT_SECONDS = 75  # longer than proxies keep one (60, nginx and AWS): who closes first never loses a request
 _MOST_FILES = 65_536  # connections are files: the usual limit of 1,024 is for programs that look at each in turn
 _SWITCH_SECONDS = 0.001  # Python's own is five times as long
 _IDLE_THREAD_SECONDS = 0.5  # that a thread with nothing to do may take to end
@@ -72,6 +73,7 @@ def configured(app: FastAPI, settings: Settings) -> uvicorn.Config:
         log_config=None,
         log_level="warning",
         server_header=False,
+        timeout_keep_alive=_KEPT_SECONDS,
         timeout_graceful_shutdown=int(settings.shutdown_seconds),
     )
 

@@ -70,3 +70,11 @@ def test_an_adapter_that_leaves_the_layer_alone_changes_nothing(parts: tuple[Lin
     assert torch.equal(layer(x, "silu", spans), layer(x, "silu"))
     assert torch.equal(layer.add(x, other, spans), layer.add(x, other))
     assert torch.equal(layer.multiply(x, other, spans), layer.multiply(x, other))
+
+
+def test_bfloat16_runs_where_onednn_has_no_products_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    weight, x = torch.eye(4, dtype=torch.bfloat16), torch.ones(2, 4, dtype=torch.bfloat16)
+    layer = Linear(weight)
+    assert not layer.prepacked
+    torch.testing.assert_close(layer(x, "relu"), x)

@@ -112,6 +112,7 @@ def together(api: Api, gate: Gate, *calls: Sequence[str]) -> list[httpx.Response
         gate.close()
         first = asyncio.ensure_future(api.embed("first"))
         while not gate.reached.is_set():
+            assert not first.done(), first.result().text
             await asyncio.sleep(0.001)
         tasks = [asyncio.ensure_future(api.embed(call)) for call in calls]
         n_rows = sum(map(len, calls))

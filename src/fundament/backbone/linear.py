@@ -98,6 +98,13 @@ class LowRank:
             out.addmm_(part, up.T)
 
 
+def onednn_lays_out(dtype: torch.dtype) -> bool:
+    """Whether oneDNN has products of a number format on this CPU: of bfloat16, with AVX512 or AVX-NE-CONVERT alone."""
+    if platform.machine() not in ("x86_64", "AMD64") or not torch.backends.mkldnn.is_available():
+        return False
+    return dtype != torch.bfloat16 or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
 class Linear:
     """`activation(x @ weight.T + bias)`, `x @ weight.T + bias + residual`, or `(x @ weight.T + bias) * gate`.
 
@@ -112,8 +119,7 @@ class Linear:
     def __init__(self, weight: Tensor, bias: Tensor | None = None, terms: Sequence[LowRank | None] = ()) -> None:
         self.bias = bias
         self.terms = tuple(terms)
-        x86 = platform.machine() in ("x86_64", "AMD64")
-        self.prepacked = x86 and weight.device.type == "cpu" and torch.backends.mkldnn.is_available()
+        self.prepacked = weight.device.type == "cpu" and onednn_lays_out(weight.dtype)
         self.weight = weight
         self.n_bytes = weight.nbytes + (0 if bias is None else bias.nbytes) + sum(t.n_bytes for t in self.terms if t)
         if self.prepacked:
