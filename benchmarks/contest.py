@@ -12,7 +12,7 @@ from typing import ParamSpec, TypeVar
 
 import torch
 
-from fundament.backbone.device import use_cores
+from fundament.backbone.device import Dtype, speeds, use_cores
 from fundament.backbone.linear import Linear
 
 P = ParamSpec("P")
@@ -53,6 +53,12 @@ def verdict(what: str, value: float, sign: str, target: float, unit: str = "") -
     """Print a figure beside its target. `sign` is `>=`, `<=` or `<`."""
     met = {">=": value >= target, "<=": value <= target, "<": value < target}[sign]
     print(f"{what}: {value:.6g}{unit}, target {sign} {target:g}{unit}: {'met' if met else 'MISSED'}")
+
+
+def formats() -> list[Dtype]:
+    """The number formats that this machine's CPU has products of."""
+    known: dict[Dtype, torch.dtype] = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+    return [*(name for name, dtype in known.items() if dtype in speeds()), "float32"]
 
 
 def machine() -> str:

@@ -88,6 +88,7 @@ def batcher_of(model: Model, *, n_threads: int, max_batch_tokens: int = 2_048) -
         n_threads=n_threads,
         set_up=partial(use_cores, max(1, n_cores() // n_threads)),
         max_batch_tokens=max_batch_tokens,
+        few_tokens=0,
         max_waiting_rows=1_000_000,
         max_waiting_bytes=10**12,
         rescue=None,

@@ -19,7 +19,7 @@ import torch
 from transformers import BertConfig, BertModel
 
 import corpus
-from contest import machine, n_cores, quantile, rounds, table, verdict
+from contest import formats, machine, n_cores, quantile, rounds, table, verdict
 from direct import DirectEngine, Reference, batcher_of, effort, event_loop, through
 from fundament.backbone.device import place
 from fundament.core import Embed, Item, Model, Priority
@@ -32,11 +32,9 @@ BUDGETS = (256, 512, 1_024, 2_048, 4_096, 8_192)
 
 def throughput(texts: list[str], n_rounds: int) -> None:
     """Tokens per second of the engine and of sentence-transformers, one call with all texts each."""
-    engines = {f"engine {dtype}": DirectEngine(dtype) for dtype in ("bfloat16", "float32")}
-    peers = {
-        "sentence-transformers bfloat16": Reference(torch.bfloat16),
-        "sentence-transformers float32": Reference(torch.float32),
-    }
+    engines = {f"engine {dtype}": DirectEngine(dtype) for dtype in formats()}
+    kept = [dtype for dtype in formats() if dtype != "float16"]  # which the other computes in, too
+    peers = {f"sentence-transformers {dtype}": Reference(getattr(torch, dtype)) for dtype in kept}
     contestants = {**engines, **peers}
     for contestant in contestants.values():
         contestant.embed(texts[:64])
@@ -61,8 +59,9 @@ def throughput(texts: list[str], n_rounds: int) -> None:
             for name, laps in found.items()
         ],
     )
-    verdict("engine bfloat16 over sentence-transformers float32", rate["engine bfloat16"] / base, ">=", 2.6, "x")
-    verdict("engine float32 over sentence-transformers float32", rate["engine float32"] / base, ">=", 1.6, "x")
+    for dtype in formats():
+        over, target = rate[f"engine {dtype}"] / base, 2.6 if dtype == "bfloat16" else 1.6
+        verdict(f"engine {dtype} over sentence-transformers float32", over, ">=", target, "x")
     for engine in engines.values():
         engine.close()
 

@@ -26,7 +26,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import corpus
-from contest import machine, table, verdict
+from contest import formats, machine, table, verdict
 from fundament.backbone.device import Placement
 from fundament.catalog import CATALOG
 from fundament.engine.local import load_model
@@ -34,7 +34,6 @@ from fundament.engine.weights import Local
 
 ADAPTERS = ("retrieval", "text-matching", "clustering", "classification")
 RANK = 32
-DTYPES = ("bfloat16", "float32")
 
 
 def random(shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype) -> dict[str, Tensor]:
@@ -194,7 +193,7 @@ def main() -> None:
         for model, (make, n_layers) in CHECKPOINTS.items():
             directory = Path(scratch) / model
             make(directory, asked.layers or n_layers)
-            found = {dtype: [measure(model, directory, dtype) for _ in range(asked.rounds)] for dtype in DTYPES}
+            found = {dtype: [measure(model, directory, dtype) for _ in range(asked.rounds)] for dtype in formats()}
             table(
                 f"{model}'s layout, random weights, warm disk, median of {asked.rounds}",
                 ("", "seconds", "weights", "peak"),

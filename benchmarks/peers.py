@@ -28,7 +28,7 @@ import orjson
 import corpus
 import process
 from contest import machine, rounds, table
-from fundament.backbone.device import bfloat16_speed
+from fundament.backbone.device import fastest_format
 from load import Outcome, Target, load
 from process import Server
 
@@ -90,7 +90,7 @@ def infinity(command: Path, engine: str, scratch: Path) -> Server:
         # The optimum engine pools as it guesses from the repository's name, which a directory does not have.
         options += ["--engine", "optimum", "--pooling-method", "mean"]
     else:
-        dtype = "bfloat16" if bfloat16_speed() > 1 else "float32"
+        dtype = "bfloat16" if fastest_format() == "bfloat16" else "float32"
         options += ["--engine", "torch", "--dtype", dtype, "--no-bettertransformer"]
         options += ["--compile" if engine == "compiled" else "--no-compile"]
     port = process.free_port()

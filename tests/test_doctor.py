@@ -5,7 +5,7 @@ import os
 import shutil
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -93,23 +93,34 @@ def test_every_problem_is_found_in_one_go(tmp_path: Path, taken: int) -> None:
     assert problems == ["device", "model nobody-knows-it", "port"]
 
 
+BFLOAT16, FLOAT16 = torch.bfloat16, torch.float16
+
+
 @pytest.mark.parametrize(
-    ("speed", "dtype", "level", "words"),
+    ("found", "dtype", "level", "words"),
     [
-        (2.04, "auto", "ok", "cpu in bfloat16: bfloat16 has 2.0 times the rate of float32 on this CPU"),
-        (2.04, "float32", "ok", "cpu in float32: bfloat16 has 2.0 times the rate of float32 on this CPU"),
-        (0.52, "auto", "ok", "cpu in float32: bfloat16 has 0.5 times the rate of float32 on this CPU"),
-        (0.52, "bfloat16", "warning", "0.5 times the rate of float32 on this CPU; --dtype float32 is faster"),
-        (0.0, "auto", "ok", "cpu in float32: this CPU has no instructions for bfloat16"),
-        (0.0, "bfloat16", "warning", "--dtype float32 is faster"),
-        (2.04, "float16", "problem", "use --dtype bfloat16 or float32"),
+        ({BFLOAT16: 2.04}, "auto", "ok", "cpu in bfloat16: times as fast as float32 on this CPU: bfloat16 2.0"),
+        (
+            {BFLOAT16: 2.04, FLOAT16: 1},
+            "float32",
+            "ok",
+            "times as fast as float32 on this CPU: bfloat16 2.0, float16 1.0",
+        ),
+        ({BFLOAT16: 0.52}, "auto", "ok", "cpu in float32: times as fast as float32 on this CPU: bfloat16 0.5"),
+        ({BFLOAT16: 0.52}, "bfloat16", "warning", "bfloat16 0.5; --dtype float32 is faster"),
+        ({FLOAT16: 1.13}, "auto", "ok", "cpu in float16: times as fast as float32 on this CPU: float16 1.1"),
+        ({FLOAT16: 1.13}, "bfloat16", "warning", "float16 1.1; --dtype float16 is faster"),
+        ({}, "auto", "ok", "cpu in float32: this CPU multiplies nothing else"),
+        ({}, "bfloat16", "warning", "--dtype float32 is faster"),
+        ({}, "float16", "problem", "use --dtype bfloat16 or float32"),
     ],
 )
 def test_the_number_format_is_explained(
-    monkeypatch: pytest.MonkeyPatch, speed: float, dtype: Dtype, level: str, words: str
+    monkeypatch: pytest.MonkeyPatch, found: Mapping[torch.dtype, float], dtype: Dtype, level: str, words: str
 ) -> None:
+    monkeypatch.setattr(device, "multiplies_halves", lambda: FLOAT16 in found)
     for module in (device, doctor):
-        monkeypatch.setattr(module, "bfloat16_speed", lambda: speed)
+        monkeypatch.setattr(module, "speeds", lambda: found)
     finding = check_device("cpu", dtype)
     assert finding.level == level
     assert words in finding.detail

@@ -137,7 +137,7 @@ class Settings(BaseSettings):
     device: str = Field(default="auto", description="`auto`, `cpu`, `cuda` or `cuda:1`.")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         default="auto",
-        description="Number format of the weights; `auto` is bfloat16 where that is faster.",
+        description="Number format of the weights; `auto` is the fastest on this machine.",
     )
     threads: int = Field(default=0, ge=0, le=1024, description="CPU cores to use; 0 means all.")
     data_dir: Annotated[Path, BeforeValidator(_named)] = Field(

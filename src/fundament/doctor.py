@@ -12,7 +12,7 @@ import torch
 from sqlalchemy.engine import URL
 
 from fundament.aliases import read_aliases
-from fundament.backbone.device import Dtype, Placement, bfloat16_speed, n_cores, place
+from fundament.backbone.device import Dtype, Placement, fastest_format, n_cores, place, speeds
 from fundament.buckets import first_line, require_client
 from fundament.catalog import EMBEDDED
 from fundament.config import Settings
@@ -57,7 +57,7 @@ def examine(settings: Settings) -> list[Finding]:
     models, locals_ = check_models(
         settings.models,
         settings.data_dir,
-        dtype=placement.dtype if placement else torch.float32,
+        dtype=placement.states if placement else torch.float32,
         allow_torchscript=settings.allow_torchscript,
     )
     findings += models
@@ -84,13 +84,12 @@ def check_device(device: str, dtype: Dtype) -> Finding:
         return Finding("problem", "device", error.detail)
     if placement.device.type == "cuda":
         return _check_cuda(placement)
-    where, speed = f"{placement.device} in {placement.dtype_name}", bfloat16_speed()
-    if speed == 0:
-        told = "this CPU has no instructions for bfloat16"
-    else:
-        told = f"bfloat16 has {speed:.1f} times the rate of float32 on this CPU"
-    if placement.dtype == torch.bfloat16 and speed <= 1:
-        return Finding("warning", "device", f"{where}: {told}; --dtype float32 is faster")
+    where, found, fastest = f"{placement.device} in {placement.dtype_name}", speeds(), fastest_format()
+    rates = {"bfloat16": found.get(torch.bfloat16), "float16": found.get(torch.float16)}
+    told = ", ".join(f"{name} {rate:.1f}" for name, rate in rates.items() if rate)
+    told = f"times as fast as float32 on this CPU: {told}" if told else "this CPU multiplies nothing else"
+    if placement.dtype == torch.bfloat16 and fastest != "bfloat16":
+        return Finding("warning", "device", f"{where}: {told}; --dtype {fastest} is faster")
     return Finding("ok", "device", f"{where}: {told}")
 
 

@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 
 from fundament.backbone import checkpoint
 from fundament.backbone.checkpoint import Checkpoint, Config, Weights
+from fundament.backbone.device import Placement
 from fundament.errors import CheckpointError
 from tests.checkpoints import random_tensors
 
@@ -29,7 +30,7 @@ def read(directory: Path, dtype: torch.dtype) -> Weights:
     parameters = {f"layers.{i}.all.weight": (1024, 1024) for i in range(8)}
     parameters |= {f"layers.{i}.c.weight": (512, 1024) for i in range(8)}
     layout = {"layers.{i}.all": ("layers.{i}.a", "layers.{i}.b"), "layers.{i}.c": "layers.{i}.c"}
-    return Checkpoint(directory).read(parameters, layout, device=CPU, dtype=dtype)
+    return Checkpoint(directory).read(parameters, layout, Placement(CPU, dtype))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -65,7 +66,7 @@ def test_safetensors_are_mapped_and_not_copied(tmp_path: Path) -> None:
     tensors = random_tensors(SHAPES)
     save_file(tensors, tmp_path / "model.safetensors")
     layout = {f"layers.{{i}}.{name}": f"layers.{{i}}.{name}" for name in ("a", "b", "c")}
-    weights = Checkpoint(tmp_path).read(SHAPES, layout, device=CPU, dtype=torch.float32)
+    weights = Checkpoint(tmp_path).read(SHAPES, layout, Placement(CPU, torch.float32))
     before = resident_bytes("RssAnon")
     kept = {name: weights[name] for name in weights}
     for name, tensor in kept.items():

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fundament.backbone import device
-from fundament.backbone.device import Placement, bfloat16_speed, place
+from fundament.backbone.device import Placement, place, speeds
 from fundament.errors import FundamentError
 
 
@@ -59,26 +59,48 @@ def test_a_gpu_where_there_is_none_is_refused(monkeypatch: pytest.MonkeyPatch) -
         place("cuda:0", "float32")
 
 
-def test_float16_on_a_cpu_is_refused() -> None:
+def test_float16_is_refused_on_a_cpu_that_cannot_multiply_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "multiplies_halves", lambda: False)
     with pytest.raises(FundamentError, match="use --dtype bfloat16 or float32"):
         place("cpu", "float16")
 
 
-@pytest.mark.parametrize(("speed", "dtype"), [(2.0, torch.bfloat16), (0.5, torch.float32), (0.0, torch.float32)])
-def test_auto_multiplies_in_bfloat16_where_that_is_faster(
-    monkeypatch: pytest.MonkeyPatch, speed: float, dtype: torch.dtype
+@pytest.mark.parametrize(
+    ("found", "dtype"),
+    [
+        ({torch.bfloat16: 2.0, torch.float16: 1.1}, torch.bfloat16),
+        ({torch.bfloat16: 1.1, torch.float16: 1.2}, torch.float16),
+        ({torch.bfloat16: 0.5, torch.float16: 0.95}, torch.float16),
+        ({torch.bfloat16: 0.5, torch.float16: 0.8}, torch.float32),
+        ({torch.float16: 1.1}, torch.float16),
+        ({}, torch.float32),
+    ],
+)
+def test_auto_takes_the_fastest(
+    monkeypatch: pytest.MonkeyPatch, found: dict[torch.dtype, float], dtype: torch.dtype
 ) -> None:
-    monkeypatch.setattr(device, "bfloat16_speed", lambda: speed)
+    monkeypatch.setattr(device, "speeds", lambda: found)
     assert place("cpu", "auto") == Placement(torch.device("cpu"), dtype)
     assert place("cpu", "bfloat16") == Placement(torch.device("cpu"), torch.bfloat16)
 
 
-def test_bfloat16_is_measured_only_where_there_are_instructions_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_layers_weights_are_halves_on_a_cpu() -> None:
+    halves, gpu = Placement(torch.device("cpu"), torch.float16), Placement(torch.device("cuda"), torch.float16)
+    assert (halves.states, gpu.states) == (torch.float32, torch.float16)
+    assert halves.dtype_of("layers.11.qkv.weight") == torch.float16
+    for name in ("layers.11.qkv.bias", "layers.11.mlp_norm.weight", "tokens.weight", "final_norm.weight"):
+        assert (halves.dtype_of(name), gpu.dtype_of(name)) == (torch.float32, torch.float16)
+
+
+def test_a_format_is_measured_only_where_there_are_instructions_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_f": True})
+    monkeypatch.setattr(device, "multiplies_halves", lambda: False)
     monkeypatch.setattr(device, "Linear", None)
-    assert bfloat16_speed.__wrapped__() == 0
+    assert speeds.__wrapped__() == {}
 
 
-def test_the_speed_of_bfloat16_is_a_ratio(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_speeds_are_ratios(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"bf16": True})
-    assert bfloat16_speed.__wrapped__() > 0
+    found = speeds.__wrapped__()
+    assert torch.bfloat16 in found
+    assert all(speed > 0 for speed in found.values())

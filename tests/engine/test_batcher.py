@@ -51,6 +51,7 @@ def started(model: Doubler, **options: object) -> Batcher:
         "n_threads": 1,
         "set_up": lambda: None,
         "max_batch_tokens": 1000,
+        "few_tokens": 96,
         "max_waiting_rows": 100,
         "max_waiting_bytes": 10**9,
         "rescue": None,

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fundament.core import Priority
-from fundament.engine.packing import AGEING_SECONDS, FEW_TOKENS, dues, share, take_batch, turn
+from fundament.engine.packing import AGEING_SECONDS, dues, share, take_batch, turn
 
 
 @dataclass(frozen=True)
@@ -121,22 +121,27 @@ def test_a_row_longer_than_the_budget_goes_alone() -> None:
     assert take_batch([Waiting(5000), Waiting(1)], 100) == [0]
 
 
-@given(st.integers(1, 100_000), st.integers(1, 4))
-def test_threads_that_are_free_share_all_that_waits(n_waiting: int, n_free: int) -> None:
+@given(st.integers(1, 100_000), st.integers(1, 4), st.sampled_from([0, 96]))
+def test_threads_that_are_free_share_all_that_waits(n_waiting: int, n_free: int, few: int) -> None:
     shares, left = [], n_waiting
     for n in range(n_free, 0, -1):
         if left:
-            shares.append(share(left, n, n_alone=0))
+            shares.append(share(left, n, n_alone=0, few=few))
             left -= shares[-1]
     assert left == 0
-    assert max(shares) <= max(FEW_TOKENS, -(-n_waiting // n_free))
+    assert max(shares) <= max(few, -(-n_waiting // n_free))
 
 
 def test_a_few_tokens_stay_together_and_wait_where_they_are_few_with_what_runs() -> None:
-    assert share(FEW_TOKENS, 2, n_alone=0) == FEW_TOKENS
-    assert share(FEW_TOKENS - 10, 1, n_alone=10) == 0
-    assert share(FEW_TOKENS - 9, 1, n_alone=10) == FEW_TOKENS - 9
+    assert share(96, 2, n_alone=0, few=96) == 96
+    assert share(86, 1, n_alone=10, few=96) == 0
+    assert share(87, 1, n_alone=10, few=96) == 87
+
+
+def test_where_none_are_few_all_are_shared() -> None:
+    assert share(2, 2, n_alone=0, few=0) == 1
+    assert share(1, 1, n_alone=0, few=0) == 1
 
 
 def test_what_waits_waits_while_no_thread_is_free() -> None:
-    assert share(1, 0, n_alone=0) == share(1_000, 0, n_alone=0) == 0
+    assert share(1, 0, n_alone=0, few=96) == share(1_000, 0, n_alone=0, few=0) == 0

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -184,22 +185,21 @@ def read_terms(
     read = checkpoint.read(
         parameters,
         sources,
-        device=placement.device,
-        dtype=torch.float32,  # the scale is multiplied in before rounding
+        replace(placement, dtype=torch.float32),  # the scale is multiplied in before rounding
         prefixes=prefixes,
         ignored=rf"(?!.*\.lora_[AB]$).*|{_POOLER}",
     )
     adapters: list[dict[str, LowRank]] = [{} for _ in range(n_adapters)]
     for module in adaptable(shape):
         up, down = ("A", "B") if module in _EMBEDDINGS else ("B", "A")
-        ups = (read[f"{module}.lora_{up}"] * scale).to(placement.dtype)
-        downs = read[f"{module}.lora_{down}"].to(placement.dtype)
+        ups = (read[f"{module}.lora_{up}"] * scale).to(placement.states)
+        downs = read[f"{module}.lora_{down}"].to(placement.states)
         for place, adapter in enumerate(adapters):
             adapter[module] = LowRank(downs[place], (ups[place],))
     return adapters
 
 
-def merged(base: Weights, adapter: Adapter, dtype: torch.dtype) -> Weights:
+def merged(base: Weights, adapter: Adapter, placement: Placement) -> Weights:
     """Base weights with an adapter's terms added to them for good; both are float32 until they are summed."""
 
     def one(name: str) -> Tensor:
@@ -208,7 +208,7 @@ def merged(base: Weights, adapter: Adapter, dtype: torch.dtype) -> Weights:
         if term is not None and kind == "weight":
             (up,) = term.ups
             weight = weight + up @ term.down
-        return weight.to(dtype)
+        return weight.to(placement.dtype_of(name))
 
     return Weights(base.keys(), one)
 
@@ -271,23 +271,22 @@ def read_adapter(files: Checkpoint, shape: Shape, layout: Mapping[str, Source], 
             parameters[f"{module}.down.weight"] = (len(names) * rank, n_in)
             parameters |= {f"{module}.up{block}.weight": (width, rank) for block, width in enumerate(widths)}
             n_blocks[module] = len(names)
-    dtype = placement.dtype if scale == 1 else torch.float32  # the scale is multiplied in before rounding
-    read = files.read(
-        parameters, sources, device=placement.device, dtype=dtype, prefixes=(_PREFIX,), ignored=_PREFIX + _POOLER
-    )
+    # The scale is multiplied in before rounding.
+    wide = placement if scale == 1 else replace(placement, dtype=torch.float32)
+    read = files.read(parameters, sources, wide, prefixes=(_PREFIX,), ignored=_PREFIX + _POOLER)
 
     def up(name: str) -> Tensor:
-        return read[name] if scale == 1 else (read[name] * scale).to(placement.dtype)
+        return read[name] if scale == 1 else (read[name] * scale).to(placement.states)
 
     return {
         table: LowRank(
-            read[f"{table}.lora_embedding_B"].T.contiguous().to(placement.dtype),
+            read[f"{table}.lora_embedding_B"].T.contiguous().to(placement.states),
             (up(f"{table}.lora_embedding_A").T.contiguous(),),
         )
         for table in tables
     } | {
         module: LowRank(
-            read[f"{module}.down.weight"].to(placement.dtype),
+            read[f"{module}.down.weight"].to(placement.states),
             tuple(up(f"{module}.up{block}.weight") for block in range(n)),
         )
         for module, n in n_blocks.items()

@@ -125,8 +125,7 @@ def load_audio_tower(checkpoint: Checkpoint, config: Config, placement: Placemen
     read = checkpoint.read(
         named,
         LAYOUT,
-        device=placement.device,
-        dtype=placement.dtype,
+        placement,
         prefixes=PREFIXES,
         ignored=rf"{ignored}|{IGNORED}",
     )

@@ -158,8 +158,7 @@ def load_embedder(
     weights = checkpoint.read(
         parameters(shape),
         layout,
-        device=placement.device,
-        dtype=placement.dtype,
+        placement,
         prefixes=prefixes,
         ignored=unused,
     )

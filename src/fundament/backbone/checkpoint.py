@@ -7,7 +7,7 @@ import re
 import zipfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from fundament.backbone.device import Placement
 from fundament.errors import CheckpointError
 
 _INDEX = "model.safetensors.index.json"
@@ -219,9 +220,8 @@ class Checkpoint:
         self,
         parameters: Mapping[str, tuple[int, ...]],
         layout: Mapping[str, Source],
+        placement: Placement,
         *,
-        device: torch.device,
-        dtype: torch.dtype,
         prefixes: Iterable[str] = ("",),
         ignored: str = r"(?!)",
     ) -> Weights:
@@ -232,8 +232,7 @@ class Checkpoint:
             layout: module name → where it is in the checkpoint, `{i}` standing for the layer:
                 `"layers.{i}.qkv": ("encoder.layer.{i}.attention.self.query", …)`. A parameter's own name goes before
                 its module's: `"layers.{i}.qkv.weight"` → the whole name of a tensor.
-            device: where the parameters go.
-            dtype: their number format.
+            placement: where the parameters go, and in which number format.
             prefixes: what the names may begin with; the first that fits is taken.
             ignored: a pattern of names that are known and not needed.
 
@@ -254,7 +253,7 @@ class Checkpoint:
         misfits = [fault for name, shape in parameters.items() if (fault := self._misfit(sources[name], shape))]
         if misfits:
             raise CheckpointError(f"{self.directory} does not fit its config.json: {'; '.join(misfits[:_MOST_LISTED])}")
-        return Weights(sources.keys(), lambda name: self._assemble(sources[name], device, dtype))
+        return Weights(sources.keys(), partial(self._assemble, sources, placement))
 
     def _misfit(self, source: Source, shape: tuple[int, ...]) -> str | None:
         """What is wrong with the shapes of a parameter's tensors; None where nothing is."""
@@ -275,7 +274,8 @@ class Checkpoint:
                 return prefix
         return candidates[0]
 
-    def _assemble(self, source: Source, device: torch.device, dtype: torch.dtype) -> Tensor:
+    def _assemble(self, sources: Mapping[str, Source], placement: Placement, parameter: str) -> Tensor:
+        source, device, dtype = sources[parameter], placement.device, placement.dtype_of(parameter)
         match source:
             case str():
                 parts = [self.tensor(source)]

@@ -160,16 +160,14 @@ def load_colbert(
     weights = checkpoint.read(
         parameters(shape),
         layout,
-        device=placement.device,
-        dtype=placement.dtype,
+        placement,
         prefixes=prefixes,
         ignored=rf"{unused}|linear\.weight",
     )
     projection = checkpoint.read(
         {"linear.weight": (spec.dim, shape.hidden)},
         {"linear": "linear"},
-        device=placement.device,
-        dtype=placement.dtype,
+        placement,
         ignored=".*",  # the backbone's, which are read above
     )
     tokenizer = TextTokenizer(checkpoint.directory, spec.context)

@@ -243,8 +243,7 @@ def load(
     weights = checkpoint.read(
         parameters(shape),
         layout,
-        device=placement.device,
-        dtype=placement.dtype,
+        placement,
         prefixes=prefixes,
         ignored="|".join([unused, *map(re.escape, kind.tensors.values())]),
     )
@@ -279,7 +278,7 @@ def load_head(checkpoint: Checkpoint, shape: Shape, placement: Placement, kind: 
     }
     wanted = {parameter: sizes[parameter] for parameter in kind.tensors}
     # The encoder's tensors are ignored here, and the head's where the encoder is read.
-    found = checkpoint.read(wanted, kind.tensors, device=placement.device, dtype=torch.float32, ignored=".*")
+    found = checkpoint.read(wanted, kind.tensors, replace(placement, dtype=torch.float32), ignored=".*")
     return Head(
         kind,
         (found["out.weight"], found["out.bias"] if kind.out_bias else None),

@@ -147,8 +147,7 @@ def load_eva02(
     read = checkpoint.read(
         stored(shape, grid * grid, patch),
         LAYOUT,
-        device=placement.device,
-        dtype=placement.dtype,
+        placement,
         prefixes=(prefix,),
         ignored=rf"{ignored}|{IGNORED}",
     )

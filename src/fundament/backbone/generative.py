@@ -113,8 +113,7 @@ def load_generative(checkpoint: Checkpoint, spec: ModelSpec, placement: Placemen
     weights = checkpoint.read(
         parameters(shape),
         LAYOUT,
-        device=placement.device,
-        dtype=placement.dtype,
+        placement,
         prefixes=PREFIXES,
         ignored=IGNORED,
     )

@@ -1,13 +1,14 @@
 """A linear layer whose weight is laid out once for the processor, with what follows it fused in.
 
 On x86 CPUs oneDNN's own weight layout and fused products are reached through the operators that PyTorch's compiler
-uses; everywhere else the same arithmetic runs as separate operators.
+uses, and FBGEMM's products of float32 states and float16 weights through those of its quantization; everywhere else the
+same arithmetic runs as separate operators.
 """
 
 import platform
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -105,25 +106,40 @@ def onednn_lays_out(dtype: torch.dtype) -> bool:
     return dtype != torch.bfloat16 or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
+def multiplies_halves() -> bool:
+    """Whether this CPU has products of float32 states and float16 weights: FBGEMM's, on x86 with AVX2."""
+    return "fbgemm" in torch.backends.quantized.supported_engines
+
+
 class Linear:
     """`activation(x @ weight.T + bias)`, `x @ weight.T + bias + residual`, or `(x @ weight.T + bias) * gate`.
 
     Every call takes the spans of its tokens that ask for an adapter; the weight of those is `weight + up @ down`.
 
     Args:
-        weight: `[out, in]`, on its device and in its dtype.
+        weight: `[out, in]`, on its device and in its dtype; in float16 on a CPU, beside float32 for all else.
         bias: `[out]`, or None.
         terms: what each adapter adds to the weight; None where it leaves it alone.
+
+    Raises:
+        CheckpointError: a weight on a CPU that float16 cannot hold.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None, terms: Sequence[LowRank | None] = ()) -> None:
         self.bias = bias
         self.terms = tuple(terms)
-        self.prepacked = weight.device.type == "cpu" and onednn_lays_out(weight.dtype)
-        self.weight = weight
+        on_cpu = weight.device.type == "cpu"
+        self.halved = on_cpu and weight.dtype == torch.float16
+        self.prepacked = on_cpu and not self.halved and onednn_lays_out(weight.dtype)
+        self.weight: Any = weight
+        self.n_elements, self.itemsize = weight.numel(), weight.element_size()
         self.n_bytes = weight.nbytes + (0 if bias is None else bias.nbytes) + sum(t.n_bytes for t in self.terms if t)
         if self.prepacked:
             self.weight = torch.ops.mkldnn._reorder_linear_weight.default(weight.contiguous(), None)
+        if self.halved:
+            if not weight.isfinite().all():
+                raise CheckpointError("a weight is larger than float16 can hold (65,504); use --dtype float32")
+            self.weight = torch.ops.quantized.linear_prepack_fp16.default(weight.float(), bias)
 
     def __call__(self, x: Tensor, activation: Activation | None = None, spans: Iterable[Span] = ()) -> Tensor:
         """`x` is `[tokens, in]`; returns `[tokens, out]`."""
@@ -157,6 +173,9 @@ class Linear:
             name, algorithm = _FUSED[activation] if activation else ("none", "")
             y: Tensor = torch.ops.mkldnn._linear_pointwise.default(x, self.weight, self.bias, name, [], algorithm)
             return y
+        if self.halved:
+            made: Tensor = torch.ops.quantized.linear_dynamic_fp16.default(x, self.weight)
+            return made
         return F.linear(x, self.weight, self.bias)
 
     def _binary(self, x: Tensor, other: Tensor, operation: Literal["add", "mul"]) -> Tensor:

@@ -141,8 +141,7 @@ def load_embedder(
     weights = checkpoint.read(
         parameters(shape),
         LAYOUT,
-        device=placement.device,
-        dtype=placement.dtype,
+        placement,
         prefixes=PREFIXES,
         ignored=IGNORED,
     )

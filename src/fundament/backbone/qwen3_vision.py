@@ -139,9 +139,7 @@ def load_qwen3_vision(
         "patches.bias": (shape.hidden,),
         "places.weight": (config["num_position_embeddings"], shape.hidden),
     }
-    read = checkpoint.read(
-        named, LAYOUT, device=placement.device, dtype=placement.dtype, prefixes=PREFIXES, ignored=ignored
-    )
+    read = checkpoint.read(named, LAYOUT, placement, prefixes=PREFIXES, ignored=ignored)
 
     def one(name: str) -> Tensor:
         return read["patches.bias"].new_empty(0, shape.hidden) if name == "tokens.weight" else read[name]

@@ -232,8 +232,7 @@ def load_qwen_vision(
     read = checkpoint.read(
         named,
         LAYOUT | (GATED_MLP if shape.layers.gated else PLAIN_MLP),
-        device=placement.device,
-        dtype=placement.dtype,
+        placement,
         prefixes=PREFIXES,
         ignored=ignored,
     )
@@ -243,7 +242,7 @@ def load_qwen_vision(
             return read["final_norm.weight"].new_empty(0, shape.layers.hidden)
         if name == "patches.weight":
             # All frames of an image are the same, so what each frame is multiplied by can be summed before.
-            return read[name].float().sum(2).flatten(1).to(placement.dtype)
+            return read[name].float().sum(2).flatten(1).to(placement.states)
         return read[name]
 
     return QwenVision(shape, Weights({*read, "tokens.weight"}, one), levels)

@@ -74,7 +74,7 @@ def read_task_adapters(
                 f"{part.files.directory}: {part.name} should have the shape {list(size)}, not {list(shaped)}"
             )
         tensor = part.files.tensor(part.name).to(placement.device, torch.float32)
-        return (tensor * scale if side == "B" else tensor).to(placement.dtype)
+        return (tensor * scale if side == "B" else tensor).to(placement.states)
 
     def low_rank(task: str, parts: Sequence[str], widths: Sequence[int], n_in: int) -> LowRank:
         downs = [read(task, stem, "A", (rank, n_in)) for stem in parts]

@@ -146,4 +146,4 @@ def _read(checkpoint: Checkpoint, name: str, hidden: int, placement: Placement) 
     shapes = [list(tensor.shape) for tensor in tensors.values() if isinstance(tensor, Tensor)]
     if len(shapes) != len(tensors) or not tensors or list(tensors["weight"].shape) != [len(tensors["bias"]), hidden]:
         raise CheckpointError(f"{path} should hold a weight of the shape [out, {hidden}] and a bias of the shape [out]")
-    return Head(*(tensors[key].to(placement.device, placement.dtype) for key in ("weight", "bias")))
+    return Head(*(tensors[key].to(placement.device, placement.states) for key in ("weight", "bias")))

@@ -153,8 +153,6 @@ class Transformer:
         if unknown := changed - adaptable(shape).keys():
             raise CheckpointError(f"adapters change what the model does not have: {', '.join(sorted(unknown))}")
         self.tokens = weights["tokens.weight"]
-        self.n_bytes = self.tokens.element_size() * sum(map(math.prod, parameters(shape).values()))
-        self.n_bytes += sum(term.n_bytes for adapter in adapters for term in adapter.values())
         self.positions: Tensor | None = None
         if shape.positions == "absolute":
             self.positions = weights["positions.weight"][shape.position_offset :]
@@ -171,6 +169,10 @@ class Transformer:
         self.token_terms = [adapter.get("tokens") for adapter in adapters]
         self.type_terms = [_type_of(adapter) for adapter in adapters]
         self.layers = [_Layer(shape, weights, adapters, i) for i in range(shape.n_layers)]
+        n_matrices = sum(layer.n_elements for layer in self.layers)
+        n_others = sum(map(math.prod, parameters(shape).values())) - n_matrices
+        self.n_bytes = n_others * self.tokens.element_size() + n_matrices * self.layers[0].qkv.itemsize
+        self.n_bytes += sum(term.n_bytes for adapter in adapters for term in adapter.values())
         self.final_norm = _Norm(shape, weights, "final_norm") if shape.pre_norm and shape.final_norm else None
 
     @torch.inference_mode()
@@ -274,6 +276,11 @@ class _Layer:
         self.up_norm = norm("up_norm") if shape.inner_norms else None
         self.gate = linear("gate") if shape.gated else None
         self.up, self.down = linear("up"), linear("down")
+
+    @property
+    def n_elements(self) -> int:
+        """Numbers in its matrices."""
+        return sum(part.n_elements for part in (self.qkv, self.out, self.gate, self.up, self.down) if part is not None)
 
     def __call__(
         self,

@@ -253,8 +253,7 @@ def load_vision_language(
     language = checkpoint.read(
         parameters(shape),
         LAYOUT,
-        device=placement.device,
-        dtype=placement.dtype,
+        placement,
         prefixes=LANGUAGE_PREFIXES,
         ignored=rf"{VISUAL}|{UNUSED}|{others}",
     )

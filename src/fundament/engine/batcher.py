@@ -20,7 +20,7 @@ import numpy as np
 
 from fundament.core import Array, Item, Model, Priority
 from fundament.engine.failures import device_lost, out_of_memory
-from fundament.engine.packing import FEW_TOKENS, dues, share, take_batch, turn
+from fundament.engine.packing import dues, share, take_batch, turn
 from fundament.errors import RowError, UnavailableError
 from fundament.telemetry import Metrics, say
 
@@ -111,6 +111,7 @@ class Batcher:
         n_threads: how many batches run side by side.
         set_up: called once by each thread before its first batch.
         max_batch_tokens: most tokens of a batch.
+        few_tokens: so many stay together in one thread, though others are free.
         max_waiting_rows: rows past which a call is refused; a call into an empty queue is always taken.
         max_waiting_bytes: the same of the rows' memory.
         rescue: runs rows whose results are not finite again in float32; None where that is what ran.
@@ -125,6 +126,7 @@ class Batcher:
         n_threads: int,
         set_up: Callable[[], None],
         max_batch_tokens: int,
+        few_tokens: int,
         max_waiting_rows: int,
         max_waiting_bytes: int,
         rescue: Rescue | None,
@@ -133,7 +135,7 @@ class Batcher:
         self.name, self.model = name, model
         self.max_batch_tokens = max_batch_tokens
         self.death: BaseException | None = None
-        self._set_up = set_up
+        self._set_up, self._few_tokens = set_up, few_tokens
         self._max_waiting_rows, self._max_waiting_bytes = max_waiting_rows, max_waiting_bytes
         self._rescue = rescue
         self._lanes: dict[Priority, list[Row]] = {priority: [] for priority in Priority}  # each in the order of `due`
@@ -221,7 +223,9 @@ class Batcher:
         """How many of the tokens that wait a thread should take; 0 where they should wait."""
         if self._n_expected and self._n_waiting_tokens < _COMPANY_TOKENS and not self._closing:
             return 0
-        return share(self._n_waiting_tokens, len(self._threads) - self._n_busy, n_alone=self._n_alone)
+        return share(
+            self._n_waiting_tokens, len(self._threads) - self._n_busy, n_alone=self._n_alone, few=self._few_tokens
+        )
 
     def drop(self, ticket: Ticket) -> None:
         """Forget a call that nobody waits for any more: its waiting rows cost nothing. Any thread may call this."""
@@ -276,7 +280,7 @@ class Batcher:
                         return
                     self._condition.wait()
                 n_tokens = sum(row.n_tokens for row in rows)
-                alone = not self._n_busy and not self.n_waiting and n_tokens <= FEW_TOKENS
+                alone = not self._n_busy and not self.n_waiting and n_tokens <= self._few_tokens
                 self._n_busy += 1
                 if alone:
                     self._n_alone = n_tokens

@@ -2,6 +2,8 @@
 
 import asyncio
 import logging
+import math
+import re
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -45,6 +47,7 @@ from fundament.telemetry import Metrics, say
 
 _SIDE_BY_SIDE_BYTES = 256 * 1024**2
 _MOST_THREADS = 4
+_FEW_TOKENS = 96
 _FEW_ROWS = 64
 _SHORT_CHARACTERS = 4096  # of a call that others wait for while it is tokenized
 
@@ -57,7 +60,7 @@ class EngineOptions:
 
     Attributes:
         device: `auto`, `cpu`, `cuda`, `cuda:1`.
-        dtype: number format of the weights; `auto` is bfloat16 where that is faster.
+        dtype: number format of the weights; `auto` is the fastest on this machine.
         n_threads: CPU cores in use; 0 means all.
         max_batch_tokens: most tokens of a batch; 0 means what `batch_tokens_of` says.
         max_waiting_rows: inputs that may wait for one model before calls are refused.
@@ -347,6 +350,7 @@ class LocalEngine:
                 n_threads=n_threads,
                 set_up=partial(use_cores, max(1, self.n_cores // n_threads)),
                 max_batch_tokens=max_tokens,
+                few_tokens=few_tokens_of(self.placement),
                 max_waiting_rows=self.options.max_waiting_rows,
                 max_waiting_bytes=self.options.max_waiting_bytes,
                 rescue=None if self.placement.dtype == torch.float32 else partial(_in_float32, local),
@@ -409,9 +413,18 @@ def needed_bytes(local: Local, placement: Placement) -> int:
     """
     if local.spec.family == PROGRAM:  # it keeps its own number format
         return local.n_bytes
-    adapters = (path.parent for path in local.directory.glob("adapters/**/*.safetensors"))
-    directories = [local.directory, *dict.fromkeys(adapters)]
-    return placement.dtype.itemsize * sum(Checkpoint(directory).n_elements for directory in directories)
+    paths = (path.parent for path in local.directory.glob("adapters/**/*.safetensors"))
+    adapters = sum(Checkpoint(directory).n_elements for directory in dict.fromkeys(paths))
+    checkpoint = Checkpoint(local.directory)
+    sizes = [(name, checkpoint.shape(name)) for name in checkpoint.names]
+    n_matrices = sum(math.prod(shape) for name, shape in sizes if _in_a_layer(name, shape))
+    n_others = checkpoint.n_elements - n_matrices + adapters
+    return placement.dtype.itemsize * n_matrices + placement.states.itemsize * n_others
+
+
+def _in_a_layer(tensor: str, shape: tuple[int, ...]) -> bool:
+    """Whether a checkpoint's tensor is a matrix of one of its layers: those are numbered."""
+    return len(shape) == 2 and re.search(r"\.\d+\.", tensor) is not None
 
 
 def most_bytes(local: Local, placement: Placement, cache_bytes: int) -> int:
@@ -445,6 +458,15 @@ def batch_tokens_of(n_bytes: int, *, on_cpu: bool) -> int:
     if not on_cpu:
         return 16_384
     return 512 if n_bytes <= _SIDE_BY_SIDE_BYTES else 1_024
+
+
+def few_tokens_of(placement: Placement) -> int:
+    """So few tokens go through a model together on a CPU.
+
+    In bfloat16 their operators are so short that threads side by side wait for each other and for the interpreter
+    between them; in the wider formats they are not (`benchmarks/server.py --only crowd`).
+    """
+    return _FEW_TOKENS if placement.dtype == torch.bfloat16 else 0
 
 
 def _is_short(call: Embed | Rerank) -> bool:

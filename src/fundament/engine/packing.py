@@ -11,9 +11,6 @@ from typing import Protocol
 from fundament.core import Priority
 
 AGEING_SECONDS = 2.0
-FEW_TOKENS = 96
-"""So few go through a model together: threads side by side would wait for each other and for the interpreter between
-operators this short. What it brings: `benchmarks/server.py --only crowd`."""
 
 
 class Waiting(Protocol):
@@ -91,7 +88,7 @@ def take_batch(rows: Sequence[Waiting], budget: int) -> list[int]:
     return batch
 
 
-def share(n_waiting: int, n_free: int, *, n_alone: int) -> int:
+def share(n_waiting: int, n_free: int, *, n_alone: int, few: int) -> int:
     """How many of the tokens that wait a free thread takes.
 
     Threads that are free together divide what waits, so that one large call uses all cores. A few tokens stay together,
@@ -101,14 +98,15 @@ def share(n_waiting: int, n_free: int, *, n_alone: int) -> int:
     Args:
         n_waiting: tokens that wait.
         n_free: threads without a batch.
-        n_alone: tokens of a batch that runs alone; 0 where none does.
+        n_alone: tokens of a batch of few that runs alone; 0 where none does.
+        few: so many tokens stay together.
 
     Returns:
         Tokens; 0 where they should wait.
     """
-    if not n_free or (n_alone and n_alone + n_waiting <= FEW_TOKENS):
+    if not n_free or (n_alone and n_alone + n_waiting <= few):
         return 0
-    return n_waiting if n_waiting <= FEW_TOKENS else -(-n_waiting // n_free)
+    return n_waiting if n_waiting <= few else -(-n_waiting // n_free)
 
 
 def share_step(ahead: Sequence[int], budget: int) -> list[int]:

@@ -146,11 +146,11 @@ def _xlm_roberta(checkpoint: Checkpoint, config: Config, placement: Placement) -
     prefixes = (f"{TEXT}transformer.roberta.",)
     (adapter,) = read_terms(checkpoint, config, shape, FLASH, exact, n_adapters=n_adapters, prefixes=prefixes)
     base = _read(checkpoint, shape, woven_layout(shape, FLASH), exact, prefixes)
-    return Transformer(shape, merged(base, adapter, placement.dtype))
+    return Transformer(shape, merged(base, adapter, placement))
 
 
 def _jina_bert(checkpoint: Checkpoint, config: Config, placement: Placement) -> Transformer:
-    if placement.dtype == torch.float16:
+    if placement.states == torch.float16:
         raise CheckpointError("this text tower overflows in float16, as ALiBi does; use --dtype bfloat16 or float32")
     shape = replace(read_shape(config), positions="alibi", gated=True, up_bias=False)
     return Transformer(shape, _read(checkpoint, shape, JINA_BERT_LAYOUT, placement, (f"{TEXT}transformer.",)))
@@ -162,8 +162,7 @@ def _read(
     return checkpoint.read(
         parameters(shape),
         layout,
-        device=placement.device,
-        dtype=placement.dtype,
+        placement,
         prefixes=prefixes,
         ignored=rf"vision_model\..*|{OUTSIDE}|{UNUSED}|{WOVEN}",
     )

@@ -60,7 +60,7 @@ def load(checkpoint: Checkpoint, spec: ModelSpec, placement: Placement) -> TextE
     Raises:
         CheckpointError: the checkpoint does not fit, its config contradicts its tensors, or float16 is asked for.
     """
-    if placement.dtype == torch.float16:
+    if placement.states == torch.float16:
         raise CheckpointError(f"{spec.id} overflows in float16, as ALiBi models do; use --dtype bfloat16 or float32")
     shape, layout = read_layout(checkpoint)
     if is_colbert(checkpoint.config):

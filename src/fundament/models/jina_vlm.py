@@ -98,8 +98,7 @@ def load(checkpoint: Checkpoint, spec: ModelSpec, placement: Placement) -> Pictu
         read = checkpoint.read(
             {"head.weight": (n_scores, language.hidden)},
             {"head": HEAD},
-            device=placement.device,
-            dtype=placement.dtype,
+            placement,
             ignored=rf"(?!{HEAD}\.).*",
         )
         return Linear(read["head.weight"])
@@ -109,8 +108,7 @@ def load(checkpoint: Checkpoint, spec: ModelSpec, placement: Placement) -> Pictu
         checkpoint.read(
             parameters(language),
             LANGUAGE_LAYOUT,
-            device=placement.device,
-            dtype=placement.dtype,
+            placement,
             prefixes=(LANGUAGE,),
             ignored=rf"(?!{LANGUAGE}).*",
         ),
@@ -120,12 +118,11 @@ def load(checkpoint: Checkpoint, spec: ModelSpec, placement: Placement) -> Pictu
     read = checkpoint.read(
         named,
         VISION_LAYOUT,
-        device=placement.device,
-        dtype=placement.dtype,
+        placement,
         prefixes=(VISION,),
         ignored=rf"({LANGUAGE}|{HEAD}\.).*",
     )
-    none = torch.empty(0, vision.layers.hidden, device=placement.device, dtype=placement.dtype)  # it reads no tokens
+    none = torch.empty(0, vision.layers.hidden, device=placement.device, dtype=placement.states)  # it reads no tokens
     tokenizer = TextTokenizer(checkpoint.directory, spec.context)
     tokens = read_tokens(checkpoint, tokenizer, language.vocab)
     return PictureWriter(

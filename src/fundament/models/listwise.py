@@ -223,8 +223,7 @@ def load(checkpoint: Checkpoint, spec: ModelSpec, placement: Placement) -> Listw
     weights = checkpoint.read(
         parameters(shape),
         LAYOUT,
-        device=placement.device,
-        dtype=placement.dtype,
+        placement,
         prefixes=PREFIXES,
         ignored=rf"{IGNORED}|projector\.[02]\.weight",
     )
@@ -232,8 +231,7 @@ def load(checkpoint: Checkpoint, spec: ModelSpec, placement: Placement) -> Listw
     projector = checkpoint.read(
         {"inner.weight": (inner, shape.hidden), "outer.weight": (spec.dim, inner)},
         {"inner": "projector.0", "outer": "projector.2"},
-        device=placement.device,
-        dtype=placement.dtype,
+        placement,
         ignored=".*",  # the backbone's, which are read above
     )
     return ListwiseReranker(

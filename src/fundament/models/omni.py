@@ -60,8 +60,7 @@ def load(checkpoint: Checkpoint, spec: ModelSpec, placement: Placement) -> OmniE
     weights = checkpoint.read(
         parameters(shape),
         LANGUAGE,
-        device=placement.device,
-        dtype=placement.dtype,
+        placement,
         prefixes=("", "model."),
         ignored=rf"{_VISION}|{_AUDIO}|{_TASKS}|{_UNUSED}",
     )
@@ -169,8 +168,7 @@ def load_parts(
     read = checkpoint.read(
         sizes,
         layout,
-        device=placement.device,
-        dtype=placement.dtype,
+        placement,
         prefixes=("", "model."),
         ignored=rf"{_LANGUAGE}|{_VISION}|{_AUDIO}|{_UNUSED}",
     )

@@ -1,5 +1,6 @@
 """Qwen2.5-VL and Qwen2-VL: jina-embeddings-v4 and jina-reranker-m0 (Günther et al., 2025)."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -59,8 +60,7 @@ def load_embedder(checkpoint: Checkpoint, spec: ModelSpec, placement: Placement)
     head = checkpoint.read(
         {"projector.weight": projected, "projector.bias": projected[:1]},
         {"projector": PROJECTOR},
-        device=placement.device,
-        dtype=placement.dtype,
+        placement,
         ignored=rf"(?!{PROJECTOR}\.).*",
     )
     tokenizer = TextTokenizer(checkpoint.directory, spec.context)
@@ -89,8 +89,7 @@ def load_ranker(checkpoint: Checkpoint, spec: ModelSpec, placement: Placement) -
             "outer.bias": (1,),
         },
         {"inner": f"{SCORE}.0", "outer": f"{SCORE}.2"},
-        device=placement.device,
-        dtype=torch.float32,
+        replace(placement, dtype=torch.float32),
         ignored=rf"(?!{SCORE}\.).*",
     )
     tokenizer = TextTokenizer(checkpoint.directory, spec.context)

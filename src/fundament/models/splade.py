@@ -256,8 +256,7 @@ def load(checkpoint: Checkpoint, spec: ModelSpec, placement: Placement) -> SPLAD
     weights = checkpoint.read(
         parameters(shape),
         names.layout,
-        device=placement.device,
-        dtype=placement.dtype,
+        placement,
         prefixes=(names.prefix,),
         ignored="|".join([UNUSED, *(rf"{part}\.(weight|bias)" for part in (*head.values(), *names.bias))]),
     )
@@ -325,7 +324,7 @@ def read_head(checkpoint: Checkpoint, head: Mapping[str, Source], shape: Shape, 
     }
     if "decoder" in head:
         wanted["decoder.weight"] = (shape.vocab, shape.hidden)
-    return checkpoint.read(wanted, head, device=placement.device, dtype=placement.dtype, ignored=".*")
+    return checkpoint.read(wanted, head, placement, ignored=".*")
 
 
 def read_logarithms(checkpoint: Checkpoint) -> int:

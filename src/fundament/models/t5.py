@@ -53,14 +53,13 @@ def load(checkpoint: Checkpoint, spec: ModelSpec, placement: Placement) -> TextE
     Raises:
         CheckpointError: the checkpoint does not fit, or float16 is asked for.
     """
-    if placement.dtype == torch.float16:
+    if placement.states == torch.float16:
         raise CheckpointError(f"{spec.id} overflows in float16, as T5 models do; use --dtype bfloat16 or float32")
     shape = read_shape(checkpoint.config)
     weights = checkpoint.read(
         parameters(shape),
         {"tokens": read_tokens(checkpoint)} | LAYOUT | (GATED if shape.gated else PLAIN),
-        device=placement.device,
-        dtype=placement.dtype,
+        placement,
         ignored=UNUSED,
     )
     return TextEmbedder(
