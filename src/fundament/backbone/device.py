@@ -75,7 +75,7 @@ def _speeds_of_a_core(formats: Iterable[torch.dtype]) -> dict[torch.dtype, float
         )
         for dtype in seconds
     }
-    for _ in range(10):  # in turns, the best of each, of the thread's own time: others may want the core too
+    for _ in range(5):  # in turns, the best of each, of the thread's own time: others may want the core too
         for dtype, (layer, x) in layers.items():
             started = time.thread_time()
             layer(x)

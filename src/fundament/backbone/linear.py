@@ -6,6 +6,7 @@ same arithmetic runs as separate operators.
 """
 
 import platform
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -26,6 +27,7 @@ _FUSED: dict[Activation, tuple[str, str]] = {  # activation → oneDNN's name an
     "relu": ("relu", ""),
     "tanh": ("tanh", ""),
 }
+_kept = threading.local()
 _FUSED_BYTES = 1 << 20
 """Up to this size a residual or a gate is fused into a product: a larger one slows the product more than an operator of
 its own costs (`benchmarks/attention.py`)."""
@@ -111,6 +113,14 @@ def multiplies_halves() -> bool:
     return "fbgemm" in torch.backends.quantized.supported_engines
 
 
+def _widened(weight: Tensor) -> Tensor:
+    """A weight in float32, in room that the next one of this thread takes: fresh room for each would leave holes."""
+    if len(getattr(_kept, "room", ())) < weight.numel():
+        _kept.room = torch.empty(weight.numel())
+    room: Tensor = _kept.room
+    return room[: weight.numel()].view_as(weight).copy_(weight)
+
+
 class Linear:
     """`activation(x @ weight.T + bias)`, `x @ weight.T + bias + residual`, or `(x @ weight.T + bias) * gate`.
 
@@ -139,7 +149,7 @@ class Linear:
         if self.halved:
             if not weight.isfinite().all():
                 raise CheckpointError("a weight is larger than float16 can hold (65,504); use --dtype float32")
-            self.weight = torch.ops.quantized.linear_prepack_fp16.default(weight.float(), bias)
+            self.weight = torch.ops.quantized.linear_prepack_fp16.default(_widened(weight), bias)
 
     def __call__(self, x: Tensor, activation: Activation | None = None, spans: Iterable[Span] = ()) -> Tensor:
         """`x` is `[tokens, in]`; returns `[tokens, out]`."""

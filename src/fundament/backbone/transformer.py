@@ -1,8 +1,10 @@
 """One transformer for every text family, configured by data, run over packed rows."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -10,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fundament.backbone.attention import attend
+from fundament.backbone.device import use_cores
 from fundament.backbone.linear import Activation, Linear, LowRank
 from fundament.backbone.packed import Edge, Packed, Span
 from fundament.backbone.positions import Nearness, Rotation, alibi, bucketed, rotary_angles, rotate
@@ -168,7 +171,7 @@ class Transformer:
         self.embedding_norm = _Norm(shape, weights, "embedding_norm") if shape.embedding_norm else None
         self.token_terms = [adapter.get("tokens") for adapter in adapters]
         self.type_terms = [_type_of(adapter) for adapter in adapters]
-        self.layers = [_Layer(shape, weights, adapters, i) for i in range(shape.n_layers)]
+        self.layers = _built(partial(_Layer, shape, weights, adapters), shape.n_layers)
         n_matrices = sum(layer.n_elements for layer in self.layers)
         n_others = sum(map(math.prod, parameters(shape).values())) - n_matrices
         self.n_bytes = n_others * self.tokens.element_size() + n_matrices * self.layers[0].qkv.itemsize
@@ -219,6 +222,15 @@ class Transformer:
             x[window].addmm_(span.only(F.embedding(ids[window], term.ups[0])), term.down)
         if (row := self.type_terms[span.adapter]) is not None:
             x[span.start : span.stop] += row
+
+
+def _built(build: Callable[[int], "_Layer"], n_layers: int) -> "list[_Layer]":
+    """The layers; where their weights are packed as float16, which is most of such a load, as many at once as cores."""
+    first = build(0)
+    if not first.qkv.halved:
+        return [first, *map(build, range(1, n_layers))]
+    with ThreadPoolExecutor(torch.get_num_threads(), initializer=partial(use_cores, 1)) as pool:
+        return [first, *pool.map(build, range(1, n_layers))]
 
 
 def _type_of(adapter: Adapter) -> Tensor | None:
