@@ -27,6 +27,7 @@ _FUSED: dict[Activation, tuple[str, str]] = {  # activation → oneDNN's name an
     "relu": ("relu", ""),
     "tanh": ("tanh", ""),
 }
+_X86 = platform.machine() in ("x86_64", "AMD64")
 _kept = threading.local()
 _FUSED_BYTES = 1 << 20
 """Up to this size a residual or a gate is fused into a product: a larger one slows the product more than an operator of
@@ -103,14 +104,14 @@ class LowRank:
 
 def onednn_lays_out(dtype: torch.dtype) -> bool:
     """Whether oneDNN has products of a number format on this CPU: of bfloat16, with AVX512 or AVX-NE-CONVERT alone."""
-    if platform.machine() not in ("x86_64", "AMD64") or not torch.backends.mkldnn.is_available():
+    if not _X86 or not torch.backends.mkldnn.is_available():
         return False
     return dtype != torch.bfloat16 or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def multiplies_halves() -> bool:
     """Whether this CPU has products of float32 states and float16 weights: FBGEMM's, on x86 with AVX2."""
-    return "fbgemm" in torch.backends.quantized.supported_engines
+    return _X86 and "fbgemm" in torch.backends.quantized.supported_engines
 
 
 def _widened(weight: Tensor) -> Tensor:
