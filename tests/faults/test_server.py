@@ -6,9 +6,11 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from http.client import HTTPConnection
 from pathlib import Path
 
 import httpx
@@ -231,3 +233,15 @@ def test_a_host_that_is_not_ours_is_said_in_one_sentence(tmp_path: Path, host: s
     assert said.startswith("fundament: ")
     assert host in said
     assert len(said.splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_an_idle_connection_is_kept(server: Served) -> None:
+    url = httpx.URL(server.url)
+    connection = HTTPConnection(url.host, url.port, timeout=PATIENCE_SECONDS)
+    for pause in (0, 6):  # uvicorn's own is five seconds
+        time.sleep(pause)
+        connection.request("GET", "/live")
+        assert connection.getresponse().read()
+        connection.auto_open = 0  # from now on the same one, or none
+    connection.close()
