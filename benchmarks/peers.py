@@ -24,11 +24,12 @@ from statistics import median
 import httpx
 import numpy as np
 import orjson
+import torch
 
 import corpus
 import process
 from contest import machine, rounds, table
-from fundament.backbone.device import fastest_format
+from fundament.backbone.device import speeds
 from load import Outcome, Target, load
 from process import Server
 
@@ -90,7 +91,7 @@ def infinity(command: Path, engine: str, scratch: Path) -> Server:
         # The optimum engine pools as it guesses from the repository's name, which a directory does not have.
         options += ["--engine", "optimum", "--pooling-method", "mean"]
     else:
-        dtype = "bfloat16" if fastest_format() == "bfloat16" else "float32"
+        dtype = "bfloat16" if speeds().get(torch.bfloat16, 0) > 1 else "float32"
         options += ["--engine", "torch", "--dtype", dtype, "--no-bettertransformer"]
         options += ["--compile" if engine == "compiled" else "--no-compile"]
     port = process.free_port()

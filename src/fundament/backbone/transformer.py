@@ -18,6 +18,8 @@ from fundament.backbone.packed import Edge, Packed, Span
 from fundament.backbone.positions import Nearness, Rotation, alibi, bucketed, rotary_angles, rotate
 from fundament.errors import CheckpointError
 
+_MOST_PACKED = 4  # layers that are packed at once: each of them holds a weight three times
+
 Adapter = Mapping[str, LowRank]
 """What an adapter adds to which module, in the names of `parameters`: `layers.0.qkv`, `tokens`."""
 
@@ -225,11 +227,12 @@ class Transformer:
 
 
 def _built(build: Callable[[int], "_Layer"], n_layers: int) -> "list[_Layer]":
-    """The layers; where their weights are packed as float16, which is most of such a load, as many at once as cores."""
+    """The layers; where their weights are packed as float16, which is most of such a load, several at once."""
     first = build(0)
     if not first.qkv.halved:
         return [first, *map(build, range(1, n_layers))]
-    with ThreadPoolExecutor(torch.get_num_threads(), initializer=partial(use_cores, 1)) as pool:
+    n_threads = min(_MOST_PACKED, torch.get_num_threads())
+    with ThreadPoolExecutor(n_threads, initializer=partial(use_cores, 1)) as pool:
         return [first, *pool.map(build, range(1, n_layers))]
 
 
