@@ -16,6 +16,7 @@ import argparse
 import itertools
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from statistics import median
 
@@ -27,7 +28,7 @@ from fundament.backbone import attention
 from fundament.backbone.attention import attend
 from fundament.backbone.causal import attend_last
 from fundament.backbone.linear import Linear
-from fundament.backbone.packed import Packed, Run, group, pack
+from fundament.backbone.packed import BUNDLE_TOKENS, Packed, Run, group, pack
 from fundament.backbone.positions import rotary_angles, rotate
 from fundament.backbone.transformer import rms_norm
 
@@ -115,28 +116,29 @@ def bundles() -> None:
     """Short rows together."""
     lines = []
     for heads, head_dim in HEADS:
-        for length in (6, 12, 20, 30, 45):
-            lengths = [length + n % 3 for n in range(32)]
-            packed, (q, k, v) = rows(sorted(lengths), heads, head_dim, torch.bfloat16)
-            starts = packed.offsets.tolist()
-            single = [Run(start, 1, stop - start) for start, stop in itertools.pairwise(starts)]
-            alone = Packed(
-                **{**{name: getattr(packed, name) for name in packed.__slots__}, "runs": tuple(single), "biases": {}}
-            )
-            each = microseconds(lambda q=q, k=k, v=v, alone=alone: attend(q, k, v, alone)) / len(lengths)
-            together = microseconds(lambda q=q, k=k, v=v, packed=packed: attend(q, k, v, packed)) / len(lengths)
+        for length in (6, 10, 14, 20):
+            lengths = sorted(length + n % 3 for n in range(32))
+            packed, (q, k, v) = rows(lengths, heads, head_dim, torch.bfloat16)
+
+            def each(runs: tuple[Run, ...], q=q, k=k, v=v, packed=packed) -> float:
+                divided = replace(packed, runs=runs, biases={})
+                return microseconds(lambda: attend(q, k, v, divided)) / len(packed.lengths)
+
+            starts = itertools.pairwise(packed.bounds)
+            alone = each(tuple(Run(start, 1, stop - start) for start, stop in starts))
+            found = [each(group(lengths, bundle)) for bundle in (16, BUNDLE_TOKENS, 64)]
             lines.append(
                 (
                     f"{heads} x {head_dim}",
                     f"{length}-{length + 2}",
-                    f"{each:.0f}",
-                    f"{together:.0f}",
-                    f"{each / together:.2f}",
+                    f"{alone:.0f}",
+                    *(f"{one:.0f}" for one in found),
+                    f"{alone / found[1]:.2f}",
                 )
             )
     table(
         "A short row's attention in bfloat16, microseconds per row",
-        ("heads x size", "tokens", "a call each", "bundled", "x"),
+        ("heads x size", "tokens", "a call each", "bundles of 16", str(BUNDLE_TOKENS), "64", f"x of {BUNDLE_TOKENS}"),
         lines,
     )
     assert group([5, 5])[0].row_lengths, "short rows are bundled"

@@ -13,10 +13,11 @@ from torch import Tensor
 
 from fundament.core import Array
 
-SHORT_TOKENS = 24
-"""Rows up to this long are bundled for attention: a call per row costs more than the scores that a bundle masks."""
-BUNDLE_TOKENS = 64
-"""Most tokens of a bundle: whole lanes, and few enough that what it masks costs little (`benchmarks/attention.py`)."""
+BUNDLE_TOKENS = 32
+"""Most tokens of a bundle: the CPU's kernel takes queries in steps of so many, each at about the same cost.
+
+Rows of half as many at most are bundled for attention, several to a step (`benchmarks/attention.py`).
+"""
 
 
 _FEW_TOKENS = 96
@@ -205,14 +206,19 @@ def _span(adapter: int, start: int, stop: int, *, n_tokens: int, fit: Callable[[
     return Span(adapter, start, stop, (end - fit(stop - start), end))
 
 
-def group(lengths: Sequence[int]) -> tuple[Run, ...]:
-    """Divide rows, in their order, into the runs that attention takes: bundles of short rows, equals of long ones."""
+def group(lengths: Sequence[int], bundle: int = BUNDLE_TOKENS) -> tuple[Run, ...]:
+    """Divide rows, in their order, into the runs that attention takes: bundles of short rows, equals of long ones.
+
+    Args:
+        lengths: tokens of each row.
+        bundle: most tokens of a bundle.
+    """
     runs: list[Run] = []
     start = place = 0
     while place < len(lengths):
         first, stop, total = lengths[place], place + 1, lengths[place]
-        if first <= SHORT_TOKENS:
-            while stop < len(lengths) and lengths[stop] <= SHORT_TOKENS and total + lengths[stop] <= BUNDLE_TOKENS:
+        if first <= bundle // 2:
+            while stop < len(lengths) and lengths[stop] <= bundle // 2 and total + lengths[stop] <= bundle:
                 total += lengths[stop]
                 stop += 1
             bundled = stop - place > 1
