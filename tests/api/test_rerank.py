@@ -247,7 +247,9 @@ def test_other_endpoints_refuse_a_reranker(api: Api) -> None:
 @pytest.mark.parametrize("model", ["pairs", "bge"])
 def test_a_short_request_does_not_wait_for_a_long_one(api: Api, model: str) -> None:
     """Rows of both share the model's time, so the short one is answered while the long one still waits."""
-    long = {"model": model, "query": QUERY, "documents": [f"the search {number} " * 20 for number in range(2_000)]}
+    words = {"0": "the ", "1": "search "}
+    different = ["".join(words[digit] for digit in f"{number:011b}") * 5 for number in range(2_000)]
+    long = {"model": model, "query": QUERY, "documents": different}
     short = {"model": model, "query": QUERY, "documents": ["a"]}
 
     async def overtakes() -> bool:

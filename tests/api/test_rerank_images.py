@@ -57,6 +57,19 @@ def test_texts_and_images_rank_together_as_they_do_alone(api: Api, model: str, q
     np.testing.assert_allclose(found, [scores(api, model, query, [one])[0] for one in DOCUMENTS], atol=1e-5)
 
 
+@pytest.mark.parametrize("model", [M0, CLIP])
+@pytest.mark.parametrize("field", ["query", "documents"])
+def test_an_image_beside_a_text_is_refused_and_not_left_out(api: Api, model: str, field: str) -> None:
+    both = {"text": "a", "image": FIRST}
+    fields: dict[str, Any] = {"query": "a", "documents": ["b"]} | {field: both if field == "query" else ["b", both]}
+    answer = post(api, "/v1/rerank", model=model, **fields)
+    assert answer.status_code == 422
+    place = "body -> query" if field == "query" else "body -> documents -> 1"
+    assert answer.json()["errors"][0]["field"] == place
+    beside = {"text": "a", "url": "https://example.org/a", "image": None}
+    assert scores(api, model, "a", [beside]) == scores(api, model, "a", ["a"])
+
+
 def test_a_data_uri_is_the_image_that_it_holds(api: Api) -> None:
     named, bare = {"image": SECOND}, f"data:image/png;base64,{SECOND}"
     assert scores(api, M0, bare, [named]) == scores(api, M0, named, [bare])

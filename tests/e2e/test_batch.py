@@ -318,6 +318,8 @@ def test_the_official_openai_client(server: Served, tmp_path: Path) -> None:
             lambda: (now := client.batches.retrieve(batch.id)).status == "completed" and now, "the batch's end"
         )
         assert (done.request_counts.total, done.request_counts.completed, done.request_counts.failed) == (6, 5, 1)
+        assert done.usage is not None
+        assert done.usage.input_tokens == done.usage.total_tokens > 0
         assert (done.metadata, done.model) == ({"mine": "yes"}, MODEL)
         output = [json.loads(line) for line in client.files.content(done.output_file_id).text.splitlines()]
         assert [row["custom_id"] for row in output] == ["0", "1", "2", "3", "4"]

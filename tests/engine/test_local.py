@@ -169,6 +169,30 @@ def test_what_recurs_runs_once_while_its_model_stays(runner: asyncio.Runner, ber
     runner.run(scenario())
 
 
+def test_texts_that_read_alike_run_once_and_count_each_time(runner: asyncio.Runner, berts: dict[str, Local]) -> None:
+    async def scenario() -> None:
+        engine = engine_of(berts, 5)
+
+        async def ask(*texts: str) -> tuple[Embeddings, float]:
+            before = tokens(engine)
+            result = await engine.run("model-0", Embed(inputs=texts, truncate=True))
+            assert isinstance(result, Embeddings)
+            return result, tokens(engine) - before
+
+        (first, n_first), (second, n_second) = await ask("the search engine"), await ask("engine")
+        found, n_run = await ask("engine", "the search engine", "engine", "the search engine", "engine")
+        assert n_run == n_first + n_second
+        assert found.n_tokens == 2 * n_first + 3 * n_second
+        expected = [second.vectors[0], first.vectors[0]] * 2 + [second.vectors[0]]
+        np.testing.assert_allclose(found.vectors, expected, atol=1e-5)
+        long, longer = "the " * 61 + "search", "the " * 61 + "search engine"  # the first fills the context of 64
+        found, _ = await ask(long, longer)
+        assert (found.n_tokens, found.n_truncated) == (2 * (await ask(long))[0].n_tokens, 1)
+        await engine.close()
+
+    runner.run(scenario())
+
+
 @pytest.mark.parametrize(
     ("characters", "n_long", "leave", "held"),
     [

@@ -1,6 +1,7 @@
 """Reading a request's body: size, form, then fields, each refused in words."""
 
 import gc
+import re
 from collections.abc import Mapping
 from functools import cache
 from itertools import islice
@@ -17,8 +18,12 @@ M = TypeVar("M", bound=BaseModel)
 
 _ECHO_CHARACTERS = 100
 
-BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-"""What some programs put before a text in UTF-8."""
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # what some programs put before a text in UTF-8
+_HALF_CHARACTER = re.compile(
+    rb"(?<!\\)(?:"  # a backslash before it would make it two characters of a text
+    rb"\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])"
+    rb"|(?<!\\u[dD][89abAB][0-9a-fA-F]{2})\\u[dD][c-fC-F][0-9a-fA-F]{2})"
+)
 
 
 class Body(BaseModel):
@@ -73,14 +78,29 @@ async def read_body(request: Request, model: type[M]) -> M:
         raise BodyError(415, f"The body's content encoding is '{encoding}'. Send it as it is.")
     raw = await _read(request, int(state_of(request).settings.max_body_mb * 1_000_000))
     try:
-        value = _parsed(raw.removeprefix(BYTE_ORDER_MARK))
+        value = read_json(raw)
     except orjson.JSONDecodeError as error:
         raise InputError(Fault("body", f"The body is not valid JSON: {_why(raw, error)}.", "json_invalid")) from None
     return validated(value, model)
 
 
+def read_json(raw: bytes) -> Any:
+    """A body's or a line's JSON. Half of a character that takes two, as of an emoji that was cut, reads as U+FFFD.
+
+    Raises:
+        orjson.JSONDecodeError: it is none.
+    """
+    raw = raw.removeprefix(_BYTE_ORDER_MARK)
+    try:
+        return _parsed(raw)
+    except orjson.JSONDecodeError as error:
+        if "surrogate" not in str(error):
+            raise
+    return _parsed(_HALF_CHARACTER.sub(rb"\\ufffd", raw))
+
+
 def _parsed(raw: bytes) -> Any:
-    """A body's JSON. The garbage collector rests meanwhile: of millions of lists it would walk all again and again."""
+    """JSON as values. The garbage collector rests meanwhile: of millions of lists it would walk all again and again."""
     collects = gc.isenabled()
     gc.disable()
     try:

@@ -345,6 +345,13 @@ def _openai(job: Job) -> dict[str, Any]:
         "cancelling_at": ended if job.state == "cancelled" else None,
         "cancelled_at": ended if job.state == "cancelled" else None,
         "request_counts": _counts(job),
+        "usage": {
+            "input_tokens": job.n_tokens,
+            "input_tokens_details": {"cached_tokens": 0},
+            "output_tokens": 0,
+            "output_tokens_details": {"reasoning_tokens": 0},
+            "total_tokens": job.n_tokens,
+        },
         "metadata": job.asked.get("metadata"),
     }
 

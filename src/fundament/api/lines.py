@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, NoReturn, TypeVar
 import orjson
 
 from fundament.api.answers import EmbeddingsAnswer, contents, divided
-from fundament.api.body import BYTE_ORDER_MARK, echo, fields_by_synonym, validated
+from fundament.api.body import echo, fields_by_synonym, read_json, validated
 from fundament.api.embeddings import EmbeddingsRequest, embed
 from fundament.api.errors import openai_form
 from fundament.api.state import State
@@ -155,7 +155,7 @@ def model_named(raw: bytes) -> str:
         InputFileError: it names none.
     """
     try:
-        body = orjson.loads(raw.removeprefix(BYTE_ORDER_MARK))["body"]
+        body = read_json(raw)["body"]
         model = body["model"]
     except (orjson.JSONDecodeError, KeyError, TypeError):
         model = None
@@ -229,7 +229,7 @@ def read(
 def _line(number: int, raw: bytes, defaults: Mapping[str, Any], spec_of: Callable[[str], ModelSpec | None]) -> Line:
     custom_id = str(number)
     try:
-        value = orjson.loads(raw.removeprefix(BYTE_ORDER_MARK))
+        value = read_json(raw)
         if isinstance(value, dict) and isinstance(given := value.get("custom_id"), str | int):
             custom_id = str(given)
         body = _body(value)

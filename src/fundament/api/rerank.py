@@ -30,7 +30,7 @@ _Content = str | TextDoc | ImageDoc
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A document as it was sent, which an answer repeats, and what is read of it."""
+    """A document, or the query, as it was sent, and what is read of it. An answer repeats documents."""
 
     sent: Any
     content: Part
@@ -53,8 +53,8 @@ def read_content(value: Any, origin: str) -> Part:
     return read_part({"text": value["text"]} if value.get("text") is not None else value, origin)
 
 
-def _read_query(value: Any) -> Part:
-    return read_content(value, "body -> query")
+def _read_query(value: Any) -> Document:
+    return Document(value, read_content(value, "body -> query"))
 
 
 def _read_documents(value: Any) -> list[Document]:
@@ -76,7 +76,7 @@ class RerankRequest(Body):
         examples=["all-minilm-l6-v2"],
     )
     query: Annotated[
-        Part,
+        Document,
         BeforeValidator(_read_query, json_schema_input_type=_Content),
     ] = Field(description="What is searched for.")
     documents: Annotated[
@@ -148,8 +148,8 @@ async def rerank(state: State, request: RerankRequest) -> RerankAnswer:
     spec = _default(state) if request.model is None else state.find(request.model)
     _check(state, spec, request)
     fields = ["body -> query", *(f"body -> documents -> {place}" for place in range(len(request.documents)))]
-    contents = (request.query, *(document.content for document in request.documents))
-    sent = [_readable(state, spec, content, field) for content, field in zip(contents, fields, strict=True)]
+    each = zip((request.query, *request.documents), fields, strict=True)
+    sent = [_readable(state, spec, document, field) for document, field in each]
     async with opened(state, sent, "body") as inputs:
         query, *documents = cast("list[str | Media]", inputs)
         call = Rerank(
@@ -244,12 +244,17 @@ def _repeated(spec: ModelSpec, document: Document) -> Any:
     return {"text": document.content} if spec.wraps_documents and isinstance(document.content, str) else document.sent
 
 
-def _readable(state: State, spec: ModelSpec, content: str | Reference, field: str) -> str | Reference:
-    """A query or a document that the model reads; a data URI is the image that it holds, where it reads images.
+def _readable(state: State, spec: ModelSpec, document: Document, field: str) -> Part:
+    """What the model reads of a query or a document; a data URI is the image that it holds, where it reads images.
 
     Raises:
-        InputError: media that it does not read; a PDF is several images and no document.
+        InputError: media that it does not read, or beside a text; a PDF is several images and no document.
     """
+    content, sent = document.content, document.sent
+    if isinstance(content, str) and isinstance(sent, dict):
+        for kind in spec.modalities:
+            if kind != "text" and sent.get(kind) is not None:
+                raise InputError(Fault(field, f"It has a text and {kind} input, of which one is read: leave one out."))
     bare = content if isinstance(content, Reference) else read_bare_input(spec, content, field)
     if isinstance(bare, str):
         return bare

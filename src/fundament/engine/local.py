@@ -4,7 +4,7 @@ import asyncio
 import logging
 import math
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Hashable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -39,7 +39,7 @@ from fundament.core import (
 from fundament.engine.batcher import Batcher, Ticket
 from fundament.engine.generator import Conversation, Generator
 from fundament.engine.memory import Memory
-from fundament.engine.recurring import Recurring
+from fundament.engine.recurring import Recurring, alike
 from fundament.engine.weights import PROGRAM, Local, embedded, reading, verify_embedded
 from fundament.errors import CheckpointError, ModelNotFoundError, UnavailableError
 from fundament.models import Family, family, family_of
@@ -235,7 +235,7 @@ class LocalEngine:
     async def _read(self, loaded: Loaded, call: Embed | Rerank) -> Sequence[Item]:
         """The rows of a call; what waits for the model waits for those of a call that is read in no time."""
         assert isinstance(loaded.batcher, Batcher)
-        prepare: Callable[[], Sequence[Item]] = partial(loaded.model.prepare, call)
+        prepare: Callable[[], Sequence[Item]] = partial(_rows, loaded.model, call)
         if call.has_media:
             return await asyncio.get_running_loop().run_in_executor(self._decoders, prepare)
         if not _is_short(call):
@@ -467,6 +467,18 @@ def few_tokens_of(placement: Placement) -> int:
     between them; in the wider formats they are not (`benchmarks/server.py --only crowd`).
     """
     return _FEW_TOKENS if placement.dtype == torch.bfloat16 else 0
+
+
+def _rows(model: Model[Any, Any], call: Embed | Rerank) -> Sequence[Item]:
+    """A call's rows; those of texts that read alike are one, which runs once and counts each time."""
+    items = cast("Sequence[Item]", model.prepare(call))
+    if len(items) == 1 or not isinstance(call, Embed):
+        return items
+    first: dict[Hashable, Item] = {}
+    return [
+        item if item.n_media else first.setdefault((alike(item), item.n_counted, item.n_truncated), item)
+        for item in items
+    ]
 
 
 def _is_short(call: Embed | Rerank) -> bool:

@@ -26,7 +26,7 @@ class Recurring:
         """The arrays of those items that are here, by the identity of the item."""
         found = {}
         for item in items:
-            if (array := self._kept.get(key := _key(item))) is not None:
+            if (array := self._kept.get(key := alike(item))) is not None:
                 self._kept.move_to_end(key)
                 found[id(item)] = array
         return found
@@ -34,7 +34,7 @@ class Recurring:
     def keep(self, items: Sequence[Item], arrays: Sequence[Array], known: Mapping[int, Array]) -> None:
         """Keep what `find` did not have; what has not been used for longest makes room."""
         for item, array in zip(items, arrays, strict=True):
-            if id(item) in known or array.nbytes > self.capacity_bytes or (key := _key(item)) in self._kept:
+            if id(item) in known or array.nbytes > self.capacity_bytes or (key := alike(item)) in self._kept:
                 continue
             self._kept[key] = array.copy()  # a row of a batch's result would keep all of it
             self.n_bytes += array.nbytes
@@ -42,5 +42,6 @@ class Recurring:
                 self.n_bytes -= self._kept.popitem(last=False)[1].nbytes
 
 
-def _key(item: Item) -> Hashable:
+def alike(item: Item) -> Hashable:
+    """What is equal of rows that become the same."""
     return item.mate, *((name, array.tobytes()) for name, array in sorted(item.features.items()))
