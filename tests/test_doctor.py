@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from redis import Redis
 
 from fundament import buckets, doctor
 from fundament.backbone import device
@@ -392,7 +393,15 @@ def test_the_bucket_of_the_files_is_tried(s3_url: str, tmp_path: Path, monkeypat
 
 def test_the_redis_of_the_limits_is_asked(redis_url: str) -> None:
     assert check_redis("") == []
-    assert check_redis(redis_url) == [Finding("ok", "limits", "Redis answers")]
+    assert check_redis(redis_url) == [Finding("ok", "limits", "Redis answers and can be written")]
+    with Redis.from_url(redis_url) as client:
+        client.config_set("maxmemory", 1)
+        try:
+            [full] = check_redis(redis_url)
+        finally:
+            client.config_set("maxmemory", 0)
+    assert full.level == "problem"
+    assert "maxmemory" in full.detail
     for url in ("redis://127.0.0.1:1/0", "nonsense"):
         assert [finding.level for finding in check_redis(url)] == ["problem"]
 

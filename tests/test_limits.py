@@ -1,6 +1,7 @@
 """Requests, tokens and requests at once, counted in memory and in Redis."""
 
 import asyncio
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
@@ -117,6 +118,34 @@ def test_a_redis_that_was_started_anew_is_asked_again(
     for _ in range(3):
         assert not runner.run(shared.enter("one", TIER, new_lease())).refused
         redis.client_kill_filter(_type="normal", skipme=True)  # what its end does to the connections that are kept
+
+
+def test_what_redis_says_is_logged_once_a_minute(
+    shared: RedisLimits, redis: Redis, runner: asyncio.Runner, caplog: pytest.LogCaptureFixture
+) -> None:
+    redis.config_set("maxmemory", 1)
+    try:
+        with caplog.at_level("WARNING", logger="fundament"):
+            for _ in range(3):
+                with pytest.raises(UnavailableError):
+                    runner.run(shared.enter("one", TIER, new_lease()))
+    finally:
+        redis.config_set("maxmemory", 0)
+    [line] = [record for record in caplog.records if record.message == "limits failed"]
+    assert "maxmemory" in str(line.fields["reason"])  # type: ignore[attr-defined]
+
+
+def test_a_redis_that_hangs_is_waited_for_once(runner: asyncio.Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fundament.limits._MOST_SECONDS", 0.1)
+    with socket.create_server(("127.0.0.1", 0)) as hung:
+        limits = RedisLimits(f"redis://127.0.0.1:{hung.getsockname()[1]}")
+        with pytest.raises(UnavailableError):
+            runner.run(limits._lease("one", "lease", 1))
+        runner.run(limits.close())
+        hung.accept()[0].close()
+        hung.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            hung.accept()
 
 
 def test_who_gives_up_at_the_door_does_not_run(shared: RedisLimits, redis: Redis, runner: asyncio.Runner) -> None:

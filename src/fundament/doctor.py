@@ -39,6 +39,7 @@ from fundament.store.database import connected, is_sqlite, locate
 Level = Literal["ok", "warning", "problem"]
 
 _LITTLE_DISK_BYTES, _NO_DISK_BYTES = 1_000_000_000, 10_000_000
+_PROBE = "fundament:doctor"
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,11 +256,12 @@ def _check_place(file: Path) -> Finding:
 def check_store(settings: Settings) -> list[Finding]:
     """Whether the store answers and has this release's schema, and whether those who can call have keys."""
     findings: list[Finding] = []
-    n_keys: int | None = 0
+    n_keys: int | None = None
     try:
         url = locate(settings.store_url, settings.data_dir)
         if is_sqlite(url) and _nearest(file := Path(str(url.database))) != file:
             findings.append(_check_place(file))
+            n_keys = 0
         else:
             with connected(url) as connection:
                 found = migrate.version_of(connection)
@@ -269,7 +271,8 @@ def check_store(settings: Settings) -> list[Finding]:
         findings.append(Finding("problem", "store", error.detail))
     if settings.auth:
         if n_keys is None:
-            return [*findings, Finding("ok", "keys", "not counted until the store has this release's schema")]
+            told = "not counted until the store can be read and has this release's schema"
+            return [*findings, Finding("ok", "keys", told)]
         level: Level = "ok" if n_keys else "warning"
         told = f"{n_keys} keys work" if n_keys else "no key works yet: fundament keys create NAME"
         return [*findings, Finding(level, "keys", told)]
@@ -317,12 +320,12 @@ def check_redis(url: str) -> list[Finding]:
         from redis import Redis, RedisError
 
         with Redis.from_url(url, socket_timeout=5, socket_connect_timeout=5) as client:
-            client.ping()
+            client.set(_PROBE, "", ex=1)  # one that is full, or a replica, answers a ping
     except FundamentError as error:
         return [Finding("problem", "limits", error.detail)]
     except RedisError as error:
-        return [Finding("problem", "limits", f"Redis does not answer, and requests with limits would be 503: {error}")]
-    return [Finding("ok", "limits", "Redis answers")]
+        return [Finding("problem", "limits", f"Redis does not count, and requests with limits would be 503: {error}")]
+    return [Finding("ok", "limits", "Redis answers and can be written")]
 
 
 def _check_schema(url: URL, found: str | None) -> Finding:

@@ -6,6 +6,7 @@ once, which it does not count, are leases.
 """
 
 import asyncio
+import logging
 import math
 import time
 from abc import ABC, abstractmethod
@@ -21,10 +22,13 @@ from limits.storage import MemoryStorage
 
 from fundament.config import Tier
 from fundament.errors import FundamentError, UnavailableError, install
+from fundament.telemetry import say
 
 WINDOW_SECONDS = 60
 _LEASE_SECONDS = 30  # after which the running requests of a process that died no longer count
 _RENEW_SECONDS = 10
+_MOST_SECONDS = 2.0  # that Redis may take for an answer
+_RARELY_SECONDS = 60.0  # between log lines of one failure
 _TICK_SECONDS = 0.001  # what Redis counts in; a wait ends that much after its moment, not on it
 
 Refused = Literal["", "concurrency", "requests", "tokens"]
@@ -255,16 +259,16 @@ class RedisLimits(Limits):
     def __init__(self, url: str) -> None:
         try:
             from redis import asyncio as client
+            from redis import exceptions as client_errors
             from redis.asyncio.retry import Retry
             from redis.backoff import NoBackoff
-            from redis.exceptions import RedisError
         except ModuleNotFoundError as error:
             raise FundamentError(f"Limits in Redis need its client: {install('redis')}") from error
         try:
-            # Once more at once: a connection that is kept does not know that Redis was started anew.
-            again = Retry(NoBackoff(), 1)
+            # Once more at once: a kept connection does not know that Redis was started anew. Not where it hangs.
+            again = Retry(NoBackoff(), 1, supported_errors=(client_errors.ConnectionError,))
             pool = client.BlockingConnectionPool.from_url(
-                url, max_connections=64, timeout=5, socket_timeout=5, retry=again
+                url, max_connections=64, timeout=_MOST_SECONDS, socket_timeout=_MOST_SECONDS, retry=again
             )
         except ValueError as error:
             raise FundamentError(f"redis_url is not a URL of Redis: {error}") from error
@@ -274,10 +278,11 @@ class RedisLimits(Limits):
             key_prefix="fundament",
             connection_pool=pool,  # type: ignore[arg-type]  # it names the simple options only
         )
-        self._error = RedisError
+        self._error = client_errors.RedisError
         self._redis = client.Redis.from_pool(pool)  # which it closes
         self._script = self._redis.register_script(_TAKE)
         self._held: dict[str, str] = {}  # by lease, whose it is
+        self._said_at = -math.inf
 
     async def leave(self, who: str, lease: str) -> None:
         """End a request; a lease that Redis does not hear of runs out."""
@@ -312,6 +317,9 @@ class RedisLimits(Limits):
         try:
             return await asyncio.gather(*answers)
         except self._error as error:
+            if (now := time.monotonic()) - self._said_at > _RARELY_SECONDS:
+                self._said_at = now
+                say("limits failed", level=logging.WARNING, reason=error)
             raise UnavailableError("The limits cannot be read. Try again shortly.") from error
 
 

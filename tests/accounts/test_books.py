@@ -1,9 +1,12 @@
 """Balances that many spend at once, and usage that is written behind the answers."""
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from fundament.accounts.ledger import Ledger
 from fundament.accounts.purse import Purse
@@ -82,6 +85,38 @@ def test_a_ledger_writes_on_when_its_caller_is_cancelled(
         ledger.refund(key.id, 1)
         await ledger.write()
         assert await balance_of(store, key) == 16
+
+    runner.run(work())
+
+
+def test_what_was_written_though_its_answer_was_lost_is_not_written_again(
+    store: Database, runner: asyncio.Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = store.write
+
+    @asynccontextmanager
+    async def deaf() -> AsyncIterator[AsyncConnection]:
+        async with write() as connection:
+            yield connection
+        raise UnavailableError("The store does not answer.")
+
+    async def work() -> None:
+        key, ledgers = await make(store, 10), [Ledger(store), Ledger(store)]
+        for number, ledger in enumerate(ledgers):
+            ledger.use(key.id, "m", "/e", n_requests=1, n_tokens=7)
+            ledger.refund(key.id, 5)
+            with monkeypatch.context() as patch:
+                patch.setattr(store, "write", deaf)
+                await ledger.write()
+                await ledger.write()
+            ledger.use(key.id, "m", "/e", n_requests=1, n_tokens=1)
+            ledger.refund(key.id, 1)
+            await ledger.write()
+            await ledger.write()
+            async with store.read() as connection:
+                [used] = await usage.find(connection)
+            assert (used.requests, used.tokens) == (2 * (number + 1), 8 * (number + 1))
+            assert await balance_of(store, key) == 10 + 6 * (number + 1)
 
     runner.run(work())
 

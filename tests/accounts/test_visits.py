@@ -91,7 +91,7 @@ def test_a_payment_that_nobody_waits_for_is_given_back(
             await paying
         held.set()
         async with asyncio.timeout(30):
-            while not desk.accounts.ledger._refunds:
+            while not desk.accounts.ledger._entry.refunds:
                 await asyncio.sleep(0.001)
         assert await desk.settled() == (100, [])
 
