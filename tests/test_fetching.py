@@ -14,7 +14,7 @@ import pytest
 from aiohttp.abc import AbstractResolver, ResolveResult
 
 from fundament.errors import FetchError
-from fundament.fetching import Fetcher, is_allowed, read_networks
+from fundament.fetching import Fetcher, check_form, is_allowed, read_networks
 from tests.website import Website, website
 
 HERE = read_networks(["127.0.0.1"])  # the test's own website; every other address of this machine stays refused
@@ -165,6 +165,17 @@ def test_every_other_address_is_refused_with_its_reason(
 ) -> None:
     assert refusal(runner, url.format(port=listening.port)).reason == reason
     assert listening.n_connections() == 0
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["http://" + "\u5b57" * 254 + "/", "http://example.org/" + "../" * 3_000, "http://" + "a." * 127 + "example/"],
+    ids=["a name", "a path", "a name of many parts"],
+)
+def test_a_url_that_takes_long_to_read_is_refused_before_it_is(url: str) -> None:
+    with pytest.raises(FetchError) as error:
+        check_form(url)
+    assert error.value.reason == "form"
 
 
 def test_nobody_can_tell_a_refused_address_from_one_where_nothing_answers(

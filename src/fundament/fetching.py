@@ -23,6 +23,7 @@ from fundament.telemetry import say
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 
+_MOST_URL, _MOST_HOST = 8_192, 253  # characters; what reads a name takes time that grows faster than its square
 _MOST_REDIRECTS = 3
 _CONNECT_SECONDS = 10.0
 _SILENCE_SECONDS = 15.0  # between two pieces of a body
@@ -228,6 +229,8 @@ def check_form(url: str) -> None:
     Raises:
         FetchError: with its reason.
     """
+    if len(url) > _MOST_URL:
+        raise FetchError("form", f"The URL has more than {_MOST_URL:,} characters.")
     try:
         parts = urlsplit(url)
         scheme, host, user = parts.scheme, parts.hostname, parts.username
@@ -235,7 +238,7 @@ def check_form(url: str) -> None:
         scheme, host, user = "", None, None
     if scheme and scheme not in ("http", "https"):
         raise FetchError("scheme", f"The URL's scheme is '{scheme[:20]}'; use http or https.")
-    if not scheme or not host:
+    if not scheme or not host or len(host) > _MOST_HOST:
         raise FetchError("form", "The URL is malformed; write http://… or https://….")
     if user is not None:
         raise FetchError("form", "The URL carries a user name; use a URL that is signed instead.")

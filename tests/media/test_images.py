@@ -1,6 +1,7 @@
 """Images of every format and mode, as a viewer shows them."""
 
 import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -169,6 +170,22 @@ def test_pixels_are_counted_before_they_are_decoded() -> None:
     assert refused(plain(RED, 9, 8), limits).startswith("This image has 9 x 8 pixels, more than the 6.4e-05 million")
     for content in (png(40_000, 40_000), webp(16_000, 16_000)):
         assert "more than the 64 million allowed. Send it smaller." in refused(content)
+
+
+def test_the_tiles_of_a_tiff_are_counted_not_what_it_shows_of_them() -> None:
+    limits = MediaLimits(image_pixels=256 * 256)
+    assert decoded(tiled_tiff(256), limits).shape == (16, 16, 3)
+    assert "272 x 272" in refused(tiled_tiff(272), limits)
+
+
+def tiled_tiff(side: int) -> bytes:
+    """A grey image of 16 x 16 in one tile (TIFF 6.0, section 15)."""
+    tile = zlib.compress(bytes(side * side))
+    tags = [(256, 16), (257, 16), (258, 8), (259, 8), (262, 1), (277, 1), (322, side), (323, side), (324, 0), (325, 0)]
+    start = 8 + 2 + 12 * len(tags) + 4
+    values = dict(tags) | {324: start, 325: len(tile)}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in values.items())
+    return struct.pack("<2sHIH", b"II", 42, 8, len(tags)) + entries + bytes(4) + tile
 
 
 def test_a_webp_of_every_kind_tells_its_size() -> None:

@@ -1,5 +1,7 @@
 """Videos and sounds: which frames, which samples, and what is refused."""
 
+import io
+
 import numpy as np
 import pytest
 
@@ -9,7 +11,7 @@ from fundament.media import frames, sound
 from fundament.media.formats import format_of
 from tests.media.files import audio, plain, still, turned, video, wav
 
-pytest.importorskip("av")
+av = pytest.importorskip("av")
 
 SHADES = list(range(0, 200, 20))
 
@@ -147,6 +149,33 @@ def test_length_is_checked_by_what_the_file_says_and_by_what_it_holds() -> None:
     assert len(heard(bytes(says_less), limits=limits)) <= 8000
     assert "longer than the 1 seconds" in refused(video(SHADES, rate=5), limits=limits)
     assert "more than the 9 frames allowed" in refused(video(SHADES), limits=MediaLimits(video_frames=9))
+
+
+@pytest.mark.parametrize("form", ["matroska", "webm", "wav"])
+def test_a_file_that_was_cut_is_refused(form: str) -> None:
+    kind = "audio" if form == "wav" else "video"
+    whole = wav([0.1] * 16_000) if form == "wav" else video(SHADES, form, codec="vp8" if form == "webm" else "ffv1")
+    heard(whole) if kind == "audio" else shades(whole, 4)
+    for share in (0.5, 0.8):
+        assert "cut short" in refused(whole[: int(share * len(whole))], kind)
+    if form == "wav":  # what a program writes that does not know how much will follow
+        assert len(heard(whole[:4] + b"\xff\xff\xff\xff" + whole[8:40_000])) > 0
+
+
+def test_a_file_of_many_tracks_is_refused() -> None:
+    def tracks(n: int) -> bytes:
+        file = io.BytesIO()
+        with av.open(file, "w", format="mp4") as container:
+            streams = [container.add_stream("mpeg4", rate=10) for _ in range(n)]
+            for stream in streams:
+                stream.width, stream.height, stream.pix_fmt = 32, 16, "yuv420p"
+            for stream in streams:
+                frame = av.VideoFrame.from_ndarray(np.zeros((16, 32, 3), np.uint8), format="rgb24")
+                container.mux([*stream.encode(frame), *stream.encode()])
+        return file.getvalue()
+
+    assert len(shades(tracks(16), 4)) == 1
+    assert "cannot be decoded" in refused(tracks(17))
 
 
 def test_pixels_of_all_frames_are_counted_before_they_are_decoded() -> None:

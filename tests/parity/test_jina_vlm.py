@@ -456,6 +456,9 @@ def test_a_conversation_leaves_room_for_its_answer(tmp_path: Path) -> None:
     n = model.prepare(asked("a"))[0].n_counted
     assert model.prepare(asked("a"))[0].n_tokens == 100
     assert model.prepare(asked("a", max_tokens=100 - n))[0].n_tokens == 100
+    for text in ("<" * 1_000_000, "the " * 250_000):  # counted no further than to know
+        with pytest.raises(ConversationTooLongError, match=r"has \d{3,4} tokens"):
+            model.prepare(asked(text))
     with pytest.raises(ConversationTooLongError, match=f"has {n} tokens and its answer should have room for {101 - n}"):
         model.prepare(asked("a", max_tokens=101 - n))
     with pytest.raises(ConversationTooLongError, match="Leave out older messages or images"):

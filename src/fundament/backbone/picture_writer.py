@@ -103,7 +103,8 @@ class PictureWriter:
         """
         context = self.tokenizer.context
         wanted = call.max_tokens or 1
-        spoken = self.tokenizer.pieces(self.template.render(call.messages).split(self.template.picture))
+        rendered = self.template.render(call.messages).split(self.template.picture)
+        spoken = self.tokenizer.pieces(rendered, refused=context)
         n_tokens = 1 + sum(map(len, spoken))
         features: dict[str, Array] = {}
         ids = [np.array([self.tokens.first]), spoken[0]]

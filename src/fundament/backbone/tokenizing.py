@@ -115,13 +115,30 @@ class TextTokenizer:
         """The token of each id."""
         return [self.token_of(number) for number in ids.tolist()]
 
-    def pieces(self, texts: Sequence[str]) -> list[Array]:
-        """Token ids of each text alone: no special tokens, and as long as the text is."""
+    def pieces(self, texts: Sequence[str], *, refused: int | None = None) -> list[Array]:
+        """Token ids of each text alone: no special tokens, and as long as the text is.
+
+        Args:
+            texts: what to read.
+            refused: so many tokens and more are refused: of a text that has many more no more than these are made.
+        """
         found: list[Array] = []
+        if refused is not None:
+            texts = [self._enough(text, refused) for text in texts]
         for start in range(0, len(texts), _SLICE):
             part = self._tokenizer.encode_batch_fast(texts[start : start + _SLICE], add_special_tokens=False)
             found += [np.array(encoding.ids, dtype=np.int64) for encoding in part]
         return found
+
+    def _enough(self, text: str, most: int) -> str:
+        """The text; of a very long one a beginning of twice as many tokens, wherever it ends."""
+        size = _CHARACTERS_PER_TOKEN * most
+        while size < len(text):
+            beginning = text[:size]
+            if len(self._tokenizer.encode_batch_fast([beginning])[0]) > 2 * most:
+                return beginning
+            size *= 4
+        return text
 
     def text_of(self, ids: Array) -> str:
         """What token ids say, special tokens included."""

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from PIL.TiffImagePlugin import TiffImageFile
 
 from fundament.core import Array, Media
 from fundament.media.arrays import RGB, check_scans, refusal
@@ -31,6 +32,7 @@ _DAMAGES = (
 )
 
 _ORIENTATION_TAG = 0x0112
+_TILE_TAGS = (0x0142, 0x0143)  # width and height
 _PNG_DEPTH = 24  # where the bits of a channel are said
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -63,6 +65,8 @@ def picture(media: Media) -> RGB:
     try:
         with Image.open(io.BytesIO(media.content), formats=(form.reader,)) as image:
             _check_size(media, *image.size)
+            if isinstance(image, TiffImageFile):  # its tiles are decoded whole, however little of them it shows
+                _check_size(media, *(int(image.tag_v2.get(tag, 0)) for tag in _TILE_TAGS))
             image.load()
             return _rgb(media, _upright(image))
     except _DAMAGES as error:

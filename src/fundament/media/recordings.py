@@ -19,7 +19,10 @@ if TYPE_CHECKING:
     from av.video.frame import VideoFrame
 
 _MOST_FRAME_PIXELS = 4096 * 2304  # a decoder keeps up to sixteen frames
+_MOST_TRACKS = 16  # a frame of each is decoded as the file is opened, which nobody can stop
 _MOST_CPU_SECONDS = 30
+_CUT_SHARE, _CUT_SECONDS = 0.05, 0.1  # by which a whole file may end before it says
+_PIPED_BYTES = 0x7FFF_0000  # what a WAV of unknown length says that it has, or more
 _MOST_RATE = 768_000  # what is made to convert a rate grows with it, in one step that nobody can stop
 
 
@@ -94,6 +97,8 @@ def sound(media: Media, rate: int, *, most_seconds: float = _MOST_CPU_SECONDS) -
                 n_samples += len(found[-1])
             if n_samples > most:
                 raise _too_long(media)
+        if media.kind == "audio":
+            _check_end(media, container, n_samples / rate)
     if n_samples == 0 and media.kind == "video":
         return None
     if n_samples == 0:
@@ -137,11 +142,14 @@ def count_frames(media: Media) -> int:
             raise refusal(media, "This video's codec is not known here.")
         _check_frame(media, stream.codec_context.width, stream.codec_context.height)
         _check_seconds(media, container, stream)
-        n_frames, most = 0, media.limits.video_frames
-        for packet in container.demux(stream):
-            n_frames += packet.size > 0
+        n_frames, end, most = 0, 0.0, media.limits.video_frames
+        for packet in container.demux():
+            n_frames += packet.size > 0 and packet.stream is stream
             if n_frames > most:
                 raise refusal(media, f"This video has more than the {most:,} frames allowed. Send a part of it.")
+            if packet.pts is not None and packet.time_base:
+                end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
+        _check_end(media, container, end)
     if n_frames == 0:
         raise refusal(media, "This video has no frames.")
     _check_pixels(media, n_frames * stream.codec_context.width * stream.codec_context.height)
@@ -175,6 +183,22 @@ def _check_seconds(media: Media, container: "InputContainer", stream: "Stream") 
         raise _too_long(media)
 
 
+def _check_end(media: Media, container: "InputContainer", end: float) -> None:
+    """Refuse a file that ends well before it says, where what it says is no estimate: one that was cut.
+
+    Args:
+        media: the file.
+        container: the same, opened.
+        end: where what it holds ends, in seconds.
+    """
+    form, content = expect(media), media.content
+    told = (container.duration or 0) / 1e6 if form.reader == "matroska" else 0.0
+    if form.reader == "wav" and _PIPED_BYTES > (n_bytes := int.from_bytes(content[4:8], "little")) > 0:
+        told = end * (8 + n_bytes) / len(content)
+    if end < (1 - _CUT_SHARE) * told - _CUT_SECONDS:
+        raise refusal(media, f"This {form.name} file is cut short: it says that it has {told:.1f} seconds.")
+
+
 def _too_long(media: Media) -> Exception:
     return refusal(
         media, f"This {media.kind} is longer than the {media.limits.seconds:g} seconds allowed. Send a part."
@@ -189,7 +213,7 @@ def _opened(media: Media) -> Iterator["InputContainer"]:
             io.BytesIO(media.content),
             format=form.reader,  # by its first bytes: play lists and the like, which name other files, have no reader
             io_open=_refuse_other_files,
-            options={"max_pixels": str(_MOST_FRAME_PIXELS)},
+            options={"max_pixels": str(_MOST_FRAME_PIXELS), "max_streams": str(_MOST_TRACKS)},
             metadata_errors="ignore",
         ) as container:
             yield container
