@@ -212,6 +212,26 @@ def test_machines_that_share_a_bucket_share_a_job_and_one_dies(
     assert not [folder for folder in folders if (folder / "jobs").exists() or (folder / "files").exists()]
 
 
+def test_a_machine_without_the_files_leaves_a_job_to_one_that_has_them(
+    postgres_url: str, postgres_template: str, tmp_path: Path
+) -> None:
+    folders = [tmp_path / name for name in ("server", "elsewhere")]
+    for folder in folders:
+        folder.mkdir()
+    with database_on(postgres_url, like=postgres_template) as url:
+        shared = {**ALONE, "STORE_URL": url}
+        with serving(folders[0], **shared) as server, working(folders[1], **shared):
+            log = folders[1] / "worker.log"
+            wait_until(lambda: '"working"' in log.read_text(), "the worker's start")
+            for _ in range(10):
+                job = submit(server, lines(600))
+                assert ended(server.http, job)["status"] == "completed"
+                whole(*results(server.http, job), 600)
+                if "its files are not here" in log.read_text():
+                    return
+    raise AssertionError("the worker without the files took nothing")
+
+
 @pytest.fixture
 def way(s3_url: str) -> Iterator[Relay]:
     """The way to the S3 server."""
