@@ -220,16 +220,13 @@ def test_a_machine_without_the_files_leaves_a_job_to_one_that_has_them(
         folder.mkdir()
     with database_on(postgres_url, like=postgres_template) as url:
         shared = {**ALONE, "STORE_URL": url}
-        with serving(folders[0], **shared) as server, working(folders[1], **shared):
+        with serving(folders[0], **shared, WORKER=False) as server, working(folders[1], **shared):
+            job = submit(server, lines(600))
             log = folders[1] / "worker.log"
-            wait_until(lambda: '"working"' in log.read_text(), "the worker's start")
-            for _ in range(10):
-                job = submit(server, lines(600))
+            wait_until(lambda: "its files are not here" in log.read_text(), "the worker without the files")
+            with working(folders[0], **shared):
                 assert ended(server.http, job)["status"] == "completed"
-                whole(*results(server.http, job), 600)
-                if "its files are not here" in log.read_text():
-                    return
-    raise AssertionError("the worker without the files took nothing")
+            whole(*results(server.http, job), 600)
 
 
 @pytest.fixture

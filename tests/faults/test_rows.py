@@ -131,7 +131,8 @@ def together(api: Api, gate: Gate, *calls: Sequence[str]) -> list[httpx.Response
 @pytest.mark.parametrize("api", [raises], indirect=True)
 def test_a_forward_that_raises_fails_one_request(api: Api, gate: Gate) -> None:
     alone = api.run(api.embed(["first", "second"])).json()
-    before, bad, after = together(api, gate, ["first", "second"], ["well", f"a {POISON}", "well"], ["first", "second"])
+    calls = ["first", "second"], ["well", f"a {POISON}", "as well"], ["first", "second"]
+    before, bad, after = together(api, gate, *calls)
     assert bad.status_code == 500
     assert bad.json()["code"] == "INTERNAL_ERROR"
     assert bad.json()["detail"] == "Input 1 failed in the model: RuntimeError."
@@ -144,7 +145,7 @@ def test_a_forward_that_raises_fails_one_request(api: Api, gate: Gate) -> None:
 
 @pytest.mark.parametrize("api", [is_not_finite], indirect=True)
 def test_a_row_that_is_not_finite_is_named(api: Api, gate: Gate) -> None:
-    bad, good = together(api, gate, ["well", "well", POISON], ["well"])
+    bad, good = together(api, gate, ["well", "as well", POISON], ["well"])
     assert bad.status_code == 500
     assert "Input 2" in bad.json()["detail"]
     assert "not finite" in bad.json()["detail"]

@@ -30,8 +30,9 @@ class Caller:
     def __init__(self, server: Served) -> None:
         url = httpx.URL(server.url)
         self.connection = socket.create_connection((url.host, url.port or 80), timeout=PATIENCE_SECONDS)
-        text = "word " * (N_TOKENS - 2)
-        body = json.dumps({"model": MODEL, "input": [text] * N_ROWS, "embedding_type": "ubinary"}).encode()
+        words = ["word"] * (N_TOKENS - 2)
+        texts = [" ".join([*words[:place], "other", *words[place + 1 :]]) for place in range(N_ROWS)]
+        body = json.dumps({"model": MODEL, "input": texts, "embedding_type": "ubinary"}).encode()
         head = f"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {len(body)}\r\n\r\n"
         self.connection.sendall(head.encode() + body)
         wait_until(lambda: rows_waiting(server) > N_ROWS / 2, "rows in the queue")
@@ -107,7 +108,7 @@ def test_a_full_queue_says_when_to_try_again_and_recovers(small: Served) -> None
 
 
 def test_an_empty_queue_takes_a_call_of_any_size(small: Served) -> None:
-    served = small.embed(["x"] * 50)
+    served = small.embed([f"x {number}" for number in range(50)])
     assert served.status_code == 200
     assert len(served.json()["data"]) == 50
 
