@@ -45,7 +45,7 @@ from fundament.depot import INPUT, OWNER, of_job, of_upload, on_thread
 from fundament.errors import AuthError, BalanceError, FundamentError, LimitError, UnavailableError
 from fundament.fetching import Fetcher, read_networks
 from fundament.store import files, jobs, keys, usage
-from fundament.store.database import is_sqlite, name_of
+from fundament.store.database import name_of
 from fundament.store.jobs import Chunk, Job, Written
 from fundament.store.keys import Key
 from fundament.store.usage import Line
@@ -60,7 +60,6 @@ _IDLE_SECONDS = 1.0  # between looks at a store that has nothing to do
 _DISK_SECONDS = 5.0  # between tries on a disk that is full
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _PASSING = (errno.EMFILE, errno.ENFILE)  # connections take files too, and end
-_PASSING_SECONDS = 5
 _STRAY_SECONDS = 3600.0  # an upload may take as long before a row knows it
 _FORGET_AFTER = timedelta(days=30)
 
@@ -179,8 +178,8 @@ class Worker:
         except FundamentError as error:
             await self._end(job, f"The input cannot be used. {error.detail}")
         except OSError as error:
-            if (why := self._passing(error)) is not None:  # as above
-                say("job waits", level=logging.WARNING, job=job.id, reason=why)
+            if error.errno in _PASSING:
+                say("job waits", level=logging.WARNING, job=job.id, reason=error.strerror)
             else:
                 await self._end(job, _reason(error))
         except Exception as error:
@@ -240,22 +239,13 @@ class Worker:
         except FundamentError as error:
             await self._end(job, error.detail)
         except OSError as error:
-            if (why := self._passing(error)) is not None:
-                waits = UnavailableError(why, retry_after_seconds=_PASSING_SECONDS)
-                await self._put_off(job, chunk, waits, n_admitted=toll.n_admitted)
+            if error.errno in _PASSING:
+                await self._put_off(job, chunk, UnavailableError(str(error.strerror)), n_admitted=toll.n_admitted)
             else:
                 await self._end(job, _reason(error))
         except Exception as error:
             say("unexpected error", level=logging.ERROR, error=error, job=job.id)
             await self._end(job, "An unexpected error occurred.")
-
-    def _passing(self, error: OSError) -> str | None:
-        """What is wrong, where it may be right later, or on another machine that works on the same store."""
-        if error.errno in _PASSING:
-            return str(error.strerror)
-        if error.errno == errno.ENOENT and not is_sqlite(self.store.url):
-            return "its files are not here: share the data directory among machines, or set files_url"
-        return None
 
     async def _payer(self, job: Job) -> Key | None:
         """The key that pays for a job; None where no keys are asked for.

@@ -212,23 +212,6 @@ def test_machines_that_share_a_bucket_share_a_job_and_one_dies(
     assert not [folder for folder in folders if (folder / "jobs").exists() or (folder / "files").exists()]
 
 
-def test_a_machine_without_the_files_leaves_a_job_to_one_that_has_them(
-    postgres_url: str, postgres_template: str, tmp_path: Path
-) -> None:
-    folders = [tmp_path / name for name in ("server", "elsewhere")]
-    for folder in folders:
-        folder.mkdir()
-    with database_on(postgres_url, like=postgres_template) as url:
-        shared = {**ALONE, "STORE_URL": url}
-        with serving(folders[0], **shared, WORKER=False) as server, working(folders[1], **shared):
-            job = submit(server, lines(600))
-            log = folders[1] / "worker.log"
-            wait_until(lambda: "its files are not here" in log.read_text(), "the worker without the files")
-            with working(folders[0], **shared):
-                assert ended(server.http, job)["status"] == "completed"
-            whole(*results(server.http, job), 600)
-
-
 @pytest.fixture
 def way(s3_url: str) -> Iterator[Relay]:
     """The way to the S3 server."""
