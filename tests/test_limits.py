@@ -121,8 +121,13 @@ def test_a_redis_that_was_started_anew_is_asked_again(
 
 
 def test_what_redis_says_is_logged_once_a_minute(
-    shared: RedisLimits, redis: Redis, runner: asyncio.Runner, caplog: pytest.LogCaptureFixture
+    shared: RedisLimits,
+    redis: Redis,
+    runner: asyncio.Runner,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("fundament.telemetry._said", {})
     redis.config_set("maxmemory", 1)
     try:
         with caplog.at_level("WARNING", logger="fundament"):

@@ -6,7 +6,6 @@ once, which it does not count, are leases.
 """
 
 import asyncio
-import logging
 import math
 import time
 from abc import ABC, abstractmethod
@@ -22,13 +21,12 @@ from limits.storage import MemoryStorage
 
 from fundament.config import Tier
 from fundament.errors import FundamentError, UnavailableError, install
-from fundament.telemetry import say
+from fundament.telemetry import say_rarely
 
 WINDOW_SECONDS = 60
 _LEASE_SECONDS = 30  # after which the running requests of a process that died no longer count
 _RENEW_SECONDS = 10
 _MOST_SECONDS = 2.0  # that Redis may take for an answer
-_RARELY_SECONDS = 60.0  # between log lines of one failure
 _TICK_SECONDS = 0.001  # what Redis counts in; a wait ends that much after its moment, not on it
 
 Refused = Literal["", "concurrency", "requests", "tokens"]
@@ -282,7 +280,6 @@ class RedisLimits(Limits):
         self._redis = client.Redis.from_pool(pool)  # which it closes
         self._script = self._redis.register_script(_TAKE)
         self._held: dict[str, str] = {}  # by lease, whose it is
-        self._said_at = -math.inf
 
     async def leave(self, who: str, lease: str) -> None:
         """End a request; a lease that Redis does not hear of runs out."""
@@ -317,9 +314,7 @@ class RedisLimits(Limits):
         try:
             return await asyncio.gather(*answers)
         except self._error as error:
-            if (now := time.monotonic()) - self._said_at > _RARELY_SECONDS:
-                self._said_at = now
-                say("limits failed", level=logging.WARNING, reason=error)
+            say_rarely("limits failed", reason=error)
             raise UnavailableError("The limits cannot be read. Try again shortly.") from error
 
 

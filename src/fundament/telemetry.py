@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -14,6 +15,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+_RARELY_SECONDS = 60.0
 
 GaugeReader = Callable[[], Iterable[tuple[str, float]]]
 
@@ -141,3 +143,13 @@ def say(event: str, *, level: int = logging.INFO, error: BaseException | None = 
         # Made here: `log.log` walks the stack for a file and a line that are not shown.
         raised = None if error is None else (type(error), error, error.__traceback__)
         log.handle(log.makeRecord(log.name, level, "", 0, event, (), raised, extra={"fields": fields}))
+
+
+_said: dict[str, float] = {}
+
+
+def say_rarely(event: str, *, reason: object) -> None:
+    """Log a warning of what fails again and again: of each event once a minute."""
+    if (now := time.monotonic()) - _said.get(event, -math.inf) > _RARELY_SECONDS:
+        _said[event] = now
+        say(event, level=logging.WARNING, reason=reason)

@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import math
 import os
 import platform
 import signal
@@ -56,7 +55,7 @@ def test_a_cancelled_transaction_is_undone_at_once(
 def test_what_a_store_says_is_in_the_log_once(
     tmp_path: Path, runner: asyncio.Runner, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(database, "_said_at", -math.inf)
+    monkeypatch.setattr("fundament.telemetry._said", {})
 
     async def scenario() -> None:
         store = Database(locate("", tmp_path))

@@ -1,8 +1,6 @@
 """The database: SQLite in the data directory, or PostgreSQL by URL, spoken to in the same way."""
 
 import asyncio
-import logging
-import math
 import platform
 import sqlite3
 import time
@@ -19,10 +17,9 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
 from fundament.errors import FundamentError, UnavailableError, install
-from fundament.telemetry import say
+from fundament.telemetry import say_rarely
 
 _BUSY_SECONDS = 10  # how long a writer of SQLite waits for another process's transaction
-_RARELY_SECONDS = 60.0
 _MOST_SECONDS = 30.0  # of a transaction: a database that is held still keeps its connections, and says nothing
 _FULL = ("disk is full", "No space left on device")  # SQLite's words, PostgreSQL's
 _ASYNC = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+psycopg"}
@@ -262,21 +259,10 @@ def _answering() -> Iterator[None]:
     except (OperationalError, InterfaceError, PoolTimeoutError, TimeoutError) as error:
         if any(said in str(error) for said in _FULL):
             raise UnavailableError("The store's disk is full: it keeps nothing until there is room.") from error
-        _say_rarely(_first_line(error))
+        say_rarely("store failed", reason=_first_line(error))  # callers are not told
         if "readonly database" in str(error):
             raise UnavailableError("The store cannot be written; the server's log says why.") from error
         raise UnavailableError("The store does not answer. Try again shortly.") from error
-
-
-_said_at = -math.inf
-
-
-def _say_rarely(reason: str) -> None:
-    """Log what the store says, which callers are not told, once a minute."""
-    global _said_at
-    if (now := time.monotonic()) - _said_at > _RARELY_SECONDS:
-        _said_at = now
-        say("store failed", level=logging.WARNING, reason=reason)
 
 
 def _first_line(error: Exception) -> str:
