@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from fundament import buckets
-from fundament.depot import Depot, depot_of, of_job, of_upload, on_thread, probe, secret, whole
+from fundament.depot import Depot, depot_of, identity, of_job, of_upload, on_thread, probe, secret, whole
 from fundament.errors import FundamentError, UnavailableError
 from tests.servers import bucket_on, free_port
 from tests.website import website
@@ -147,6 +147,14 @@ def test_a_secret_is_the_same_for_all_who_come_together(made: Callable[[], Depot
     assert len(found) == 32
     assert run(secret(made(), "links")) == found
     assert run(secret(made(), "webhook")) != found
+
+
+def test_a_depot_has_one_name_for_all_who_share_it_and_another_elsewhere(
+    made: Callable[[], Depot], run: Run, tmp_path: Path
+) -> None:
+    name = run(identity(made()))
+    assert run(identity(made())) == name
+    assert run(identity(depot_of("", tmp_path / "elsewhere"))) != name
 
 
 def test_a_secret_is_its_users_alone(tmp_path: Path, run: Run) -> None:

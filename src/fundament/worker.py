@@ -41,7 +41,7 @@ from fundament.api.lines import (
 from fundament.api.state import State
 from fundament.api.wire import json_bytes
 from fundament.catalog import ModelSpec, find
-from fundament.depot import INPUT, OWNER, of_job, of_upload, on_thread
+from fundament.depot import INPUT, OWNER, identity, of_job, of_upload, on_thread
 from fundament.errors import AuthError, BalanceError, FundamentError, LimitError, UnavailableError
 from fundament.fetching import Fetcher, read_networks
 from fundament.store import files, jobs, keys, usage
@@ -134,15 +134,18 @@ class Worker:
         return task
 
     async def _claim(self, *, fetched: bool) -> Job | None:
-        now, most = _now(), _INPUTS_AT_A_TIME // 2  # so that no key's slow servers keep the others' out
+        here, now = await identity(self.depot), _now()
+        most = _INPUTS_AT_A_TIME // 2  # so that no key's slow servers keep the others' out
         async with self.store.write() as connection:
-            return await jobs.claim(connection, self.name, fetched=fetched, most=most, now=now, until=now + self._lease)
+            return await jobs.claim(
+                connection, self.name, here, fetched=fetched, most=most, now=now, until=now + self._lease
+            )
 
     async def _take(self) -> tuple[Job, Chunk] | None:
-        now = _now()
+        here, now = await identity(self.depot), _now()
         async with self.store.write() as connection:
             models = sorted(self.state.served())
-            taken = await jobs.take(connection, self.name, models, now=now, until=now + self._lease)
+            taken = await jobs.take(connection, self.name, here, models, now=now, until=now + self._lease)
             if taken is not None and taken[1].n_tries > 1 and self._chunks:
                 # It runs alone, so that nothing else dies with it: its turn comes when what runs now has ended.
                 await connection.rollback()

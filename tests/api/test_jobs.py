@@ -5,7 +5,8 @@ import errno
 import json
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
@@ -14,10 +15,12 @@ from typing import Any
 import httpx
 import pytest
 from sqlalchemy import update
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from fundament import worker
 from fundament.config import Tier
 from fundament.depot.directory import Directory
+from fundament.errors import UnavailableError
 from fundament.store.jobs import jobs
 from fundament.worker import Worker
 from tests.accounts.keys import bearer, id_of, make_key, read_key
@@ -305,6 +308,27 @@ def test_what_a_killed_process_left_is_removed(api: Api, folder: Path) -> None:
     work_until(api, swept)
     assert young.exists()
     assert (folder / "jobs" / kept).exists()
+
+
+def test_bytes_stay_where_the_store_may_know_them(api: Api, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    key, store = new_key(api, folder), api.app.state.parts.store
+    before, write = {path.name for path in (folder / "jobs").iterdir()}, store.write
+
+    @asynccontextmanager
+    async def deaf() -> AsyncIterator[AsyncConnection]:
+        async with write() as connection:
+            yield connection
+        raise UnavailableError("The store does not answer.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "write", deaf)
+        sent = ask(api, key, "POST", "/v1/files", files={"file": ("lines.jsonl", b'{"input": "one"}')})
+        made = ask(api, key, "POST", "/v1/batch/embeddings", json={"model": MODEL, "input": ["one"]})
+    assert (sent.status_code, made.status_code) == (503, 503)
+    [upload] = ask(api, key, "GET", "/v1/files").json()["data"]
+    assert ask(api, key, "GET", f"/v1/files/{upload['id']}/content").content == b'{"input": "one"}'
+    [job] = {path.name for path in (folder / "jobs").iterdir()} - before
+    assert work(api, key, job)["status"] == "completed"
 
 
 def test_what_another_stores_rows_may_know_stays(api: Api, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

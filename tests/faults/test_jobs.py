@@ -212,6 +212,29 @@ def test_machines_that_share_a_bucket_share_a_job_and_one_dies(
     assert not [folder for folder in folders if (folder / "jobs").exists() or (folder / "files").exists()]
 
 
+def test_machines_that_share_no_files_leave_each_others_jobs_alone(
+    postgres_url: str, postgres_template: str, tmp_path: Path
+) -> None:
+    folders = [tmp_path / "one", tmp_path / "two"]
+    for folder in folders:
+        folder.mkdir()
+    with database_on(postgres_url, like=postgres_template) as url:
+        shared = {**ALONE, "STORE_URL": url}
+        with serving(folders[0], **shared) as one, serving(folders[1], **shared) as two:
+            handed_in = [(server, submit(server, lines(300))) for server in (one, two) for _ in range(3)]
+            for server, job in handed_in:
+                assert ended(server.http, job)["status"] == "completed"
+                whole(*results(server.http, job), 300)
+            job = handed_in[0][1]
+            assert status(two.http, job)["status"] == "completed"
+            there = two.http.get(f"/v1/batch/{job}/output")
+            upload = one.http.post("/v1/files", files={"file": ("lines.jsonl", lines(1))}).json()["id"]
+            made = two.http.post("/v1/batch/embeddings", json={"model": MODEL, "input_file_id": upload})
+    for answer in (there, made):
+        assert answer.status_code == 404
+        assert "on another machine" in answer.json()["detail"]
+
+
 @pytest.fixture
 def way(s3_url: str) -> Iterator[Relay]:
     """The way to the S3 server."""

@@ -5,6 +5,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from sqlalchemy import update
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from fundament.store import jobs, keys
 from fundament.store.database import Database
@@ -34,6 +36,7 @@ class Table:
             jobs.create,
             job_id,
             key_id=key_id,
+            depot="here",
             dialect="batch",
             model="m",
             asked={"model": "m"},
@@ -44,8 +47,10 @@ class Table:
         )
         return job
 
-    def claim(self, worker: str, at: datetime = NOW, *, fetched: bool = False, most: int = 4) -> str | None:
-        job = self.do(jobs.claim, worker, fetched=fetched, most=most, now=at, until=at + LEASE)
+    def claim(
+        self, worker: str, at: datetime = NOW, *, depot: str = "here", fetched: bool = False, most: int = 4
+    ) -> str | None:
+        job = self.do(jobs.claim, worker, depot, fetched=fetched, most=most, now=at, until=at + LEASE)
         return None if job is None else job.id
 
     def running(self, job_id: str = "batch_1", n_chunks: int = 2, **options: Any) -> None:
@@ -55,8 +60,10 @@ class Table:
         spans = [Span(start=30 * n, n_bytes=30, first_line=3 * n, n_lines=3) for n in range(n_chunks)]
         assert self.do(jobs.divide, job_id, "reader", model="m", n_bytes=60, spans=spans, now=NOW)
 
-    def take(self, worker: str, at: datetime = NOW, models: tuple[str, ...] = ("m",)) -> Chunk | None:
-        taken = self.do(jobs.take, worker, models, now=at, until=at + LEASE)
+    def take(
+        self, worker: str, at: datetime = NOW, *, depot: str = "here", models: tuple[str, ...] = ("m",)
+    ) -> Chunk | None:
+        taken = self.do(jobs.take, worker, depot, models, now=at, until=at + LEASE)
         return None if taken is None else taken[1]
 
     def finish(self, chunk: Chunk, worker: str) -> bool:
@@ -135,6 +142,26 @@ def test_what_a_worker_lets_go_is_taken_at_once(table: Table) -> None:
 def test_a_worker_takes_what_its_models_can_run(table: Table) -> None:
     table.running()
     assert table.take("one", models=("other",)) is None
+
+
+def test_a_job_is_left_to_workers_that_have_its_files(table: Table) -> None:
+    table.add()
+    assert table.claim("one", depot="elsewhere") is None
+    assert table.claim("two") == "batch_1"
+    spans = [Span(start=0, n_bytes=9, first_line=0, n_lines=1)]
+    assert table.do(jobs.divide, "batch_1", "two", model="m", n_bytes=9, spans=spans, now=NOW)
+    assert table.take("one", depot="elsewhere") is None
+    assert table.take("two") is not None
+
+
+def test_a_job_of_an_older_release_is_anybodys(table: Table) -> None:
+    table.add()
+    table.do(_forget_depot)
+    assert table.claim("one", depot="elsewhere") == "batch_1"
+
+
+async def _forget_depot(connection: AsyncConnection) -> None:
+    await connection.execute(update(jobs.jobs).values(depot=None))
 
 
 def test_keys_take_turns_whatever_the_size_of_their_jobs(table: Table) -> None:
@@ -315,7 +342,7 @@ def test_many_workers_take_every_chunk_once(store: Database, table: Table, runne
         taken = []
         while True:
             async with store.write() as connection:
-                found = await jobs.take(connection, name, ["m"], now=NOW, until=NOW + LEASE)
+                found = await jobs.take(connection, name, "here", ["m"], now=NOW, until=NOW + LEASE)
             if found is None:
                 return taken
             async with store.write() as connection:

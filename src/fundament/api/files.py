@@ -1,6 +1,7 @@
 """`/v1/files`: uploads for batch jobs, and the files that jobs made, as OpenAI's clients handle them."""
 
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Literal
 
@@ -9,7 +10,7 @@ from fastapi import APIRouter, Query, Request, Response
 from fundament.api.auth import owner
 from fundament.api.body import echo
 from fundament.api.ids import FORM, checked_id
-from fundament.api.jobs import KINDS, check_stored, download, find, job_of_result, result_id, send
+from fundament.api.jobs import KINDS, check_stored, download, find, gone, job_of_result, result_id, send
 from fundament.api.multipart import read_form
 from fundament.api.schemas import responses, streamed
 from fundament.api.state import State, state_of
@@ -67,7 +68,8 @@ async def upload(request: Request) -> Response:
     state, key_id, file_id = state_of(request), owner(request), files.new_id()
     max_bytes = int(state.settings.max_job_mb * 1e6)
     form = await read_form(request, state.depot, of_upload(file_id), fields=_FIELDS, max_bytes=max_bytes)
-    try:
+    async with AsyncExitStack() as undo:
+        undo.push_async_callback(state.depot.remove, of_upload(file_id))
         if (purpose := form.fields.get("purpose", _PURPOSE)) != _PURPOSE:
             raise InputError(Fault("body -> purpose", f"Input should be '{_PURPOSE}'.", "enum", echo(purpose)))
         now = datetime.now(UTC)
@@ -83,9 +85,7 @@ async def upload(request: Request) -> Response:
         async with state.store.write() as connection:
             await check_stored(state, connection, key_id, file.n_bytes)
             await files.create(connection, file)
-    except BaseException:
-        await state.depot.remove(of_upload(file_id))
-        raise
+            undo.pop_all()  # see `submit`
     return answer(describe(file))
 
 
@@ -220,7 +220,10 @@ async def link(state: State, file_id: str, key_id: str) -> Callable[[str], Await
     file = await find_file(state, file_id, key_id)
 
     async def place(name: str) -> int:
-        await state.depot.copy(of_upload(file.id), name)
+        try:
+            await state.depot.copy(of_upload(file.id), name)
+        except FileNotFoundError as error:
+            raise gone(file.name) from error
         return file.n_bytes
 
     return place

@@ -4,7 +4,7 @@ import base64
 import hmac
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import AsyncExitStack, aclosing
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from typing import Any, Literal, get_args
@@ -18,7 +18,7 @@ from fundament.api.body import echo
 from fundament.api.ids import checked_id
 from fundament.api.state import State
 from fundament.buckets import is_listed
-from fundament.depot import INPUT, Depot, of_job, secret
+from fundament.depot import INPUT, Depot, identity, of_job, secret
 from fundament.errors import (
     BodyError,
     BusyError,
@@ -81,28 +81,29 @@ async def submit(
         _check_url("webhook_url", webhook_url)
     job_id, now = jobs.new_id(), datetime.now(UTC)
     try:
-        n_bytes = await place(of_job(job_id, INPUT)) if place is not None else 0
-        async with state.store.write() as connection:
-            _check_number(state, await check_stored(state, connection, key_id, n_bytes))
-            job = await jobs.create(
-                connection,
-                job_id,
-                key_id=key_id,
-                dialect=dialect,
-                model=model,
-                asked=asked,
-                n_bytes=n_bytes,
-                now=now,
-                expires_at=now + timedelta(hours=state.settings.job_hours),
-                url=url,
-                webhook_url=webhook_url,
-            )
+        async with AsyncExitStack() as undo:
+            undo.push_async_callback(state.depot.remove, of_job(job_id))
+            here = await identity(state.depot)
+            n_bytes = await place(of_job(job_id, INPUT)) if place is not None else 0
+            async with state.store.write() as connection:
+                _check_number(state, await check_stored(state, connection, key_id, n_bytes))
+                job = await jobs.create(
+                    connection,
+                    job_id,
+                    key_id=key_id,
+                    depot=here,
+                    dialect=dialect,
+                    model=model,
+                    asked=asked,
+                    n_bytes=n_bytes,
+                    now=now,
+                    expires_at=now + timedelta(hours=state.settings.job_hours),
+                    url=url,
+                    webhook_url=webhook_url,
+                )
+                undo.pop_all()  # the store may keep it though its answer is lost; bytes without a row are swept
     except OSError as error:
-        await state.depot.remove(of_job(job_id))
         raise UnavailableError(f"The input cannot be kept: {error.strerror}.", retry_after_seconds=60) from error
-    except BaseException:
-        await state.depot.remove(of_job(job_id))
-        raise
     state.wake()
     return job
 
@@ -220,7 +221,7 @@ async def send(
     try:
         first = await anext(pieces, b"")
     except FileNotFoundError as error:
-        raise NotFoundError(f"The bytes of {file_name} are gone.") from error
+        raise gone(file_name) from error
 
     async def all_of_them() -> AsyncIterator[bytes]:
         async with aclosing(pieces):
@@ -232,6 +233,14 @@ async def send(
     named = f'filename="{file_name}"' if encoded == file_name else f"filename*=utf-8''{encoded}"
     headers = {"Content-Length": str(n_bytes), "Content-Disposition": f"attachment; {named}"}
     return StreamingResponse(all_of_them(), media_type=media_type, headers=headers)
+
+
+def gone(name: str) -> NotFoundError:
+    """Why a file whose row is there has no bytes here."""
+    return NotFoundError(
+        f"The bytes of '{echo(name)}' are not here: they are gone, or on another machine that shares this one's store "
+        "but not its files_url."
+    )
 
 
 async def _joined(depot: Depot, names: Sequence[str]) -> AsyncGenerator[bytes, None]:

@@ -3,6 +3,7 @@
     jobs/ID/input        a job's input, as it was handed in
     jobs/ID/NAME         its lines, where they had to be fetched or converted, and what became of each chunk
     files/ID             an upload
+    depot.id             names the depot to the store
     NAME.secret          random bytes to sign with, the same for all that share the depot
     store.owner          which store names the files here: no other one's worker removes what it does not know
 
@@ -31,10 +32,10 @@ class Depot(Protocol):
     """Files by name. What fails for want of the disk raises `OSError`, for want of the bucket `UnavailableError`.
 
     Attributes:
-        secrets: those that have been read, by name.
+        claimed: what `secret` and `identity` have read, by the file's name.
     """
 
-    secrets: dict[str, bytes]
+    claimed: dict[str, bytes]
 
     async def write(self, name: str, pieces: AsyncIterable[bytes]) -> int:
         """Write a new file, so that it outlives a loss of power; there is none where this fails.
@@ -109,9 +110,18 @@ def depot_of(url: str, data_dir: Path) -> Depot:
 
 async def secret(depot: Depot, name: str) -> bytes:
     """32 random bytes, the same at every start."""
-    if name not in depot.secrets:
-        depot.secrets[name] = await depot.claim(f"{name}.secret", secrets.token_bytes(32))
-    return depot.secrets[name]
+    return await _claimed(depot, f"{name}.secret", secrets.token_bytes(32))
+
+
+async def identity(depot: Depot) -> str:
+    """What the store calls a depot: the same for all that share it, and for no other."""
+    return (await _claimed(depot, "depot.id", secrets.token_hex(8).encode())).decode()
+
+
+async def _claimed(depot: Depot, name: str, content: bytes) -> bytes:
+    if name not in depot.claimed:
+        depot.claimed[name] = await depot.claim(name, content)
+    return depot.claimed[name]
 
 
 async def whole(pieces: AsyncIterable[bytes]) -> bytes:

@@ -38,7 +38,7 @@ class Bucket:
         except BaseError as error:
             raise FundamentError(f"{url} cannot be used: {buckets.first_line(error)}") from error
         self.url = url
-        self.secrets: dict[str, bytes] = {}
+        self.claimed: dict[str, bytes] = {}
 
     async def write(self, name: str, pieces: AsyncIterable[bytes]) -> int:
         """See `Depot`; what is longer than a part is sent in parts, so that few of them lie in memory.

@@ -22,7 +22,7 @@ class Directory:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.secrets: dict[str, bytes] = {}
+        self.claimed: dict[str, bytes] = {}
 
     async def write(self, name: str, pieces: AsyncIterable[bytes]) -> int:
         """See `Depot`."""

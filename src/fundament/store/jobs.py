@@ -42,6 +42,7 @@ jobs = Table(
     metadata,
     Column("id", String(40), primary_key=True),
     Column("key_id", String(12), nullable=False),
+    Column("depot", String(16)),
     Column("dialect", String(8), nullable=False),
     Column("state", String(12), nullable=False, index=True),
     Column("outcome", String(12)),
@@ -107,6 +108,7 @@ class Job:
     Attributes:
         id: names it.
         key_id: whose it is; empty for callers without a key.
+        depot: where its files lie; None for jobs of a release that did not note it.
         dialect: the form in which it was asked for and is answered.
         outcome: the state in which it ended, which stays when it expires; None where it has not ended, or only expired.
         model: the id of the model that runs it; None until the input has been read, where only that names one.
@@ -126,6 +128,7 @@ class Job:
 
     id: str
     key_id: str
+    depot: str | None
     dialect: Dialect
     state: State
     outcome: State | None
@@ -211,6 +214,7 @@ async def create(
     job_id: str,
     *,
     key_id: str,
+    depot: str,
     dialect: Dialect,
     model: str | None,
     asked: Mapping[str, Any],
@@ -226,6 +230,7 @@ async def create(
         .values(
             id=job_id,
             key_id=key_id,
+            depot=depot,
             dialect=dialect,
             state="queued",
             model=model,
@@ -297,13 +302,14 @@ async def active(connection: AsyncConnection, key_id: str) -> tuple[int, int]:
 
 
 async def claim(
-    connection: AsyncConnection, worker: str, *, fetched: bool, most: int, now: datetime, until: datetime
+    connection: AsyncConnection, worker: str, depot: str, *, fetched: bool, most: int, now: datetime, until: datetime
 ) -> Job | None:
     """Take a job whose input nobody reads, to read it: of the key that has the fewest being read, its oldest.
 
     Args:
         connection: of a transaction that writes.
         worker: who reads it.
+        depot: where it reads and writes; jobs whose files lie in another are left to others.
         fetched: whether its input is read from a URL, or lies here.
         most: inputs of one key that this worker reads at a time.
         now: the moment.
@@ -323,7 +329,13 @@ async def claim(
     free = or_(waiting.c.lease_until.is_(None), waiting.c.lease_until < now)
     next_one = (
         select(waiting.c.id)
-        .where(waiting.c.state == "queued", free, of_kind(waiting.c.url), held_here < most)
+        .where(
+            waiting.c.state == "queued",
+            _lies_in(depot, waiting.c.depot),
+            free,
+            of_kind(waiting.c.url),
+            held_here < most,
+        )
         .order_by(held.scalar_subquery(), waiting.c.created_at, waiting.c.id)
         .limit(1)
         .with_for_update(skip_locked=True)
@@ -373,9 +385,11 @@ async def divide(
 
 
 async def take(
-    connection: AsyncConnection, worker: str, models: Collection[str], *, now: datetime, until: datetime
+    connection: AsyncConnection, worker: str, depot: str, models: Collection[str], *, now: datetime, until: datetime
 ) -> tuple[Job, Chunk] | None:
     """Take the next chunk: of the key that has the fewest at work, of its oldest job, the first that nobody holds.
+
+    Jobs whose files lie in another depot, or that run another model, are left to others.
 
     Where the key has a balance a job's chunks are taken one after the other, so that what it pays for is a beginning.
     """
@@ -385,6 +399,7 @@ async def take(
         .where(
             jobs.c.state == "running",
             jobs.c.model.in_(models),
+            _lies_in(depot, jobs.c.depot),
             or_(jobs.c.not_before.is_(None), jobs.c.not_before <= now),
             select(chunks.c.id).where(chunks.c.job_id == jobs.c.id, free).exists(),
         )
@@ -665,6 +680,10 @@ async def called(connection: AsyncConnection, job_id: str, state: Called, error:
 async def _add_chunks(connection: AsyncConnection, job_id: str, spans: Sequence[Span], *, n_tries: int = 0) -> None:
     none_yet = {"n_tries": n_tries, "n_admitted": 0, "n_output_bytes": 0, "n_error_bytes": 0}
     await connection.execute(chunks.insert(), [{"job_id": job_id, **asdict(span), **none_yet} for span in spans])
+
+
+def _lies_in(depot: str, noted: ColumnElement[Any]) -> ColumnElement[bool]:
+    return or_(noted.is_(None), noted == depot)
 
 
 def _mine(chunk: Chunk, worker: str) -> ColumnElement[bool]:
