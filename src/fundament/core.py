@@ -125,7 +125,7 @@ class Embed:
         instruction: what the vectors are for in the caller's own words, in place of the task's; None where the model
             follows none or the caller gives none.
         truncate: read as much of a text as fits, in place of refusing it.
-        late_chunking: read all texts as one; several give one vector each, a single one gives a vector per sentence.
+        late_chunking: read all texts as one, then give a vector to each of them, or to each sentence of the only one.
         late_chunking_window: tokens of a window, special tokens included: what does not fit one is read in
             several that overlap. None: one window as long as the context.
         output: what each text becomes; one of the model's `outputs`.
@@ -139,7 +139,7 @@ class Embed:
     task: str | None = None
     instruction: str | None = None
     truncate: bool = False
-    late_chunking: bool = False
+    late_chunking: Literal["inputs", "sentences"] | None = None
     late_chunking_window: int | None = None
     output: Output = "dense"
     role: Role | None = None

@@ -44,8 +44,13 @@ def vectors(response: httpx.Response) -> np.ndarray:
     return np.array([item["embedding"] for item in data])
 
 
-@pytest.mark.parametrize("given", [TEXT, [TEXT], {"text": TEXT}])
-def test_a_single_text_has_a_vector_per_sentence(api: Api, given: Any) -> None:
+@pytest.mark.parametrize("given", [[TEXT], [{"text": TEXT}], [TEXT, "the end"]])
+def test_a_list_has_a_vector_per_input(api: Api, given: Any) -> None:
+    assert len(vectors(ask(api, given, task="retrieval.passage"))) == len(given)
+
+
+@pytest.mark.parametrize("given", [TEXT, {"text": TEXT}])
+def test_a_text_by_itself_has_a_vector_per_sentence(api: Api, given: Any) -> None:
     found = vectors(ask(api, given, task="retrieval.passage"))
     assert len(found) == 3
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-6)

@@ -154,7 +154,7 @@ def masked(kind: str) -> Callable[[Path], Path]:
     return write
 
 
-LATE = Embed(inputs=TEXTS[:3], late_chunking=True)
+LATE = Embed(inputs=TEXTS[:3], late_chunking="inputs")
 SIDES = [*each(None, outputs=("multi",), role="query"), *each(None, outputs=("multi",), role="document")]
 PAIRS = [Rerank(query="what the search finds", documents=TEXTS)]
 BLOCKS = [Rerank(query="what the search finds", documents=TEXTS * 4)]

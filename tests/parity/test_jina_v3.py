@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -204,8 +205,13 @@ def test_adapters_that_no_task_chooses_are_refused(directories: dict[str, Path])
 # Late chunking.
 
 
-def late(model: TextEmbedder, inputs: list[str], **fields: object) -> tuple[Tensor, list[Item]]:
-    call = Embed(inputs=inputs, late_chunking=True, **fields)  # type: ignore[arg-type]
+def late(model: TextEmbedder, sent: str | list[str], **fields: object) -> tuple[Tensor, list[Item]]:
+    """What a text by itself gives, or texts in a list."""
+    call = (
+        Embed(inputs=[sent], late_chunking="sentences", **fields)  # type: ignore[arg-type]
+        if isinstance(sent, str)
+        else Embed(inputs=sent, late_chunking="inputs", **fields)  # type: ignore[arg-type]
+    )
     items = model.prepare(call)
     return torch.from_numpy(finish(model, call, items, model.forward(items)).vectors), items
 
@@ -248,7 +254,7 @@ def test_a_single_text_is_pooled_by_sentences(
 ) -> None:
     model, text = models["woven"], "the search. What people mean? 東京。naïve the\nend"
     prompt = model.spec.tasks[task].prompt if task else ""
-    found, items = late(model, [text], task=task)
+    found, items = late(model, text, task=task)
     plain = model.prepare(Embed(inputs=[text], task=task))[0]
     assert np.array_equal(items[0].features["ids"], plain.features["ids"]), "it is read as it stands"
     assert items[0].n_counted == plain.n_counted
@@ -264,11 +270,13 @@ def test_a_single_text_is_pooled_by_sentences(
     assert_same(found, slowly(networks[task], whole, parts))
 
 
-def test_one_sentence_has_the_vector_of_its_own_tokens(
-    models: dict[str, TextEmbedder], networks: dict[str | None, nn.Module]
+@pytest.mark.parametrize("sent", ["the search", ["the search"], ["the search. What people"]])
+def test_one_part_has_the_vector_of_its_own_tokens(
+    sent: str | list[str], models: dict[str, TextEmbedder], networks: dict[str | None, nn.Module]
 ) -> None:
-    found, _ = late(models["port"], ["the search"])
-    assert_same(found[0], states(networks[None], [0, *ids_of("the search"), 2])[1:-1].mean(0))
+    found, _ = late(models["port"], sent)
+    assert len(found) == 1, "a list has a vector per input"
+    assert_same(found[0], states(networks[None], [0, *ids_of("".join(sent)), 2])[1:-1].mean(0))
 
 
 LONG = ["the search " * 30, "what people " * 20, "東京 " * 20]
@@ -323,7 +331,7 @@ def test_truncate_cuts_the_last_part(models: dict[str, TextEmbedder], networks: 
     assert_same(found, slowly(networks[None], [], parts))
     assert items[0].n_truncated == 1
     assert items[0].n_counted == items[0].n_tokens == CONTEXT
-    sentences, _ = late(models["woven"], ["What search. " * 60], truncate=True)
+    sentences, _ = late(models["woven"], "What search. " * 60, truncate=True)
     each = len(ids_of("What search. " * 2)) - len(ids_of("What search. "))
     assert len(sentences) == -(-(CONTEXT - 2) // each), "sentences behind the cut have no vector"
 
@@ -334,8 +342,8 @@ def test_a_window_of_another_size_is_refused(models: dict[str, TextEmbedder], wi
         late(models["woven"], ["a", "b"], late_chunking_window=window)
 
 
-@pytest.mark.parametrize(("inputs", "index"), [([""], 0), ([" \n"], 0), (["a", "", "b"], 1)])
-def test_an_input_without_tokens_is_named(models: dict[str, TextEmbedder], inputs: list[str], index: int) -> None:
+@pytest.mark.parametrize(("inputs", "index"), [("", 0), (" \n", 0), ([""], 0), (["a", "", "b"], 1)])
+def test_an_input_without_tokens_is_named(models: dict[str, TextEmbedder], inputs: str | list[str], index: int) -> None:
     with pytest.raises(InputError, match=rf"input -> {index}: This text has no tokens"):
         late(models["woven"], inputs)
 
@@ -346,7 +354,8 @@ def test_a_joint_row_alone_equals_the_row_in_any_company(
     models: dict[str, TextEmbedder], inputs: list[str], company: list[Asked]
 ) -> None:
     model = models["woven"]
-    call = Embed(inputs=inputs, task="separation", late_chunking=True, late_chunking_window=40)
+    parts: Literal["inputs", "sentences"] = "inputs" if len(inputs) > 1 else "sentences"
+    call = Embed(inputs=inputs, task="separation", late_chunking=parts, late_chunking_window=40)
     try:
         items = model.prepare(call)
     except InputError:

@@ -143,7 +143,7 @@ def test_the_tokens_of_multi_vectors_are_named(model: VisionEmbedder) -> None:
 
 def test_late_chunking_pools_each_text_of_one_row(model: VisionEmbedder, networks: dict) -> None:
     parts = ["the search", " finds", " what people mean"]
-    call = Embed(inputs=parts, task="retrieval.passage", late_chunking=True)
+    call = Embed(inputs=parts, task="retrieval.passage", late_chunking="inputs")
     items = model.prepare(call)
     made = torch.from_numpy(finish(model, call, items, model.forward(items)).vectors)  # type: ignore[union-attr]
     hidden, _ = states(networks["retrieval"][0], "".join(parts), "Passage: ")
@@ -160,7 +160,7 @@ def test_late_chunking_pools_each_text_of_one_row(model: VisionEmbedder, network
 
 def test_late_chunking_refuses_images(model: VisionEmbedder) -> None:
     with pytest.raises(InputError, match="late_chunking: Late chunking reads all inputs as one text"):
-        model.prepare(Embed(inputs=["a", png(PICTURES[0])], task="code.query", late_chunking=True))
+        model.prepare(Embed(inputs=["a", png(PICTURES[0])], task="code.query", late_chunking="inputs"))
 
 
 sizes = st.tuples(st.integers(1, 300), st.integers(1, 300)).filter(lambda size: max(size) <= 200 * min(size))

@@ -1,6 +1,6 @@
 """`POST /v1/embeddings`: texts and media in; out comes a vector each, or a vector or a weight per token."""
 
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from fastapi import APIRouter, Request, Response
 from pydantic import (
@@ -14,7 +14,7 @@ from pydantic import (
 
 from fundament.api.answers import COUNTS_OUTPUT, EmbeddingsAnswer, cut, write
 from fundament.api.body import Body, echo, read_body
-from fundament.api.inputs import Inputs, check_number
+from fundament.api.inputs import Alone, Inputs, check_number
 from fundament.api.media import check_media, opened, read_bare, references
 from fundament.api.presence import while_awaited
 from fundament.api.routes import PlainRoute
@@ -83,8 +83,8 @@ class EmbeddingsRequest(Body):
     )
     late_chunking: bool | None = Field(
         None,
-        description="Read all inputs as one text, then pool each one's part: one vector per input; of a single "
-        "string, one per sentence, and `index` counts sentences.",
+        description="Read all inputs as one text, then pool each one's part: one vector per input; of a "
+        "string outside a list, one per sentence, and `index` counts sentences.",
     )
     late_chunking_window: Annotated[int, Field(gt=0, le=131_072)] | None = Field(
         None,
@@ -135,7 +135,7 @@ async def embed(
             task=task_of(spec, request) or spec.default_task,
             instruction=request.instruction or None,
             truncate=bool(request.truncate),
-            late_chunking=bool(request.late_chunking),
+            late_chunking=_parts(request),
             late_chunking_window=request.late_chunking_window,
             output=output_of(spec, request),
             role=_role(spec, request),
@@ -171,6 +171,13 @@ async def answer_embeddings(request: Request, asked: EmbeddingsRequest) -> Respo
         headers={"X-Truncated-Inputs": str(answer.made.n_truncated)},
         media_type="application/json",
     )
+
+
+def _parts(request: EmbeddingsRequest) -> Literal["inputs", "sentences"] | None:
+    """What late chunking gives a vector to: of a list each input, since callers put theirs beside ours."""
+    if not request.late_chunking:
+        return None
+    return "sentences" if isinstance(request.input, Alone) else "inputs"
 
 
 def output_of(spec: ModelSpec, request: EmbeddingsRequest) -> Output:

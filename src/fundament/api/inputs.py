@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, get_args
 
-from pydantic import BaseModel, BeforeValidator, Field
+from pydantic import BaseModel, Field, PlainValidator
 
 from fundament.api.body import echo
 from fundament.core import MediaKind
@@ -73,14 +73,18 @@ Sent = Part | tuple[Part, ...]
 """An input as it was sent; a tuple is a group, whose parts become one vector."""
 
 
+class Alone(list[Sent]):
+    """The only input, sent as it is and not in a list."""
+
+
 def read_inputs(value: Any) -> list[Sent]:
-    """Every input of a request, in its order.
+    """Every input of a request, in its order; `Alone` where it is no list.
 
     Raises:
         InputError: something that is no input, named by its place.
     """
     if not isinstance(value, list):
-        return [_read(value, "body -> input")]
+        return Alone([_read(value, "body -> input")])
     if not value:
         raise InputError(Fault("body -> input", "List should have at least 1 item, not 0.", "too_short", "a list of 0"))
     return [item if isinstance(item, str) else _read(item, f"body -> input -> {i}") for i, item in enumerate(value)]
@@ -162,7 +166,7 @@ def _is_token_ids(value: Any) -> bool:
 _Item = str | TextDoc | ImageDoc | VideoDoc | AudioDoc | MergedContentGroup
 Inputs = Annotated[
     list[Sent],
-    BeforeValidator(
+    PlainValidator(
         read_inputs,
         json_schema_input_type=str
         | TextDoc

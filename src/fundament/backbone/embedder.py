@@ -95,7 +95,7 @@ class TextEmbedder:
 
     def _prepare_joint(self, call: Embed, prompt: str, adapter: Array) -> list[Item]:
         """One row for all texts, or one per window, with the borders of the parts that it holds."""
-        several, tokenizer = len(call.texts) > 1, self.tokenizer
+        several, tokenizer = call.late_chunking == "inputs", self.tokenizer
         pieces = [[text] for text in call.texts] if several else [chunking.sentences(call.texts[0])]
         joint = tokenizer.encode_parts(pieces, prompt)
         n_parts = np.diff(joint.borders)
