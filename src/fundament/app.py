@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager, suppress
 
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
+from starlette.middleware.cors import CORSMiddleware
 
 from fundament import __version__
 from fundament.accounts.visits import Accounts
@@ -184,6 +185,15 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_middleware(AccountMiddleware, accounts=accounts)
     routes = [route for module in modules for route in module.router.routes]
     app.add_middleware(RequestMiddleware, state=app.state.parts, routes=routes)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["*"],
+            allow_headers=["*"],
+            expose_headers=["*"],
+            max_age=3600,
+        )
     return app
 
 

@@ -48,7 +48,7 @@ Models = Annotated[
 ]
 Aliases = Annotated[
     Optional[list[str]],  # noqa: UP045 - as above
-    typer.Option("--alias", metavar="NAME=MODEL", help="Answer to NAME as MODEL; may be given several times."),
+    typer.Option("--alias", metavar="NAME=MODEL[:TASK]", help="Answer to NAME as MODEL; may be given several times."),
 ]
 AllowTorchscript = Annotated[
     bool | None,

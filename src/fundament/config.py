@@ -81,6 +81,13 @@ def _networks(value: list[str]) -> list[str]:
     return value
 
 
+def _origins(value: list[str]) -> list[str]:
+    for text in value:
+        if not re.fullmatch(r"\*|[a-z][a-z0-9+.-]*://[^/\s]+", text):
+            raise ValueError(f"'{text}' is no origin; write https://HOST, with :PORT where there is one, and no path")
+    return value
+
+
 def _buckets(value: list[str]) -> list[str]:
     for text in value:
         if not re.fullmatch("(s3|gs)://[^/]+", text):
@@ -122,8 +129,8 @@ class Settings(BaseSettings):
     )
     aliases: Annotated[list[str], NoDecode, BeforeValidator(_split)] = Field(
         default=[],
-        description="Other names of served models, each `NAME=MODEL`, for clients whose model name cannot be changed. "
-        "An answer's `model` then says `MODEL`.",
+        description="Other names of served models, each `NAME=MODEL`, for clients whose model name cannot be changed, "
+        "or `NAME=MODEL:TASK`, for those that cannot say a task. An answer's `model` then says `MODEL`.",
     )
     allow_torchscript: bool = Field(
         default=False,
@@ -230,6 +237,11 @@ class Settings(BaseSettings):
     max_media_mb: float = Field(default=128, gt=0, description="All files of one request together, in MB.")
     max_all_media_mb: float = Field(
         default=1024, gt=0, description="Files of all requests that are in memory, in MB; past it the answer is 503."
+    )
+    cors_origins: Annotated[list[str], NoDecode, BeforeValidator(_split), AfterValidator(_origins)] = Field(
+        default=[],
+        description="Web pages whose scripts may call this server, by origin, as in `https://app.example.com`; `*` is "
+        "every page that a user visits. None: browsers keep them all out.",
     )
     allowed_networks: Annotated[list[str], NoDecode, BeforeValidator(_split), AfterValidator(_networks)] = Field(
         default=[],

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from fundament.aliases import read_aliases
+from fundament.aliases import Alias, read_aliases
 from fundament.app import create_app
 from fundament.catalog import CATALOG, EMBEDDED
 from fundament.config import Settings
 from fundament.errors import FundamentError
+from tests.checkpoints import jina_v3
+from tests.checkpoints.xlm_roberta import HIDDEN
 from tests.inprocess import Api, running
 
 SERVED = {EMBEDDED.id: EMBEDDED}
@@ -65,11 +67,36 @@ def test_who_asks_for_an_unknown_model_is_told_of_the_aliases(api: Api) -> None:
 
 def test_an_alias_may_mean_a_model_of_a_whole_name() -> None:
     served = {name: replace(EMBEDDED, id=name) for name in ("mine", "team/mine")}
-    assert read_aliases(["x=team/mine"], served) == {"x": "team/mine"}
+    assert read_aliases(["x=team/mine"], served) == {"x": Alias("team/mine")}
 
 
 def test_a_name_of_the_catalogue_means_the_same_in_every_form() -> None:
-    assert read_aliases(["jinaai/Jina-Embeddings-V3 = all-minilm-l6-v2"], SERVED) == {"jina-embeddings-v3": EMBEDDED.id}
+    assert read_aliases(["jinaai/Jina-Embeddings-V3 = all-minilm-l6-v2"], SERVED) == {
+        "jina-embeddings-v3": Alias(EMBEDDED.id)
+    }
+
+
+def test_an_alias_may_bring_a_task_and_a_name_may_have_a_colon() -> None:
+    served = {"jina-embeddings-v3": CATALOG["jina-embeddings-v3"], "mine:v1": replace(EMBEDDED, id="mine:v1")}
+    assert read_aliases(["q=jinaai/jina-embeddings-v3:retrieval.query", "x=mine:v1"], served) == {
+        "q": Alias("jina-embeddings-v3", "retrieval.query"),
+        "x": Alias("mine:v1"),
+    }
+
+
+def test_an_aliass_task_holds_where_the_caller_names_none(tmp_path: Path) -> None:
+    name, task = "jina-embeddings-v3", "retrieval.query"
+    model = f"{name}={jina_v3.woven(tmp_path / 'v3')}"
+    with running(tmp_path, dims={name: HIDDEN}, models=[model], aliases=[f"v3-query={name}:{task}"]) as api:
+
+        def vectors(**asked: str) -> list[object]:
+            answer = api.run(api.client.post("/v1/embeddings", json={"input": ["a text"], **asked}))
+            assert answer.json()["model"] == name
+            return list(answer.json()["data"])
+
+        assert vectors(model="v3-query") == vectors(model=name, task=task) != vectors(model=name)
+        assert vectors(model="v3-query", task="separation") == vectors(model=name, task="separation")
+        assert api.run(api.client.get("/v1/models/v3-query")).json()["alias_of"] == f"{name}:{task}"
 
 
 @pytest.mark.parametrize(
@@ -84,6 +111,7 @@ def test_a_name_of_the_catalogue_means_the_same_in_every_form() -> None:
         (["x"], f"--alias x: write NAME=MODEL, as in --alias my-model={EMBEDDED.id}"),
         ([f"={EMBEDDED.id}"], "write NAME=MODEL"),
         (["x="], "write NAME=MODEL"),
+        ([f"x={EMBEDDED.id}:retrieval.query"], f"the tasks of '{EMBEDDED.id}' are none, not 'retrieval.query'"),
     ],
 )
 def test_what_is_no_alias_stops_the_start(tmp_path: Path, aliases: list[str], words: str) -> None:

@@ -154,7 +154,7 @@ ModelInfo = _object(
         # The older local reference.
         "type": {"enum": ["embedding", "reranker", "chat"]},
         "max_tokens": _INTEGER,
-        "dimensions": _INTEGER,
+        "dimensions": {"anyOf": [_INTEGER, {"type": "null"}]},
         "supports_multimodal": _BOOLEAN,
         "tasks": {"anyOf": [_list(_STRING), {"type": "null"}]},
     },

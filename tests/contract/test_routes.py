@@ -5,6 +5,9 @@ import re
 import httpx
 import pytest
 
+from fundament.api.chat import ChatRequest
+from fundament.api.models import describe
+from fundament.catalog import CATALOG
 from tests.served import MODEL, Served, metrics_of, wait_until
 
 LONG_ID = "sentence-transformers/all-MiniLM-L6-v2"
@@ -22,6 +25,13 @@ def test_the_models_list_names_what_is_served(client: httpx.Client) -> None:
     assert model["supports_multimodal"] is False
     assert model["type"] == "embedding"
     assert set(model["pricing"].values()) == {"0"}
+
+
+def test_a_list_says_what_models_without_vectors_lack() -> None:
+    chat, ranker = describe(CATALOG["jina-vlm"]), describe(CATALOG["jina-reranker-v2-base-multilingual"])
+    assert (chat["dimensions"], ranker["dimensions"]) == (None, None)
+    assert chat["max_output_length"] == chat["context_length"]
+    assert set(chat["supported_sampling_parameters"]) <= set(ChatRequest.model_fields)
 
 
 @pytest.mark.parametrize("name", [MODEL, LONG_ID, LONG_ID.replace("/", "%2F"), "All-MiniLM-L6-v2"])

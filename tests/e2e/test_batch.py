@@ -141,7 +141,7 @@ def test_vectors_are_those_of_the_endpoint_in_every_form(http: httpx.Client) -> 
         ({"input": ["x"], "dimensions": 1000}, 422, "less than or equal to 384"),
         ({"input": ["x"], "late_chunking": True}, 422, "late_chunking"),
         ({"input_url": "ftp://x.example/f"}, 422, "use http or https"),
-        ({"input_url": "s3://bucket/key"}, 422, "use http or https"),
+        ({"input_url": "s3://bucket/key"}, 422, "input_buckets"),
         ({"input": ["x"], "webhook_url": "file:///etc"}, 422, "use http or https"),
         ({"input_file_id": "file-none"}, 404, "not found or access denied"),
         ({"input": ["x"], "endpoint": "/v1/rerank"}, 422, "should be '/v1/embeddings'"),
@@ -349,10 +349,13 @@ def test_the_official_openai_client(server: Served, tmp_path: Path) -> None:
             client.batches.create(input_file_id=bad.id, endpoint="/v1/completions", completion_window="24h")
 
 
-def test_batches_of_openai_are_listed_to_everybody(http: httpx.Client) -> None:
+def test_batches_of_openai_are_a_list_of_their_own(http: httpx.Client) -> None:
     body = {"input_file_id": upload(http, b'"x"'), "endpoint": "/v1/embeddings"}
     first, second = (http.post("/v1/batches", json=body).json()["id"] for _ in range(2))
-    assert {first, second} <= {each.get("id") for each in http.get("/v1/batches?limit=100").json()}
+    made = http.post("/v1/batch/embeddings", json={"model": MODEL, "input_file_id": body["input_file_id"]}).json()["id"]
+    ids = [each["batch_id"] for each in http.get("/v1/batches?limit=1000").json()]
+    assert made in ids
+    assert not {first, second} & {*ids}
     page = http.get(f"/v1/batches?limit=1&order=desc&after={second}").json()
     assert ([each["id"] for each in page["data"]], page["object"]) == ([first], "list")
     page = http.get(f"/v1/batches?order=asc&after={first}").json()

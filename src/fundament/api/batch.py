@@ -5,6 +5,7 @@ A job made from `input` or `input_url` is answered as the Search Foundation API 
 """
 
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request, Response
@@ -18,7 +19,7 @@ from fundament.api.files import link
 from fundament.api.ids import FORM
 from fundament.api.jobs import Kind, base_url, cancel, describe, download, find, is_signed, submit
 from fundament.api.lines import ENDPOINT, documents_side, jsonl
-from fundament.api.schemas import request_body, responses, streamed
+from fundament.api.schemas import BatchJob, request_body, responses, streamed
 from fundament.api.state import State, state_of
 from fundament.api.wire import answer
 from fundament.depot import on_thread
@@ -51,7 +52,8 @@ class BatchRequest(EmbeddingsRequest):
     "/v1/batch/embeddings",
     summary="Create a batch embedding job",
     openapi_extra=request_body(BatchRequest),
-    responses=responses("BatchAnswer", errors=(400, 401, 403, 404, 413, 415, 429, 500, 503)),
+    responses=responses("BatchStatus", errors=(400, 401, 403, 404, 413, 415, 429, 500, 503))
+    | {202: {"model": BatchJob, "description": "The same of an uploaded file (`input_file_id`)."}},
 )
 async def create(request: Request) -> Response:
     """Queue lines; the answer names the job."""
@@ -148,20 +150,20 @@ async def stop(request: Request, batch_id: str) -> Response:
 )
 async def recent(
     request: Request,
-    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 20,
     after: Annotated[str | None, Query(pattern=FORM)] = None,
     order: Annotated[Literal["asc", "desc"] | None, Query()] = None,
 ) -> Response:
-    """The caller's jobs, the newest first, each in the form in which it was made.
+    """The caller's jobs but OpenAI's batches, the newest first, all in one form.
 
-    A page of OpenAI's batches alone is what OpenAI's clients get, and who asks for `after` or `order`.
+    A page of OpenAI's batches is what OpenAI's clients get, and who asks for `after` or `order`.
     """
     state, key_id = state_of(request), owner(request)
     if after is not None or order is not None or "x-stainless-lang" in request.headers:
         return await list_batches(state, key_id, limit, after, oldest_first=order == "asc")
     async with state.store.read() as connection:
-        found = await jobs.recent(connection, key_id, (*_DIALECTS, "openai"), limit=limit)
-    return answer([await describe(state, job) for job in found])
+        found = await jobs.recent(connection, key_id, _DIALECTS, limit=limit)
+    return answer([await describe(state, replace(job, dialect="batch")) for job in found])
 
 
 @router.get(

@@ -17,6 +17,7 @@ from fundament.errors import BodyError, Fault, InputError
 M = TypeVar("M", bound=BaseModel)
 
 _ECHO_CHARACTERS = 100
+_MOST_EXACT = 2**53
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # what some programs put before a text in UTF-8
 _HALF_CHARACTER = re.compile(
@@ -33,12 +34,17 @@ class Body(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _leave_out_null(cls, value: Any) -> Any:
-        """Take null for left out where a field has several names, so that the next of them counts."""
+    def _as_meant(cls, value: Any) -> Any:
+        """Take null for left out where a field has several names, so that the next of them counts; and 3.0 for 3."""
         if not isinstance(value, dict):
             return value
         names = fields_by_synonym(cls)
-        return {name: given for name, given in value.items() if given is not None or name not in names}
+        return {name: _whole(given) for name, given in value.items() if given is not None or name not in names}
+
+
+def _whole(value: Any) -> Any:
+    # JSON has one kind of number, and some languages write all of theirs with a point; larger ones are not exact.
+    return int(value) if isinstance(value, float) and abs(value) <= _MOST_EXACT and value.is_integer() else value
 
 
 @cache

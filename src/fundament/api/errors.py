@@ -76,7 +76,7 @@ def install(app: FastAPI) -> None:
         status, headers, path = error.status_code, error.headers or {}, request.url.path
         detail, code = str(error.detail), None
         if status == HTTPStatus.NOT_FOUND:
-            meant = near(path, request.app.openapi()["paths"])
+            meant = "" if path.strip("/") == "v1" else near(path, request.app.openapi()["paths"])
             detail, code = f"There is no {path} here; see /docs.{meant}", "RESOURCE_NOT_FOUND"
         elif status == HTTPStatus.METHOD_NOT_ALLOWED:
             headers = {"Allow": ", ".join(_methods(request) or ("GET", "HEAD"))}  # files have no method of their own

@@ -109,6 +109,9 @@ async def submit(
 
 
 def _check_url(field: str, url: str) -> None:
+    if field == "input_url" and url.startswith(("s3://", "gs://")):
+        message = "No bucket of that name may be read here; the operator lists those that may in input_buckets."
+        raise InputError(Fault(f"body -> {field}", message, "url", echo(url)))
     try:
         check_form(url)
     except FetchError as error:
@@ -190,7 +193,7 @@ async def download(state: State, job: Job, kind: Kind, *, media_type: str = _JSO
         UnavailableError: the depot does not answer.
     """
     if job.state in jobs.ACTIVE:
-        raise BusyError(f"Batch job '{job.id}' has not ended yet; its {kind} is there once it has.")
+        raise BusyError(f"Batch job '{job.id}' has not ended yet; its {kind} can be downloaded then.")
     if job.state == "expired":
         raise NotFoundError(f"Batch job '{job.id}' expired at {_iso(job.expires_at)}; its files are gone.")
     async with state.store.read() as connection:

@@ -12,6 +12,7 @@ from fundament.errors import ModelNotFoundError, NotFoundError
 
 router = APIRouter(tags=["Model List"])
 
+_SAMPLING = ["temperature", "top_p", "seed", "stop", "max_tokens"]
 _FREE = dict.fromkeys(("prompt", "completion", "image", "request", "input_cache_read", "input_cache_write"), "0")
 
 
@@ -26,9 +27,9 @@ def describe(spec: ModelSpec) -> dict[str, Any]:
         "output_modalities": ["text"] if spec.kind == "chat" else ["embeddings"],
         "quantization": "",
         "context_length": spec.context,
-        "max_output_length": spec.dim,
+        "max_output_length": spec.context if spec.kind == "chat" else spec.dim,
         "pricing": _FREE,
-        "supported_sampling_parameters": [],
+        "supported_sampling_parameters": _SAMPLING if spec.kind == "chat" else [],
         "supported_features": [],
         "description": spec.description,
         "datacenters": [],
@@ -36,7 +37,7 @@ def describe(spec: ModelSpec) -> dict[str, Any]:
         "owned_by": spec.owner,
         "type": spec.kind,
         "max_tokens": spec.context,
-        "dimensions": spec.dim,
+        "dimensions": spec.dim or None,
         "supports_multimodal": len(spec.modalities) > 1,
         "tasks": list(spec.tasks) or None,
         "licence": spec.licence,
@@ -68,4 +69,4 @@ async def model(request: Request, model_id: str) -> Response:
 def _named(state: State, model: str) -> dict[str, Any]:
     """The model that a name stands for; an alias keeps its name."""
     described, alias = describe(state.find(model)), state.alias(model)
-    return described | {"id": alias, "alias_of": state.aliases[alias]} if alias else described
+    return described | {"id": alias, "alias_of": str(state.aliases[alias])} if alias else described

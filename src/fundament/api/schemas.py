@@ -263,7 +263,7 @@ class ModelInfo(BaseModel):
     owned_by: str
     type: str
     max_tokens: int
-    dimensions: int
+    dimensions: int | None
     supports_multimodal: bool
     tasks: list[str] | None
     licence: str
@@ -381,7 +381,7 @@ class OpenAIBatchPage(BaseModel):
     has_more: bool
 
 
-class BatchList(RootModel[list[BatchAnswer | OpenAIBatch] | OpenAIBatchPage]):
+class BatchList(RootModel[list[BatchStatus] | OpenAIBatchPage]):
     """Jobs, the newest first; OpenAI's clients get a page of theirs."""
 
 
@@ -528,6 +528,7 @@ _SHAPES: dict[str, Any] = {
         ModelInfo,
         ModelListResponse,
         Status,
+        BatchStatus,
         BatchAnswer,
         BatchList,
         OpenAIBatch,

@@ -2,13 +2,14 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol, cast, overload
 from weakref import WeakValueDictionary
 
 from fastapi import Request
 
 from fundament.accounts.visits import Accounts
+from fundament.aliases import Alias
 from fundament.catalog import CATALOG, ModelSpec, find, short_id
 from fundament.config import Settings
 from fundament.core import Bill, Chunk, Embed, Embedded, Generate, Priority, Ranking, Rerank
@@ -45,7 +46,7 @@ class State:
         fetcher: reads the URLs that callers give.
         depot: where the bytes of jobs and uploads lie.
         wake: tells this process's worker that there is work.
-        aliases: other names that callers may say, each with the id of the model that answers.
+        aliases: other names that callers may say, each with what it stands for.
         n_running: requests that are being answered.
         n_file_bytes: size of the images and other files that requests hold in memory.
         gates: of each caller whose files are being fetched, how many more may be at once.
@@ -62,7 +63,7 @@ class State:
     not_ready: Callable[[], str | None]
     depot: Depot
     wake: Callable[[], None] = lambda: None
-    aliases: Mapping[str, str] = field(default_factory=dict)
+    aliases: Mapping[str, Alias] = field(default_factory=dict)
     fetcher: Fetcher = field(default_factory=Fetcher)
     n_running: int = 0
     n_file_bytes: int = 0
@@ -81,7 +82,8 @@ class State:
         if not find(answering, self._known):
             self._known = self.served()
         if found := find(answering, self._known):
-            return found
+            task = self.aliases[alias].task if (alias := self.alias(model)) else None
+            return replace(found, default_task=task) if task else found
         listed = self.listed()
         if known := find(model, CATALOG):
             raise ModelNotFoundError(
@@ -114,7 +116,7 @@ class State:
     def answering(self, model: str) -> str:
         """What an answer calls its model: the caller's own word, or what really answers to an alias."""
         alias = self.alias(model)
-        return self.aliases[alias] if alias else model
+        return self.aliases[alias].model if alias else model
 
     def listed(self) -> str:
         """Every name that callers may say, for a sentence."""
