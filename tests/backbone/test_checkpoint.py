@@ -33,10 +33,20 @@ def read(directory: Path, dtype: torch.dtype) -> Weights:
     return Checkpoint(directory).read(parameters, layout, Placement(CPU, dtype))
 
 
+@pytest.fixture(scope="module")
+def older(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same in PyTorch's older format, which is not mapped."""
+    directory = tmp_path_factory.mktemp("older")
+    torch.save(random_tensors(SHAPES), directory / "pytorch_model.bin", _use_new_zipfile_serialization=False)
+    return directory
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("written", ["directory", "older"])
 def test_tensors_are_read_the_same_however_often(
-    directory: Path, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    written: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
+    directory = request.getfixturevalue(written)
     monkeypatch.setattr(checkpoint, "_BLOCK_ELEMENTS", 100_000)  # blocks that begin and end within a page
     expected, weights = random_tensors(SHAPES), read(directory, dtype)
     for _ in range(2):

@@ -106,6 +106,7 @@ class Checkpoint:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self._opened: dict[Path, Any] = {}  # safetensors files, for their headers and small tensors
+        self._unmapped: set[Path] = set()  # files whose tensors are in memory alone
 
     @cached_property
     def config(self) -> Config:
@@ -168,14 +169,15 @@ class Checkpoint:
 
     @cached_property
     def _pickled(self) -> dict[Path, dict[str, Tensor]]:
-        """The mapped tensors of each file in PyTorch's own format."""
+        """The tensors of each file in PyTorch's own format."""
         paths = sorted(self.directory.glob("pytorch_model*.bin"))
         if not paths:
             raise CheckpointError(f"{self.directory} has no .safetensors file and no pytorch_model.bin")
         files = {}
         for path in paths:
             try:
-                mapped = zipfile.is_zipfile(path)  # the older format cannot be
+                if not (mapped := zipfile.is_zipfile(path)):  # the older format, which cannot be
+                    self._unmapped.add(path)
                 files[path] = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
             except Exception as error:
                 raise CheckpointError(f"{path} is not a whole file of PyTorch tensors: {error}") from error
@@ -287,18 +289,22 @@ class Checkpoint:
             parts[0].numel() < _SMALL_ELEMENTS or (parts[0].device, parts[0].dtype) == (device, dtype)
         ):
             return parts[0].to(device, dtype)
-        return _copy(parts, device, dtype)
+        return _copy(parts, device, dtype, mapped=self._is_mapped(_tensor_names(source)))
+
+    def _is_mapped(self, names: Iterable[str]) -> bool:
+        """Whether tensors lie in files, so that their pages may go; those of PyTorch's older format do not."""
+        return not any(self._files[name] in self._unmapped for name in names)
 
 
-def _copy(parts: Sequence[Tensor], device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Tensors laid one after the other, in blocks: of a mapped one, a block's pages go before the next is read."""
+def _copy(parts: Sequence[Tensor], device: torch.device, dtype: torch.dtype, *, mapped: bool) -> Tensor:
+    """Tensors laid one after the other, in blocks: of mapped ones, a block's pages go before the next is read."""
     made = torch.empty((sum(map(len, parts)), *parts[0].shape[1:]), device=device, dtype=dtype)
     done = 0
     for part in parts:
         for block in part.split(max(1, _BLOCK_ELEMENTS * len(part) // max(1, part.numel()))):
             made[done : done + len(block)] = block
             done += len(block)
-            if part.numel() >= _SMALL_ELEMENTS:  # else it may be a copy
+            if mapped and part.numel() >= _SMALL_ELEMENTS:  # else it may be a copy
                 _let_go(block)
     return made
 
