@@ -108,19 +108,20 @@ class TooLongTogetherError(FundamentError):
     Args:
         n_tokens: of all inputs together.
         limit: the model's context.
+        more: whether they have more than those, and nobody has counted how many.
         lost: the first input that lies wholly behind the cut; None where nothing may be cut.
     """
 
     status = 400
     code = "INPUT_TOKEN_LIMIT_EXCEEDED"
 
-    def __init__(self, *, n_tokens: int, limit: int, lost: int | None = None) -> None:
+    def __init__(self, *, n_tokens: int, limit: int, more: bool = False, lost: int | None = None) -> None:
         cut = "Use 'truncate: true' to cut the end, 'late_chunking_window'"
         if lost is not None:
             cut = f"Cut there, nothing is left of input {lost}. Use 'late_chunking_window'"
         super().__init__(
-            f"With late_chunking the inputs have {n_tokens} tokens together and exceed the model's maximum of {limit} "
-            f"tokens. {cut} to read them in windows that overlap, or send less at once."
+            f"With late_chunking the inputs have {'more than ' * more}{n_tokens} tokens together and exceed the "
+            f"model's maximum of {limit} tokens. {cut} to read them in windows that overlap, or send less at once."
         )
 
 

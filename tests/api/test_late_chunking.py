@@ -84,6 +84,10 @@ def test_what_does_not_fit_is_refused_or_read_in_windows(api: Api) -> None:
     lost = ask(api, ["the " * 9_000, "what", "end"], truncate=True)
     assert lost.status_code == 400
     assert "nothing is left of input 1" in lost.json()["detail"]
+    for given in ("the " * 500_000, ["the " * 500_000]):
+        assert "more than" in ask(api, given).json()["detail"]
+        cut = vectors(ask(api, ["the " * 9_000], truncate=True))
+        assert np.array_equal(vectors(ask(api, given, truncate=True)), cut)
     assert len(vectors(ask(api, ["the " * 300, "what " * 300], late_chunking_window=128))) == 2
 
 

@@ -159,6 +159,16 @@ def test_what_is_longer_than_the_model_reads_is_cut_unless_that_is_refused(api: 
     assert refused.json()["detail"].startswith("The query has ")
 
 
+@pytest.mark.parametrize("model", RANKERS)
+def test_of_a_very_long_document_or_query_a_beginning_is_looked_at(api: Api, model: str) -> None:
+    long, shorter = "the search " * 100_000, "the search " * 20_000
+    for longs, shorters in (({"documents": [long]}, {"documents": [shorter]}), ({"query": long}, {"query": shorter})):
+        refused = post(api, model, **longs, truncation=False)
+        assert refused.status_code == 400
+        assert " has more than " in refused.json()["detail"]
+        assert scores(post(api, model, **longs)) == scores(post(api, model, **shorters))
+
+
 def test_documents_are_cut_to_the_tokens_asked_for(api: Api) -> None:
     documents = ["the search engine", "a b c d"]
     expected = scores(post(api, "pairs", documents=["the", "a"]))

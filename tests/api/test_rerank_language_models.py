@@ -54,6 +54,20 @@ def in_order(answer: httpx.Response) -> list[dict[str, Any]]:
     return sorted(results, key=lambda result: result["index"])
 
 
+def scores(answer: httpx.Response) -> list[float]:
+    return [result["relevance_score"] for result in in_order(answer)]
+
+
+@pytest.mark.parametrize("name", ["listwise", YES_NO])
+def test_of_a_very_long_document_or_query_a_beginning_is_looked_at(api: Api, name: str) -> None:
+    long, shorter = "the other " * 100_000, "the other " * 20_000
+    for longs, shorters in (({"documents": [long]}, {"documents": [shorter]}), ({"query": long}, {"query": shorter})):
+        refused = post(api, name, **longs, truncation=False)
+        assert refused.status_code == 400
+        assert " more than " in refused.json()["detail"]
+        assert scores(post(api, name, **longs)) == scores(post(api, name, **shorters))
+
+
 @pytest.mark.parametrize("instruction", [None, "find the other"])
 @pytest.mark.parametrize("name", ["listwise", YES_NO])
 def test_scores_are_the_models(api: Api, directories: dict[str, Path], name: str, instruction: str | None) -> None:

@@ -299,6 +299,20 @@ def test_what_cannot_be_read_is_refused(directories: dict[str, Path], models: di
         models["small"].prepare(Embed(inputs=[tone(100)]))
 
 
+def test_a_sound_of_more_than_is_read_is_refused_or_cut(models: dict[str, OmniEmbedder]) -> None:
+    model, long, whole = models["nano"], tone(40 * 16_000), tone(30 * 16_000)
+    with pytest.raises(InputError, match=r"takes 40 seconds, and the model reads 30\. Use 'truncate: true'"):
+        model.prepare(Embed(inputs=[long]))
+    with pytest.raises(InputError, match="takes 40 seconds"):
+        model.prepare(Embed(inputs=[Group(["a", long])]))
+    cut = model.prepare(Embed(inputs=[long, Group(["a", long]), whole], truncate=True))
+    assert [item.n_truncated for item in cut] == [1, 1, 0]
+    first, _, second = model.forward(cut)
+    assert np.array_equal(first, second)
+    [padded] = model.prepare(Embed(inputs=[tone(30 * 16_000 + 9_000)]))  # as encoders write thirty seconds
+    assert padded.n_truncated == 0
+
+
 def test_each_page_of_a_pdf_is_a_row(models: dict[str, OmniEmbedder]) -> None:
     items = models["nano"].prepare(Embed(inputs=[Media("pdf", files.many_pages(3))]))
     assert len(items) == 3

@@ -178,6 +178,9 @@ def test_long_texts_are_cut_and_counted(tmp_path: Path, network: nn.Module) -> N
         model.prepare(Rerank(query="b", documents=["a", "a " * 100], truncate=False))
     with pytest.raises(TooLongError, match="The query has 600 tokens and exceeds the model's maximum of 512"):
         model.prepare(Rerank(query="b " * 300, documents=["a"], truncate=False))
+    for query, document in (("b", "a " * 100_000), ("b " * 100_000, "a")):
+        with pytest.raises(TooLongError, match="has more than"):
+            model.prepare(Rerank(query=query, documents=[document], truncate=False))
     whole = model.prepare(Rerank(query="b" * 600, documents=["a" * 600]))
     assert len(whole[0].features["ids"]) == 512 + 40
     assert whole[0].n_truncated == 1

@@ -192,7 +192,8 @@ async def _zero_shot(state: State, request: ClassifyRequest) -> Classification:
     except TooLongError as error:
         if (place := error.index - len(sent)) < 0:
             raise
-        message = f"This label has {error.n_tokens} tokens, more than the {error.limit} that '{spec.id}' reads."
+        n_tokens = f"more than {error.n_tokens}" if error.more else error.n_tokens
+        message = f"This label has {n_tokens} tokens, more than the {error.limit} that '{spec.id}' reads."
         raise InputError(Fault("body -> labels", message, "too_long", echo(names[place]))) from error
     inputs, labels = np.split(read.vectors, [len(sent)])
     place_of = {name: place for place, name in enumerate(names)}

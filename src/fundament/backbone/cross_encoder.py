@@ -134,11 +134,15 @@ class CrossEncoder:
         room = context - frame.n_special - len(query)
         items = []
         different = list(dict.fromkeys(documents))
-        for place, ids in enumerate(self.tokenizer.pieces(different)):
-            most = len(ids) if call.max_document_tokens is None else call.max_document_tokens
-            if len(asked := ids[:most]) > room and self.spec.window_overlap is None and not call.truncate:
+        most, in_windows = call.max_document_tokens, self.spec.window_overlap is not None
+        looked_at = different
+        if most is not None or not in_windows:
+            looked_at = [self.tokenizer.beginning(text, room if most is None else most) for text in different]
+        for place, ids in enumerate(self.tokenizer.pieces(looked_at)):
+            if len(asked := ids[:most]) > room and not in_windows and not call.truncate:
+                more = most is None and len(looked_at[place]) < len(different[place])
                 name = f"Document {documents.index(different[place])}"
-                raise TooLongError(name, n_tokens=len(asked), limit=room)
+                raise TooLongError(name, n_tokens=len(asked), limit=room, more=more)
             starts = self._starts(len(asked), room)
             n_read = min(len(asked), starts[-1] + room)
             for start in starts:
@@ -168,10 +172,12 @@ class CrossEncoder:
 
     def _query(self, call: Rerank, text: str, limit: int) -> Array:
         """The query's ids; half the context at most, so that documents keep the other half."""
-        [ids] = self.tokenizer.pieces([text])
-        asked = ids if call.max_query_tokens is None else ids[: call.max_query_tokens]
-        if len(asked) > limit and not call.truncate:
-            raise TooLongError("The query", n_tokens=len(asked), limit=limit)
+        most = call.max_query_tokens
+        looked_at = self.tokenizer.beginning(text, limit if most is None else most)
+        [ids] = self.tokenizer.pieces([looked_at])
+        if len(asked := ids[:most]) > limit and not call.truncate:
+            more = most is None and len(looked_at) < len(text)
+            raise TooLongError("The query", n_tokens=len(asked), limit=limit, more=more)
         return asked[:limit]
 
     def _starts(self, n_tokens: int, room: int) -> list[int]:

@@ -96,7 +96,10 @@ class TextEmbedder:
     def _prepare_joint(self, call: Embed, prompt: str, adapter: Array) -> list[Item]:
         """One row for all texts, or one per window, with the borders of the parts that it holds."""
         several, tokenizer = call.late_chunking == "inputs", self.tokenizer
-        pieces = [[text] for text in call.texts] if several else [chunking.sentences(call.texts[0])]
+        texts = call.texts
+        if call.late_chunking_window is None:  # what lies behind the context is never read
+            texts = [tokenizer.beginning(text, tokenizer.context) for text in texts]
+        pieces = [[text] for text in texts] if several else [chunking.sentences(texts[0])]
         joint = tokenizer.encode_parts(pieces, prompt)
         n_parts = np.diff(joint.borders)
         if (several and not n_parts.all()) or not n_parts.any():
@@ -116,7 +119,10 @@ class TextEmbedder:
             lost = np.flatnonzero(borders[:-1] >= room) if several else borders[:0]
             if not call.truncate or len(lost):
                 raise TooLongTogetherError(
-                    n_tokens=n_around + n_whole, limit=tokenizer.context, lost=int(lost[0]) if call.truncate else None
+                    n_tokens=n_around + n_whole,
+                    limit=tokenizer.context,
+                    more=sum(map(len, texts)) < sum(map(len, call.texts)),
+                    lost=int(lost[0]) if call.truncate else None,
                 )
             body = body[:room]
         items: list[Item] = []

@@ -67,7 +67,7 @@ class GenerativeReranker:
         # The caller's instruction has at most half of the room, and the query half of what is left.
         n_told = count_instruction(self.tokenizer, call, (room - self.n_labels) // 2)
         query = read_query(self.tokenizer, call, (room - self.n_labels - n_told) // 2)
-        documents = read_documents(self.tokenizer, call)
+        documents = read_documents(self.tokenizer, call, room=room)
         instruction = call.instruction or INSTRUCTION
         bodies = self.tokenizer.pieces(
             [BODY.format(instruction=instruction, query=query.text, document=text.text) for text in documents]
@@ -76,7 +76,7 @@ class GenerativeReranker:
         if any(lost) and not call.truncate:
             place = int(np.flatnonzero(lost)[0])
             name = f"Document {call.documents.index(_different(call)[place])}, with its prompt,"
-            raise TooLongError(name, n_tokens=most + lost[place], limit=most)
+            raise TooLongError(name, n_tokens=most + lost[place], limit=most, more=documents[place].more)
         prompts = [np.concatenate([self.head, body[:room], self.tail]) for body in bodies]
         rows = share(prompts, [np.array([len(prompt) - 1]) for prompt in prompts], self.decoder.most_shared)
         return [

@@ -25,7 +25,7 @@ from fundament.backbone.mixed import count_all
 from fundament.backbone.packed import Packed, edge_of, pack
 from fundament.backbone.positions import rotary_angles
 from fundament.backbone.qwen3_vision import Qwen3Vision
-from fundament.backbone.sounds import RATE, Frames, log_mel
+from fundament.backbone.sounds import RATE, SECONDS, Frames, log_mel
 from fundament.backbone.tokenizing import TextTokenizer
 from fundament.backbone.tower_states import TowerStates
 from fundament.backbone.transformer import Transformer
@@ -123,7 +123,13 @@ class Limits:
 
 @dataclass(slots=True)
 class _Row:
-    """A row, or a file's part of one, that grows part by part; `n_inside` is what it costs the towers, in tokens."""
+    """A row, or a file's part of one, that grows part by part.
+
+    Attributes:
+        n_inside: what it costs the towers, in tokens.
+        is_whole: False where a text is so long that only more than fits of it was looked at.
+        is_cut: whether a sound lost its end.
+    """
 
     pieces: list[Array] = field(default_factory=list)
     pictures: list[tuple[int, int, int]] = field(default_factory=list)
@@ -132,6 +138,8 @@ class _Row:
     n_media: dict[MediaKind, int] = field(default_factory=dict)
     n_tokens: int = 0
     n_inside: int = 0
+    is_whole: bool = True
+    is_cut: bool = False
 
     def add(self, ids: Sequence[int] | Array) -> None:
         self.pieces.append(np.asarray(ids, dtype=np.int64))
@@ -151,6 +159,7 @@ class _Row:
         self.pieces += part.pieces
         self.n_tokens += part.n_tokens
         self.n_inside += part.n_inside
+        self.is_cut |= part.is_cut
         for kind, n in part.n_media.items():
             self.count(kind, n)
 
@@ -231,16 +240,19 @@ class OmniEmbedder:
         row, prompt = _Row(), self.text.prompt_of(call)
         for part in value.parts if isinstance(value, Group) else [value]:
             if isinstance(part, str):
-                row.add(self.text.tokenizer.pieces([prompt + part])[0])
+                text = prompt + part
+                looked_at = self.text.tokenizer.beginning(text, self.spec.context)
+                row.is_whole &= len(looked_at) == len(text)
+                row.add(self.text.tokenizer.pieces([looked_at])[0])
                 prompt = ""  # once, before the first text
             else:
                 if part not in files:
-                    files[part] = self._file(part)
+                    files[part] = self._file(part, truncate=call.truncate)
                 row.extend(files[part])
                 files[part].n_inside = 0  # the towers have read it for this row
         return [row]
 
-    def _file(self, file: Media) -> _Row:
+    def _file(self, file: Media, *, truncate: bool) -> _Row:
         row = _Row()
         match file.kind:
             case "image":
@@ -249,7 +261,7 @@ class OmniEmbedder:
             case "video":
                 self._video(row, file)
             case "audio":
-                self._sound(row, file)
+                self._sound(row, file, truncate=truncate)
             case "pdf":
                 raise InputError(Fault(file.origin, "A PDF is several images and no part of a group. Send it alone."))
         return row
@@ -284,7 +296,7 @@ class OmniEmbedder:
 
     def _video(self, row: _Row, file: Media) -> None:
         """Add a video: its sound, where it has one, then its frames by pairs."""
-        self._sound(row, file)
+        self._sound(row, file, truncate=True)  # of a video some frames are read, and of its sound the beginning
         n_frames = min(MOST_FRAMES, media.count_frames(file))  # how many there are decides on their size
         n_even = n_frames + n_frames % 2
         pair: list[Pixels] = []
@@ -298,10 +310,18 @@ class OmniEmbedder:
                 self._picture(row, "video", pair, file.origin, n_even)
                 pair = []
 
-    def _sound(self, row: _Row, file: Media) -> None:
+    def _sound(self, row: _Row, file: Media, *, truncate: bool) -> None:
         samples = media.sound(file, RATE)
         if samples is None:
             return
+        if len(samples) >= RATE * (SECONDS + 1):  # encoders put some silence of their own around what they are given
+            if not truncate:
+                message = (
+                    f"This sound takes {len(samples) / RATE:.0f} seconds, and the model reads {SECONDS}. Use "
+                    "'truncate: true' to read its beginning, or divide it."
+                )
+                raise InputError(Fault(file.origin, message, "too_long"))
+            row.is_cut = file.kind == "audio"
         frames = log_mel(samples, self.n_mels)
         n = n_audio_tokens(frames.shape[1])
         if n == 0 and file.kind == "video":
@@ -320,7 +340,7 @@ class OmniEmbedder:
         tokenizer = self.text.tokenizer
         ids = tokenizer.enclose(np.concatenate(row.pieces))
         if len(ids) > self.spec.context:
-            raise TooLongError(index=place, n_tokens=len(ids), limit=self.spec.context)
+            raise TooLongError(index=place, n_tokens=len(ids), limit=self.spec.context, more=not row.is_whole)
         if len(ids) == 0:
             raise InputError(Fault(f"body -> input -> {place}", "This input has no tokens for this model."))
         features = row.features | {"ids": ids, "adapter": np.array(self.text.adapter_of(call.task))}
@@ -329,7 +349,13 @@ class OmniEmbedder:
             features["pictures"] = np.array([(start + before, *grid) for start, *grid in row.pictures])
         if row.sounds:
             features["sounds"] = np.array([(start + before, n) for start, n in row.sounds])
-        return Item(features=features, n_tokens=len(ids) + row.n_inside, n_counted=len(ids), n_media=row.n_media)
+        return Item(
+            features=features,
+            n_tokens=len(ids) + row.n_inside,
+            n_counted=len(ids),
+            n_truncated=row.is_cut,
+            n_media=row.n_media,
+        )
 
     def forward(self, items: Sequence[Item]) -> list[Array]:
         """One float32 vector `[dim]` per row."""

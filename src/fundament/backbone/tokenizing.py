@@ -168,14 +168,14 @@ class TextTokenizer:
         found: list[Tokens] = []
         for start in range(0, len(texts), _SLICE):
             part = [prefix + text for text in texts[start : start + _SLICE]]
-            looked_at = [self._beginning(text, max(most, self.context)) for text in part]
+            looked_at = [self.beginning(text, max(most, self.context)) for text in part]
             # Where each token ends is asked for only where a prefix has to be told from the text.
             encodings = (self._tokenizer.encode_batch if prefix else self._tokenizer.encode_batch_fast)(looked_at)
             for text, beginning, encoding in zip(part, looked_at, encodings, strict=True):
                 found.append(self._cut(encoding, len(prefix), most, is_whole=len(beginning) == len(text)))
         return found
 
-    def _beginning(self, text: str, most: int) -> str:
+    def beginning(self, text: str, most: int) -> str:
         """The text; of a very long one a beginning that has the same first `most` tokens, and more than those.
 
         It ends with a word, before a space: for a tokenizer that takes words one by one its tokens are those of the

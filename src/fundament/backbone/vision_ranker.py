@@ -98,11 +98,12 @@ class VisionRanker:
                 message = f"This file has {len(pictures)} pages; send each as an image."
                 raise InputError(Fault(value.origin, message))
             return _Side(self.prompt.sizes.patches(pictures[0], value.origin))
-        [ids] = self.prompt.tokenizer.pieces([value])
+        looked_at = self.prompt.tokenizer.beginning(value, most)
+        [ids] = self.prompt.tokenizer.pieces([looked_at])
         if len(ids) <= most:
             return _Side(value)
         if not call.truncate:
-            raise TooLongError(name, n_tokens=len(ids), limit=most)
+            raise TooLongError(name, n_tokens=len(ids), limit=most, more=len(looked_at) < len(value))
         return _Side(self.prompt.tokenizer.text_of(ids[:most]), truncated=True)
 
     def _row(self, document: _Side, query: _Side, *, first: bool) -> Item:
