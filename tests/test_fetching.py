@@ -15,6 +15,7 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 
 from fundament.errors import FetchError
 from fundament.fetching import Fetcher, check_form, is_allowed, read_networks
+from tests.served import PATIENCE_SECONDS
 from tests.website import Website, website
 
 HERE = read_networks(["127.0.0.1"])  # the test's own website; every other address of this machine stays refused
@@ -332,6 +333,32 @@ def test_what_does_not_come_in_time_is_given_up(where: str, runner: asyncio.Runn
         site.ended.wait()
 
     assert refusal(runner, site.serve("/slow", page), HERE, seconds=0.3).reason == "time"
+
+
+def test_urls_that_are_slow_hold_up_no_other_of_their_host(runner: asyncio.Runner, site: Website) -> None:
+    slow = site.serve("/slow", lambda handler: void(handler, site))
+    quick = site.say("/quick", b"words")
+
+    async def work() -> bytes:
+        fetcher = Fetcher(HERE)
+        waiting = [asyncio.ensure_future(fetcher.fetch(slow, max_bytes=10)) for _ in range(40)]
+        try:
+            while len(site.asked) < len(waiting):
+                await asyncio.sleep(0.01)
+            return await fetcher.fetch(quick, max_bytes=10)
+        finally:
+            for each in waiting:
+                each.cancel()
+            await asyncio.gather(*waiting, return_exceptions=True)
+            await fetcher.close()
+
+    assert runner.run(asyncio.wait_for(work(), PATIENCE_SECONDS)) == b"words"
+
+
+def void(handler: BaseHTTPRequestHandler, site: Website) -> None:
+    """An answer that begins and does not go on."""
+    handler.wfile.write(b"HTTP/1.1 200 OK\r\n\r\n")
+    site.ended.wait()
 
 
 def test_a_bomb_is_cut_before_it_takes_memory(runner: asyncio.Runner, site: Website) -> None:

@@ -28,3 +28,6 @@ def test_a_secret_is_base64() -> None:
     assert Settings(webhook_secret="whsec_MDEyMzQ1Njc4OWFiY2RlZg==").webhook_secret
     with pytest.raises(ValidationError, match="write whsec_ and base64"):
         Settings(webhook_secret="hunter2!")
+    for short in ("whsec_", "whsec_c2hvcnQ="):
+        with pytest.raises(ValidationError, match="a secret has 16 at least"):
+            Settings(webhook_secret=short)

@@ -50,6 +50,7 @@ class ModelSpec:
         modalities: what it reads: text, image, pdf, video, audio.
         groups: whether several parts of any of these can become one vector together.
         bare_tasks: older names of tasks, each of which `prompt_name` completes to `.query` or `.passage`.
+        task_synonyms: names of other models' tasks that callers say to this one, each with its own; None is no task.
         n_parameters: of the published checkpoint, adapters included.
         late_chunking: whether the parts of one long text can be pooled each on its own.
         refusals: fields that other models take and this one refuses, each with the reason.
@@ -81,6 +82,7 @@ class ModelSpec:
     modalities: tuple[str, ...] = ("text",)
     groups: bool = False
     bare_tasks: tuple[str, ...] = ()
+    task_synonyms: Mapping[str, str | None] = field(default_factory=lambda: MappingProxyType({}))
     n_parameters: int = 0
     late_chunking: bool = False
     refusals: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
@@ -317,6 +319,7 @@ _EMBEDDINGS_V3 = (
         context=8194,  # 8,192 of text and two special tokens: the hosted API counts a cut text so (measured)
         dim=1024,
         tasks=_V3_TASKS,
+        task_synonyms={"clustering": "separation"},
         late_chunking=True,
         **_MATRYOSHKA,
         **_NON_COMMERCIAL,
@@ -345,6 +348,7 @@ _EMBEDDINGS_V4 = (
 
 _V5: dict[str, Any] = {
     "tasks": _V5_TASKS,
+    "task_synonyms": {"separation": "clustering"},
     "default_task": "text-matching",
     **_LAST_TOKEN,
     **_MATRYOSHKA,
@@ -362,6 +366,7 @@ _EMBEDDINGS_V5 = (
         "2026-02-18",
         676_790_272,
         "Multilingual, with an adapter for each of four tasks.",
+        aliases=("jina-embeddings-v5-small",),  # as Jina's command line calls it
         family="qwen",
         context=32768,
         dim=1024,
@@ -372,6 +377,7 @@ _EMBEDDINGS_V5 = (
         "2026-02-18",
         238_897_920,
         "Multilingual and small, with an adapter for each of four tasks.",
+        aliases=("jina-embeddings-v5-nano",),  # as Jina's command line calls it
         family="eurobert",
         context=8192,
         dim=768,
@@ -404,6 +410,7 @@ def _of_one_task(spec: ModelSpec, adapter: str, n_parameters: int) -> ModelSpec:
     return replace(
         spec,
         id=f"{spec.id}-{adapter}",
+        aliases=(),
         repo=f"{spec.repo}-{adapter}",
         revision=None,
         name=f"{spec.name}-{adapter}",
@@ -492,6 +499,7 @@ _CLIPS = (
         context=8192,
         dim=1024,
         tasks={"retrieval.query": Task(_V3_TASKS["retrieval.query"].prompt)},
+        task_synonyms=dict.fromkeys(task for task in _V3_TASKS if task != "retrieval.query"),  # as an older API had it
         modalities=("text", "image", "pdf"),
         **_MATRYOSHKA,
         **_NON_COMMERCIAL,

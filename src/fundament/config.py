@@ -60,11 +60,16 @@ TIERS = {
 """The hosted API's tiers."""
 
 
+_LEAST_SECRET = 16  # bytes
+
+
 def _secret(value: str) -> str:
     try:
-        base64.b64decode(value.removeprefix("whsec_"), validate=True)
+        secret = base64.b64decode(value.removeprefix("whsec_"), validate=True)
     except ValueError as error:
         raise ValueError("write whsec_ and base64, as in whsec_MDEyMzQ1Njc4OWFiY2RlZg==") from error
+    if value and len(secret) < _LEAST_SECRET:
+        raise ValueError(f"it has {len(secret)} bytes; a secret has {_LEAST_SECRET} at least")
     return value
 
 

@@ -36,6 +36,7 @@ class FundamentError(Exception):
     status = 500
     code: str | None = "INTERNAL_ERROR"
     retry_after_seconds: int | None = None
+    is_final: bool = False  # the same request will not be answered otherwise, however long a client waits
 
     def __init__(self, detail: str) -> None:
         super().__init__(detail)
@@ -225,9 +226,9 @@ class LimitError(FundamentError):
 
     status = 429
 
-    def __init__(self, code: str, detail: str, *, retry_after_seconds: int) -> None:
+    def __init__(self, code: str, detail: str, *, retry_after_seconds: int, is_final: bool = False) -> None:
         super().__init__(detail)
-        self.code, self.retry_after_seconds = code, retry_after_seconds
+        self.code, self.retry_after_seconds, self.is_final = code, retry_after_seconds, is_final
 
 
 class FetchError(FundamentError):
@@ -258,9 +259,9 @@ class UnavailableError(FundamentError):
     status = 503
     code = "SERVICE_UNAVAILABLE"
 
-    def __init__(self, detail: str, *, retry_after_seconds: int = 1) -> None:
+    def __init__(self, detail: str, *, retry_after_seconds: int = 1, is_final: bool = False) -> None:
         super().__init__(detail)
-        self.retry_after_seconds = retry_after_seconds
+        self.retry_after_seconds, self.is_final = retry_after_seconds, is_final
 
 
 class TimedOutError(FundamentError):

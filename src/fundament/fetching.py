@@ -28,7 +28,7 @@ _MOST_REDIRECTS = 3
 _CONNECT_SECONDS = 10.0
 _SILENCE_SECONDS = 15.0  # between two pieces of a body
 _PIECE_BYTES = 64 * 1024
-_MOST_CONNECTIONS, _MOST_CONNECTIONS_PER_HOST = 64, 8
+_MOST_CONNECTIONS = 256  # of all callers, each of whom has a share; to however many hosts
 
 _NAT64, _TRANSLATED = IPv6Network("64:ff9b::/96"), IPv6Network("::ffff:0:0:0/96")
 # Not private by the registries, but a machine's own all the same.
@@ -193,7 +193,6 @@ class Fetcher:
                 resolver=self._resolver,
                 use_dns_cache=False,
                 limit=_MOST_CONNECTIONS,
-                limit_per_host=_MOST_CONNECTIONS_PER_HOST,
             )
             self._session = aiohttp.ClientSession(
                 connector=connector,

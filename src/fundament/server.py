@@ -294,6 +294,8 @@ def prepare(settings: Settings) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # Compiled products are kept by shape, some hundred for each model; the default holds 1,024 in all.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "8192")
+    # Names are looked up on the event loop's threads, half of them at once: those that do not answer hold theirs long.
+    os.environ.setdefault("UV_THREADPOOL_SIZE", "64")
     # Tensors of 2 MiB and more lie in huge pages, which spares large models faults and lookups of pages.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     # A model's thread asks for the interpreter between any two operators, and should not wait for whole requests

@@ -130,8 +130,10 @@ def test_too_many_tokens(guarded: Served) -> None:
     assert refused.json()["detail"].startswith("Token rate limit exceeded: 42/50 tokens per minute.")
     assert refused.headers["x-ratelimit-remaining-tokens"] == "8"
     assert 0 < int(refused.headers["retry-after"]) <= 120
+    assert "x-should-retry" not in refused.headers
     assert embed(guarded, key).status_code == 200
     alone = embed(guarded, key, [TEXT] * 9)
+    assert alone.headers["x-should-retry"] == "false"
     assert "This request alone has 54, and no wait will do. Send less at once" in alone.json()["detail"]
 
 

@@ -96,6 +96,8 @@ def test_an_aliass_task_holds_where_the_caller_names_none(tmp_path: Path) -> Non
 
         assert vectors(model="v3-query") == vectors(model=name, task=task) != vectors(model=name)
         assert vectors(model="v3-query", task="separation") == vectors(model=name, task="separation")
+        # As later models call it.
+        assert vectors(model=name, task="clustering") == vectors(model=name, task="separation")
         assert api.run(api.client.get("/v1/models/v3-query")).json()["alias_of"] == f"{name}:{task}"
 
 

@@ -49,6 +49,17 @@ def scores(api: Api, model: str, query: Any, documents: list[Any]) -> list[float
     return [found[place] for place in range(len(documents))]
 
 
+def test_clients_of_clip_may_say_what_a_text_is_for(api: Api) -> None:
+    def vector(**asked: str) -> Any:
+        answer = post(api, "/v1/embeddings", model=CLIP, input=["the search"], **asked)
+        assert answer.status_code == 200, answer.text
+        return answer.json()["data"]
+
+    assert vector(task="retrieval.passage") == vector(task="text-matching") == vector()
+    assert vector(task="retrieval.query") != vector()
+    assert post(api, "/v1/embeddings", model=CLIP, input=["the search"], task="code.query").status_code == 422
+
+
 @pytest.mark.parametrize("model", [M0, CLIP])
 @pytest.mark.parametrize("query", ["what people mean", {"image": SECOND}, f"data:image/png;base64,{SECOND}"])
 def test_texts_and_images_rank_together_as_they_do_alone(api: Api, model: str, query: Any) -> None:

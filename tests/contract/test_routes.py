@@ -42,7 +42,15 @@ def test_one_model_is_found_by_its_short_and_its_long_id(client: httpx.Client, n
     assert response.json() == listed[MODEL]
 
 
-@pytest.mark.parametrize("name", ["no-such-model", "some/where/else", "", "%00"])
+def test_a_slash_too_many_is_passed_over(client: httpx.Client) -> None:
+    asked = {"model": MODEL, "input": "a text"}
+    found = client.post("/v1/embeddings/", json=asked)
+    assert (found.status_code, found.json()) == (200, client.post("/v1/embeddings", json=asked).json())
+    assert client.get("/docs/").text == client.get("/docs").text
+    assert client.get("/").json() == client.get("/health").json()
+
+
+@pytest.mark.parametrize("name", ["no-such-model", "some/where/else", "%00"])
 def test_an_unknown_model_is_not_found(client: httpx.Client, name: str) -> None:
     response = client.get(f"/v1/models/{name}")
     assert response.status_code == 404

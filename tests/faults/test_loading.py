@@ -31,7 +31,7 @@ def test_callers_are_told_to_come_back_and_the_log_says_why(
     conforms(answer)
     assert (answer.status_code, answer.json()["code"]) == (503, "SERVICE_UNAVAILABLE")
     assert answer.json()["detail"] == f"Model '{MODEL}' cannot be loaded here; the server's log says why."
-    assert answer.headers["retry-after"] == "60"
+    assert (answer.headers["retry-after"], answer.headers["x-should-retry"]) == ("60", "false")
     failed, asked = [(record.getMessage(), record.fields) for record in caplog.records]
     assert failed == ("model did not load", {"model": MODEL, "reason": f"{tmp_path / 'v3'}: {REASON}"})
     assert (asked[0], asked[1]["status"], asked[1]["reason"]) == ("request", 503, answer.json()["detail"])

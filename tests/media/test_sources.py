@@ -24,6 +24,13 @@ def test_what_base64_stands_for(content: bytes) -> None:
         assert sources.read(text, "here", MOST) == content
 
 
+def test_base64_in_lines_may_be_as_large_as_without() -> None:
+    content = bytes(1_000_000)
+    for end in ("\n", "\r\n"):
+        text = base64.encodebytes(content).decode().replace("\n", end)
+        assert sources.read(text, "here", len(content)) == content
+
+
 @settings(deadline=None)
 @given(text=st.text(max_size=50))
 def test_any_other_text_is_refused_or_read(text: str) -> None:

@@ -258,6 +258,7 @@ def _too_many_tokens(standing: Standing, caller: Caller, n_tokens: int) -> Limit
         "RATE_TOKEN_LIMIT_EXCEEDED",
         f"Token rate limit exceeded: {standing.n_tokens:,}/{limit:,} tokens per minute. {way_out}",
         retry_after_seconds=_whole(standing.wait_seconds),
+        is_final=n_tokens > limit,
     )
 
 

@@ -197,9 +197,9 @@ def _role(spec: ModelSpec, request: EmbeddingsRequest) -> Role:
 
 def task_of(spec: ModelSpec, request: EmbeddingsRequest) -> str | None:
     """The task that is meant: an older name is completed by `prompt_name`, as a query where that is left out."""
-    if request.task in spec.bare_tasks:
-        return f"{request.task}.{request.prompt_name or 'query'}"
-    return request.task
+    if (task := request.task) in spec.bare_tasks:
+        return f"{task}.{request.prompt_name or 'query'}"
+    return None if task is None else spec.task_synonyms.get(task, task)
 
 
 def check(state: State, spec: ModelSpec, request: EmbeddingsRequest) -> None:

@@ -21,10 +21,12 @@ _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 
 
 def render(error: FundamentError, request_id: str) -> Response:
-    """An error as the API answers it; 429 and 503 say when to try again."""
+    """An error as the API answers it; 429 and 503 say when to try again, and OpenAI's clients hear where not to."""
     headers: dict[str, str] = {}
     if wait := error.retry_after_seconds:
         headers["Retry-After"] = str(wait)
+    if error.is_final:
+        headers["X-Should-Retry"] = "false"
     if error.status == HTTPStatus.UNAUTHORIZED:
         headers["WWW-Authenticate"] = "Bearer"
     return _write(

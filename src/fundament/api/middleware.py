@@ -34,6 +34,8 @@ class RequestMiddleware:
             await self.app(scope, receive, send)
             return
         started = time.perf_counter()
+        if len(path := scope["path"]) > 1:  # a base URL with a slash too many is meant without
+            scope["path"] = path.removesuffix("/")
         request_id = f"{random.getrandbits(128):032x}"
         details = scope.setdefault("state", {})
         details["request_id"] = request_id

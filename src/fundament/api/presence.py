@@ -43,7 +43,8 @@ async def while_connected(request: Request, work: Coroutine[Any, Any, T], second
         while (await request.receive())["type"] != "http.disconnect":
             pass
         gone = True
-        limit.reschedule(0)  # in the past: at once
+        if not limit.expired():
+            limit.reschedule(0)  # in the past: at once
 
     try:
         async with asyncio.timeout(seconds) as limit:

@@ -269,7 +269,9 @@ class LocalEngine:
         except CheckpointError as error:
             say("model did not load", level=logging.ERROR, model=model, reason=error.detail)
             raise UnavailableError(
-                f"Model '{model}' cannot be loaded here; the server's log says why.", retry_after_seconds=60
+                f"Model '{model}' cannot be loaded here; the server's log says why.",
+                retry_after_seconds=60,
+                is_final=True,
             ) from error
 
     async def load(self, models: Iterable[str]) -> None:
