@@ -49,7 +49,7 @@ from fundament.store.database import name_of
 from fundament.store.jobs import Chunk, Job, Written
 from fundament.store.keys import Key
 from fundament.store.usage import Line
-from fundament.telemetry import say
+from fundament.telemetry import say, say_rarely
 from fundament.webhooks import DELAYS, deliver
 
 _CHUNKS_AT_A_TIME = 4
@@ -362,7 +362,7 @@ class Worker:
         while len(self._webhooks) < _WEBHOOKS_AT_A_TIME and (job := await self._due()):
             task = asyncio.create_task(self._call(job))
             self._webhooks[task] = job.key_id
-            task.add_done_callback(self._webhooks.pop)
+            task.add_done_callback(self._called)
         await asyncio.sleep(_IDLE_SECONDS)
 
     async def _sweep(self) -> None:
@@ -391,6 +391,11 @@ class Worker:
             at_once = Counter(key_id for key_id in self._webhooks.values() if key_id)
             busy = [key_id for key_id, n in at_once.items() if n >= _WEBHOOKS_OF_A_KEY]
             return await jobs.call(connection, DELAYS, now=_now(), but_for=busy)
+
+    def _called(self, task: asyncio.Task[None]) -> None:
+        del self._webhooks[task]
+        if not task.cancelled() and (error := task.exception()) is not None:  # it is due again later
+            say_rarely("webhook not called", reason=error)
 
     async def _call(self, job: Job) -> None:
         assert job.webhook_url is not None

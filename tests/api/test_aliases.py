@@ -1,5 +1,6 @@
 """Other names of served models: who answers, what the answer says, and what is listed."""
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from fundament.config import Settings
 from fundament.errors import FundamentError
 from tests.checkpoints import jina_v3
 from tests.checkpoints.xlm_roberta import HIDDEN
-from tests.inprocess import Api, running
+from tests.inprocess import Api, running, work_until
 
 SERVED = {EMBEDDED.id: EMBEDDED}
 ALIASES = [f"text-embedding-ada-002={EMBEDDED.id}", "elser-v2=sentence-transformers/all-MiniLM-L6-v2"]
@@ -99,6 +100,29 @@ def test_an_aliass_task_holds_where_the_caller_names_none(tmp_path: Path) -> Non
         # As later models call it.
         assert vectors(model=name, task="clustering") == vectors(model=name, task="separation")
         assert api.run(api.client.get("/v1/models/v3-query")).json()["alias_of"] == f"{name}:{task}"
+
+
+def test_a_job_keeps_what_an_alias_stands_for(tmp_path: Path) -> None:
+    name, task = "jina-embeddings-v3", "retrieval.query"
+    model = f"{name}={jina_v3.woven(tmp_path / 'v3')}"
+    aliases = [f"v3-query={name}:{task}"]
+    with running(tmp_path, dims={name: HIDDEN}, models=[model], aliases=aliases, worker=False, dtype="float32") as api:
+        state, asked = api.app.state.parts, {"model": "v3-query", "embedding_type": "base64"}
+        [wanted] = api.run(api.client.post("/v1/embeddings", json={**asked, "input": ["a text"]})).json()["data"]
+        made = api.run(api.client.post("/v1/batch/embeddings", json={**asked, "input": ["a text"]})).json()
+        file, form = {"file": ("x.jsonl", b'"a text"')}, {"model": "v3-query"}
+        older = api.run(api.client.post("/v1/bulk-embeddings", files=file, data=form)).json()
+        state.aliases = {}  # a worker of its own may have none
+
+        async def ended() -> bool:
+            found = (await api.client.get(f"/v1/batch/{made['batch_id']}")).json()
+            bulk = (await api.client.get(f"/v1/bulk-embeddings/{older['id']}")).json()
+            assert (found["model"], bulk["model_name"]) == (name, name)
+            return bool(found["status"] == bulk["status"] == "completed")
+
+        work_until(api, ended)
+        [line] = api.run(api.client.get(f"/v1/batch/{made['batch_id']}/output")).text.splitlines()
+        assert json.loads(line)["response"]["body"]["data"] == [wanted]
 
 
 @pytest.mark.parametrize(

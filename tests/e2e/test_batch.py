@@ -145,6 +145,7 @@ def test_vectors_are_those_of_the_endpoint_in_every_form(http: httpx.Client) -> 
         ({"input": ["x"], "webhook_url": "file:///etc"}, 422, "use http or https"),
         ({"input_file_id": "file-none"}, 404, "not found or access denied"),
         ({"input": ["x"], "endpoint": "/v1/rerank"}, 422, "should be '/v1/embeddings'"),
+        ({"input": ["x"], "completion_window": "1h"}, 422, "completion_window: Input should be '24h'"),
         ({"input_file_id": "file-\0"}, 422, "input_file_id: It should have no NUL characters"),
         ({"input_url": "http://x.example/\0"}, 422, "input_url: It should have no NUL characters"),
         ({"input": ["x"], "webhook_url": "http://x.example/\0"}, 422, "webhook_url: It should have no NUL characters"),
@@ -347,6 +348,13 @@ def test_the_official_openai_client(server: Served, tmp_path: Path) -> None:
         assert client.files.delete(file.id).deleted
         with pytest.raises(openai.UnprocessableEntityError):
             client.batches.create(input_file_id=bad.id, endpoint="/v1/completions", completion_window="24h")
+        with pytest.raises(openai.UnprocessableEntityError, match="output_expires_after"):
+            client.batches.create(
+                input_file_id=bad.id,
+                endpoint="/v1/embeddings",
+                completion_window="24h",
+                output_expires_after={"anchor": "created_at", "seconds": 3600},
+            )
 
 
 def test_batches_of_openai_are_a_list_of_their_own(http: httpx.Client) -> None:

@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from fundament.store import jobs, keys
+from fundament.store import files, jobs, keys
 from fundament.store.database import Database
 from fundament.store.jobs import Chunk, Job, Span, Written
 
@@ -333,6 +333,15 @@ def test_results_are_listed_and_forgotten(table: Table) -> None:
     assert table.do(jobs.active, "mine") == (0, 60 + 10)
     table.do(jobs.expire, now=NOW + timedelta(hours=24))
     assert table.do(jobs.written, "mine", ["batch"]) == []
+
+
+def test_however_many_ids_are_asked_for_and_expired(table: Table) -> None:
+    table.running(n_chunks=1)
+    ids = [f"batch_{number}" for number in range(70_000)]
+    assert table.do(jobs.kept, ids) == {"batch_1"}
+    assert table.do(files.kept, ids) == set()
+    assert table.do(jobs.expire, now=NOW + timedelta(hours=24)) == ["batch_1"]
+    assert table.do(jobs.kept, ids) == set()
 
 
 def test_many_workers_take_every_chunk_once(store: Database, table: Table, runner: asyncio.Runner) -> None:

@@ -1,13 +1,16 @@
 """Writing what the embeddings verb answers: a vector per input, a vector per token, or a weight per token."""
 
+import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from fundament.api.wire import long_answer
 from fundament.core import Embedded, Embeddings, MultiVectors, SparseVectors, sum_media
 from fundament.vectors import Encoding, Floats, encode, encode_each, shorten, shorten_each
 
+_MANY_NUMBERS = 1_000_000  # more hold up the event loop for milliseconds
 COUNTS_OUTPUT = "elser-v2"  # its usage has other keys than every other model's
 
 
@@ -28,15 +31,23 @@ class EmbeddingsAnswer:
     counts_output: bool = False
 
 
-def cut(result: Embedded, dimensions: int | None, *, normalized: bool) -> Embedded:
-    """The vectors cut and scaled; weights stay as they are."""
+async def cut(result: Embedded, dimensions: int | None, *, normalized: bool) -> Embedded:
+    """The vectors cut and scaled, many of them on another thread; weights stay as they are."""
     match result:
         case Embeddings():
-            return replace(result, vectors=shorten(result.vectors, dimensions, normalized=normalized))
+            n_numbers = result.vectors.size
         case MultiVectors():
-            return replace(result, vectors=shorten_each(result.vectors, dimensions, normalized=normalized))
+            n_numbers = sum(each.size for each in result.vectors)
         case SparseVectors():
             return result
+    work = partial(_cut, result, dimensions, normalized=normalized)
+    return await asyncio.to_thread(work) if n_numbers > _MANY_NUMBERS else work()
+
+
+def _cut(result: Embeddings | MultiVectors, dimensions: int | None, *, normalized: bool) -> Embedded:
+    if isinstance(result, Embeddings):
+        return replace(result, vectors=shorten(result.vectors, dimensions, normalized=normalized))
+    return replace(result, vectors=shorten_each(result.vectors, dimensions, normalized=normalized))
 
 
 async def write(answer: EmbeddingsAnswer) -> bytes:

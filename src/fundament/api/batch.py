@@ -45,7 +45,7 @@ class BatchRequest(EmbeddingsRequest):
     input_file_id: Kept | None = Field(None, max_length=256, description="An uploaded JSONL file: `POST /v1/files`.")
     webhook_url: Kept | None = Field(None, max_length=8192, description="Told when the job ends.")
     endpoint: Literal["/v1/embeddings"] | None = Field(None, description="The only one.")
-    completion_window: Kept | None = Field(None, max_length=16, description="`24h`.")
+    completion_window: Literal["24h"] | None = Field(None, description="The only one.")
 
 
 @router.post(
@@ -69,6 +69,9 @@ async def create_job(state: State, asked: BatchRequest, *, key_id: str, base: st
         FundamentError: a model that is not served, a field that it does not take, or more than may be queued.
     """
     spec = state.find_embedder(asked.model)
+    # A worker may have other aliases, so a job keeps what this one stands for.
+    if asked.task is None and (task := state.task_of_alias(asked.model)):
+        asked = asked.model_copy(update={"task": task})
     asked = documents_side(spec, asked)
     check(state, spec, asked)
     sources = [name for name in ("input", "input_url", "input_file_id") if getattr(asked, name) is not None]
@@ -76,7 +79,7 @@ async def create_job(state: State, asked: BatchRequest, *, key_id: str, base: st
         message = "Give exactly one of input, input_url and input_file_id."
         raise InputError(Fault(f"body -> {sources[1] if sources else 'input'}", message, "value_error"))
     told: dict[str, Any] = {
-        "model": asked.model,
+        "model": state.answering(asked.model),
         "line": asked.model_dump(mode="json", exclude=_OTHER, exclude_unset=True),
         "base_url": base,
     }

@@ -35,7 +35,8 @@ class BatchesRequest(Body):
 
     input_file_id: Annotated[Kept, Field(min_length=1, max_length=256)]
     endpoint: Literal["/v1/embeddings"]
-    completion_window: Kept = Field("24h", max_length=16)
+    completion_window: Literal["24h"] = "24h"
+    output_expires_after: None = Field(None, description="Not served: results stay as long as the operator says.")
     metadata: (
         Annotated[
             dict[Annotated[Kept, Field(max_length=64)], Annotated[Kept, Field(max_length=512)]],

@@ -64,7 +64,8 @@ async def create(request: Request) -> Response:
             key_id=key_id,
             model=spec.id,
             asked={
-                "model": model,
+                "model": state.answering(model),
+                "line": {"task": task} if (task := state.task_of_alias(model)) else {},
                 "email": email,
                 "file_name": form.file_name[-255:],
                 "csv": form.file_name.lower().endswith(".csv"),

@@ -153,6 +153,11 @@ class ChatRequest(Body):
     logit_bias: dict[str, Any] | None = Field(None, description="Not served: empty.")
     response_format: dict[str, Any] | None = Field(None, description='Not served but `{"type": "text"}`.')
     tools: list[Any] | None = Field(None, description="Not served: empty.")
+    tool_choice: str | dict[str, Any] | None = Field(None, description="Not served but `none` and `auto`.")
+    functions: list[Any] | None = Field(None, description="Not served: empty.")
+    modalities: list[str] | None = Field(None, description='Not served but `["text"]`.')
+    audio: dict[str, Any] | None = Field(None, description="Not served.")
+    top_logprobs: int | None = Field(None, description="Not served: 0.")
 
 
 def check(state: State, spec: ModelSpec, request: ChatRequest) -> None:
@@ -170,6 +175,11 @@ def check(state: State, spec: ModelSpec, request: ChatRequest) -> None:
         "logprobs": request.logprobs,
         "logit_bias": request.logit_bias,
         "tools": request.tools,
+        "tool_choice": request.tool_choice not in (None, "none", "auto"),
+        "functions": request.functions,
+        "modalities": request.modalities not in (None, ["text"]),
+        "audio": request.audio,
+        "top_logprobs": request.top_logprobs,
         "response_format": told.get("type") != "text",
     }
     faults = [Fault(f"body -> {name}", "It is not served; leave it out.") for name, asked in refused.items() if asked]

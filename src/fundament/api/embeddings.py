@@ -144,7 +144,7 @@ async def embed(
         result = await state.engine.run(spec.id, call, priority=priority, caller=caller, bill=bill)
     return EmbeddingsAnswer(
         model=state.answering(request.model),
-        made=cut(result, request.dimensions, normalized=request.normalized is not False),
+        made=await cut(result, request.dimensions, normalized=request.normalized is not False),
         encodings=list(dict.fromkeys(request.embedding_type)),
         counts_output=spec.id == COUNTS_OUTPUT,
     )

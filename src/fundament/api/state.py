@@ -82,7 +82,7 @@ class State:
         if not find(answering, self._known):
             self._known = self.served()
         if found := find(answering, self._known):
-            task = self.aliases[alias].task if (alias := self.alias(model)) else None
+            task = self.task_of_alias(model)
             return replace(found, default_task=task) if task else found
         listed = self.listed()
         if known := find(model, CATALOG):
@@ -112,6 +112,11 @@ class State:
     def alias(self, model: str) -> str | None:
         """The alias that a caller's name means; None where it means a model's own."""
         return next((name for name in (model, short_id(model)) if name in self.aliases), None)
+
+    def task_of_alias(self, model: str) -> str | None:
+        """The task that a caller's name brings; None where it is no alias, or one without a task."""
+        alias = self.alias(model)
+        return self.aliases[alias].task if alias else None
 
     def answering(self, model: str) -> str:
         """What an answer calls its model: the caller's own word, or what really answers to an alias."""

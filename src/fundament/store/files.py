@@ -10,7 +10,7 @@ from sqlalchemy import BigInteger, Column, Index, String, Table, func, or_, sele
 from sqlalchemy import Row as SqlRow
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from fundament.store.schema import Instant, metadata, page
+from fundament.store.schema import Instant, known, metadata, page
 
 files = Table(
     "files",
@@ -92,7 +92,7 @@ async def expire(connection: AsyncConnection, *, now: datetime) -> Sequence[str]
 
 async def kept(connection: AsyncConnection, ids: Collection[str]) -> set[str]:
     """Which of these are files."""
-    return set((await connection.execute(select(files.c.id).where(files.c.id.in_(ids)))).scalars())
+    return await known(connection, files.c.id, ids)
 
 
 async def stored_bytes(connection: AsyncConnection, key_id: str) -> int:

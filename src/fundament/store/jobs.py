@@ -30,7 +30,7 @@ from sqlalchemy import Row as SqlRow
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from fundament.store import keys
-from fundament.store.schema import Instant, Whole, Words, metadata, page, take_turns
+from fundament.store.schema import Instant, Whole, Words, known, metadata, page, slices, take_turns
 
 State = Literal["queued", "running", "completed", "failed", "cancelled", "expired"]
 ACTIVE: Sequence[State] = ("queued", "running")
@@ -626,14 +626,14 @@ async def expire(connection: AsyncConnection, *, now: datetime) -> Sequence[str]
         .returning(jobs.c.id)
     )
     ids = list(over.scalars())
-    await connection.execute(chunks.delete().where(chunks.c.job_id.in_(ids)))
+    for some in slices(ids):
+        await connection.execute(chunks.delete().where(chunks.c.job_id.in_(some)))
     return ids
 
 
 async def kept(connection: AsyncConnection, ids: Collection[str]) -> set[str]:
     """Which of these are jobs that have files."""
-    there = select(jobs.c.id).where(jobs.c.id.in_(ids), jobs.c.state != "expired")
-    return set((await connection.execute(there)).scalars())
+    return await known(connection, jobs.c.id, ids, jobs.c.state != "expired")
 
 
 async def forget(connection: AsyncConnection, *, before: datetime) -> None:

@@ -1,11 +1,25 @@
 """What all tables share: their metadata and the types that both databases store alike."""
 
+from collections.abc import Collection, Iterator
 from datetime import UTC, datetime
 from importlib import import_module
 from pkgutil import iter_modules
 from typing import Any, TypeVar
 
-from sqlalchemy import BigInteger, Column, DateTime, Integer, MetaData, Select, Text, literal, text, tuple_
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    ColumnElement,
+    DateTime,
+    Integer,
+    MetaData,
+    Select,
+    Text,
+    literal,
+    select,
+    text,
+    tuple_,
+)
 from sqlalchemy.engine.interfaces import Dialect
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql.schema import Table
@@ -20,6 +34,8 @@ metadata = MetaData(
         "ck": "ck_%(table_name)s_%(constraint_name)s",
     }
 )
+
+_MOST_IDS = 10_000
 
 # SQLite numbers rows by themselves only where the column's type is INTEGER, which holds 64 bits there.
 Whole = BigInteger().with_variant(Integer, "sqlite")
@@ -75,6 +91,23 @@ def page(
         statement = statement.where(place > border if oldest_first else place < border)
     columns = (moment.asc(), id_.asc()) if oldest_first else (moment.desc(), id_.desc())
     return statement.order_by(*columns).limit(limit)
+
+
+def slices(ids: Collection[str]) -> Iterator[list[str]]:
+    """Ids in parts that a statement can name: PostgreSQL takes 65,535 parameters."""
+    listed = list(ids)
+    for start in range(0, len(listed), _MOST_IDS):
+        yield listed[start : start + _MOST_IDS]
+
+
+async def known(
+    connection: AsyncConnection, column: Column[str], ids: Collection[str], *conditions: ColumnElement[bool]
+) -> set[str]:
+    """Which of these ids, however many, a column has in rows that meet the conditions."""
+    found = set[str]()
+    for some in slices(ids):
+        found |= {*(await connection.execute(select(column).where(column.in_(some), *conditions))).scalars()}
+    return found
 
 
 async def take_turns(connection: AsyncConnection, name: str) -> None:
