@@ -13,8 +13,8 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
-from fundament.api.lines import TEXT_COLUMNS, InputFileError, csv_lines, jsonl
 from fundament.errors import FundamentError, install
+from fundament.jsonl import TEXT_COLUMNS, InputFileError, csv_lines, jsonl
 
 ENDED = ("completed", "failed", "cancelled", "expired")
 _POLL_SECONDS = 0.5

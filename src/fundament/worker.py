@@ -26,12 +26,10 @@ from fundament.api.jobs import check_stored, describe, message_secret
 from fundament.api.lines import (
     Embedded,
     affordable,
-    csv_lines,
     deadly,
     divide,
     embed_lines,
     error_lines,
-    jsonl,
     model_of,
     one_by_one,
     output_lines,
@@ -44,6 +42,7 @@ from fundament.catalog import ModelSpec, find
 from fundament.depot import INPUT, OWNER, identity, of_job, of_upload, on_thread
 from fundament.errors import AuthError, BalanceError, FundamentError, LimitError, UnavailableError
 from fundament.fetching import Fetcher, read_networks
+from fundament.jsonl import csv_lines, jsonl
 from fundament.store import files, jobs, keys, usage
 from fundament.store.database import name_of
 from fundament.store.jobs import Chunk, Job, Written

@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 
 from fundament.api import lines
 from fundament.api.embeddings import EmbeddingsRequest, task_of
-from fundament.api.lines import InputFileError, Line
+from fundament.api.lines import Line
 from fundament.catalog import CATALOG, ModelSpec, find
 from fundament.core import Embed, Embeddings
 from fundament.errors import FundamentError, InputError, RowError, TooLongError, UnavailableError
+from fundament.jsonl import InputFileError, csv_lines, jsonl
 from tests.inprocess import Api, running
 from tests.served import MODEL
 
@@ -132,7 +133,7 @@ def test_chunks_cover_every_line_once(path: Path) -> None:
 
 
 def test_a_line_that_is_too_long_is_a_chunk_of_its_own_and_fails(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lines, "_MOST_LINE_BYTES", 100)
+    monkeypatch.setattr(lines, "MOST_LINE_BYTES", 100)
     monkeypatch.setattr(lines, "_CHUNK_BYTES", 50)
     path.write_bytes(b'"a"\n\n"' + b"b" * 250 + b'"\n' + b" " * 300 + b'\n"c"\n')
     one, long, empty, last = lines.divide(path, max_lines=4)
@@ -171,35 +172,12 @@ def test_the_first_line_names_the_model(path: Path) -> None:
             lines.model_of(path)
 
 
-@pytest.mark.parametrize(
-    ("text", "given"),
-    [
-        ('id,Text\n1,one\n2,"two, three"\n', [("1", "one"), ("2", "two, three")]),
-        ("text\none\n\ntwo\n", [("0", "one"), ("1", "two")]),
-        ("one\ntwo\n", [("0", "one"), ("1", "two")]),
-        ("\ufefftext,other\none,x\n", [("0", "one")]),
-        ('text\n"two\nlines"\n', [("0", "two\nlines")]),
-    ],
-)
-def test_csv_becomes_lines(tmp_path: Path, text: str, given: list[tuple[str, str]]) -> None:
-    (tmp_path / "csv").write_text(text, newline="")
-    found = read(b"".join(lines.jsonl(lines.csv_lines(tmp_path / "csv"))))
-    assert [(line.custom_id, line.request.input[0]) for line in found] == given  # type: ignore[union-attr]
-
-
 def test_a_row_without_its_text_fails_alone(tmp_path: Path) -> None:
     (tmp_path / "csv").write_text("id,text\n1\n2,two\n")
-    one, two = read(b"".join(lines.jsonl(lines.csv_lines(tmp_path / "csv"))))
+    one, two = read(b"".join(jsonl(csv_lines(tmp_path / "csv"))))
     assert isinstance(one.request, FundamentError)
     assert one.custom_id == "1"
     assert isinstance(two.request, EmbeddingsRequest)
-
-
-@pytest.mark.parametrize("text", [b"a,b\n1,2\n", b"text\n\xff\n", b'text\n"open\n'])
-def test_what_is_no_csv_is_refused(tmp_path: Path, text: bytes) -> None:
-    (tmp_path / "csv").write_bytes(text)
-    with pytest.raises(InputFileError, match="CSV"):
-        list(lines.csv_lines(tmp_path / "csv"))
 
 
 @pytest.mark.parametrize("model", ["sentence-transformers/all-MiniLM-L6-v2", "All-MiniLM-L6-v2", None])

@@ -18,12 +18,13 @@ from fundament.api.embeddings import EmbeddingsRequest, check
 from fundament.api.files import link
 from fundament.api.ids import FORM
 from fundament.api.jobs import Kind, base_url, cancel, describe, download, find, is_signed, submit
-from fundament.api.lines import ENDPOINT, documents_side, jsonl
+from fundament.api.lines import ENDPOINT, documents_side
 from fundament.api.schemas import BatchJob, request_body, responses, streamed
 from fundament.api.state import State, state_of
 from fundament.api.wire import answer
 from fundament.depot import on_thread
 from fundament.errors import Fault, InputError, NotFoundError
+from fundament.jsonl import jsonl
 from fundament.store import jobs
 from fundament.store.jobs import Dialect, Job
 

@@ -110,7 +110,7 @@ async def submit(
 
 def _check_url(field: str, url: str) -> None:
     if field == "input_url" and url.startswith(("s3://", "gs://")):
-        message = "No bucket of that name may be read here; the operator lists those that may in input_buckets."
+        message = "It is no object of a bucket that may be read here: the operator lists those in input_buckets."
         raise InputError(Fault(f"body -> {field}", message, "url", echo(url)))
     try:
         check_form(url)

@@ -4,7 +4,6 @@ A line is `{"custom_id": …, "body": {"input": …}}` as OpenAI's batches have 
 `{"text": …}`, or a string.
 """
 
-import csv
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from fundament.api.wire import json_bytes
 from fundament.catalog import ModelSpec
 from fundament.core import Bill, Priority
 from fundament.errors import Fault, FundamentError, InputError, LimitError, UnavailableError
+from fundament.jsonl import MOST_LINE_BYTES, InputFileError
 from fundament.store.jobs import Span
 from fundament.telemetry import say
 
@@ -33,12 +33,9 @@ ENDPOINT = "/v1/embeddings"
 
 # A chunk is what a worker takes at a time, and what is done again when it dies.
 _CHUNK_LINES, _CHUNK_BYTES = 256, 256 * 1024
-_MOST_LINE_BYTES = 32_000_000
 _MOST_NAME_CHARACTERS = 256
-csv.field_size_limit(_MOST_LINE_BYTES)  # a cell is a text; the library's own limit is 128 KiB
 _OWN_KEYS = ("custom_id", "id", "method", "url")
 _FIELD_OF = fields_by_synonym(EmbeddingsRequest)
-TEXT_COLUMNS = ("text", "input", "content", "sentence", "document", "body")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,10 +68,6 @@ class Embedded:
         return self.answer.made.n_tokens if isinstance(self.answer, EmbeddingsAnswer) else 0
 
 
-class InputFileError(FundamentError):
-    """An input that is no batch at all: the job fails with this sentence."""
-
-
 def divide(path: Path, *, max_lines: int) -> list[Span]:
     """Find the chunks of an input.
 
@@ -104,9 +97,9 @@ def divide(path: Path, *, max_lines: int) -> list[Span]:
 
 def _sizes(file: BinaryIO) -> Iterator[tuple[int, bool]]:
     """Of each line the size in bytes and whether nothing is in it; no line is in memory whole that is too long."""
-    while raw := file.readline(_MOST_LINE_BYTES + 1):
-        size, is_empty = len(raw), len(raw) <= _MOST_LINE_BYTES and not raw.strip()
-        while not raw.endswith(b"\n") and (raw := file.readline(_MOST_LINE_BYTES)):
+    while raw := file.readline(MOST_LINE_BYTES + 1):
+        size, is_empty = len(raw), len(raw) <= MOST_LINE_BYTES and not raw.strip()
+        while not raw.endswith(b"\n") and (raw := file.readline(MOST_LINE_BYTES)):
             size += len(raw)
         yield size, is_empty
 
@@ -125,9 +118,9 @@ def one_by_one(raw: bytes, span: Span) -> list[Span]:
 
 def too_long(span: Span) -> Line | None:
     """What stands for a chunk that is one line, longer than any that is read; None for every other chunk."""
-    if span.n_bytes <= _MOST_LINE_BYTES:
+    if span.n_bytes <= MOST_LINE_BYTES:
         return None
-    why = f"It is longer than {_MOST_LINE_BYTES / 1e6:g} MB, so its custom_id is not known either."
+    why = f"It is longer than {MOST_LINE_BYTES / 1e6:g} MB, so its custom_id is not known either."
     return Line(span.first_line, str(span.first_line), InputError(Fault("line", why, "too_long")))
 
 
@@ -144,7 +137,7 @@ def model_of(path: Path) -> str:
         InputFileError: it names none.
     """
     with path.open("rb") as file:
-        raw = next((raw for raw in iter(lambda: file.readline(_MOST_LINE_BYTES), b"") if raw.strip()), b"")
+        raw = next((raw for raw in iter(lambda: file.readline(MOST_LINE_BYTES), b"") if raw.strip()), b"")
     return model_named(raw)
 
 
@@ -164,43 +157,6 @@ def model_named(raw: bytes) -> str:
     if len(model) > _MOST_NAME_CHARACTERS:
         raise InputFileError(f"The input's first line names a model of more than {_MOST_NAME_CHARACTERS} characters.")
     return model
-
-
-def jsonl(lines: Iterable[Any]) -> Iterator[bytes]:
-    """Lines as a file has them."""
-    return (orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE) for line in lines)
-
-
-def csv_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """A CSV file's rows as lines. Its first row may name the columns: a text, and perhaps an id.
-
-    Raises:
-        InputFileError: not a CSV file in UTF-8, or no column can be told to be the text.
-    """
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            yield from _rows(csv.reader(file, strict=True))
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise InputFileError(f"The input is not a CSV file in UTF-8: {error}.") from error
-
-
-def _rows(rows: Iterator[list[str]]) -> Iterator[dict[str, Any]]:
-    head = next(rows, [])
-    names = [name.strip().lower() for name in head]
-    place = next((names.index(name) for name in TEXT_COLUMNS if name in names), None)
-    key = next((names.index(name) for name in ("custom_id", "id") if name in names), None)
-    if place is None:
-        if len(head) > 1:
-            listed = ", ".join(f"'{name}'" for name in TEXT_COLUMNS)
-            raise InputFileError(f"The CSV file's first row names no column of texts; call it one of {listed}.")
-        if head:
-            yield {"input": head[0]}  # one column without a name
-        place = 0
-    for row in rows:
-        if row:
-            text = row[place] if place < len(row) else None
-            named = {"custom_id": row[key]} if key is not None and key < len(row) else {}
-            yield {**named, "input": text}
 
 
 def documents_side(spec: ModelSpec, asked: R) -> R:
