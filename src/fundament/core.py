@@ -401,7 +401,8 @@ R_co = TypeVar("R_co", covariant=True)
 class Model(Protocol[C_contra, R_co]):
     """A loaded checkpoint of a family, which answers one kind of call.
 
-    `prepare` and `finish` run per request on CPU threads; `forward` runs per batch on the threads that own the model.
+    `prepare` and `finish` run per request, the first on a worker thread; `forward` runs per batch, on the threads that
+    own the model.
     """
 
     n_bytes: int

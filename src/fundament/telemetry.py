@@ -35,7 +35,7 @@ class Metrics:
         )
         self.request_seconds = Histogram(
             "fundament_request_seconds",
-            "From the request's first byte to the answer's last.",
+            "From the end of the request's head to the answer's last byte.",
             ("path",),
             buckets=_SECONDS,
             registry=self.registry,

@@ -1,4 +1,4 @@
-"""The app's OpenAPI document: what each route takes and answers, in the shapes of the public specification."""
+"""The shapes of answers, as the public specification has them, and what a route's documentation says of them."""
 
 from datetime import datetime
 from typing import Any
