@@ -35,7 +35,7 @@ from direct import effort, event_loop
 from fundament.backbone import generative
 from fundament.backbone.decoder import PREFIX_BYTES
 from fundament.backbone.device import Placement
-from fundament.backbone.prefixes import Prefixes
+from fundament.backbone.lru import LRU
 from fundament.catalog import ModelSpec
 from fundament.core import Rerank
 from fundament.engine.local import EngineOptions, LocalEngine, load_model
@@ -151,7 +151,7 @@ def compare(name: str, model: Local, call: Rerank, loop: Callable[[Rerank], list
         def ours() -> None:
             # Nothing is left from the call before, as if each had another query.
             reranker = engine.memory.loaded[name].model
-            reranker.decoder.prefixes = Prefixes(PREFIX_BYTES)
+            reranker.decoder.prefixes = LRU(PREFIX_BYTES)
             runner.run(engine.run(name, call))
 
         scores = runner.run(engine.run(name, call)).scores

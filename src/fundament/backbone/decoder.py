@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fundament.backbone.causal import attend_asked, attend_slice
+from fundament.backbone.lru import LRU
 from fundament.backbone.passes import Fill, Row, lay
 from fundament.backbone.positions import rotary_angles
-from fundament.backbone.prefixes import Prefixes
 from fundament.backbone.transformer import Transformer
 from fundament.errors import CheckpointError
 
@@ -36,7 +36,8 @@ class Decoder:
         if not (shape.causal and shape.pre_norm and shape.positions == "rotary") or transformer.token_terms:
             raise CheckpointError("only causal transformers of Llama's make, without adapters, can share beginnings")
         self.transformer = transformer
-        self.prefixes = Prefixes(prefix_bytes)
+        self.prefixes: LRU[bytes, Tensor] = LRU(prefix_bytes)
+        """By a prefix's bytes its keys and values, keys first: `[layers, 2, tokens, kv_heads, head_dim]`."""
         self.n_bytes = transformer.n_bytes + prefix_bytes
         token_bytes = 2 * shape.n_layers * shape.qkv_widths[1] * transformer.tokens.element_size()
         self.most_shared = prefix_bytes // token_bytes
@@ -72,8 +73,7 @@ class Decoder:
         """The asked states of all rows, one after the other, `[asked, hidden]`."""
         transformer, shape = self.transformer, self.transformer.shape
         device, dtype = transformer.tokens.device, transformer.tokens.dtype
-        prefixes = {row.prefix.tobytes(): row.prefix for row in rows}
-        known = {key: found for key, prefix in prefixes.items() if (found := self.prefixes.get(prefix)) is not None}
+        known = {key: found for row in rows if (found := self.prefixes.get(key := row.prefix.tobytes())) is not None}
         batch = lay(rows, known, device)
         x = F.embedding(batch.ids, transformer.tokens)
         cosines, sines = rotary_angles(batch.positions, shape.head_dim, shape.rope_theta, dtype)
@@ -100,7 +100,7 @@ class Decoder:
             for states, (_, lie) in zip(new, batch.new, strict=True):
                 states[number, 0], states[number, 1] = keys[lie], values[lie]
         for states, (ids, _) in zip(new, batch.new, strict=True):
-            self.prefixes.put(ids, states)
+            self.prefixes.put(ids.tobytes(), states, states.nbytes)
         assert transformer.final_norm is not None
         return transformer.final_norm(torch.cat(asked))
 
