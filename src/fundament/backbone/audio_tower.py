@@ -7,11 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fundament.backbone.checkpoint import Checkpoint, Config, Source, Weights
+from fundament.backbone.checkpoint import Checkpoint, Config, Source
 from fundament.backbone.device import Placement
 from fundament.backbone.linear import read_activation
+from fundament.backbone.projections import apart, together
 from fundament.backbone.sounds import Frames
-from fundament.backbone.transformer import Shape, Transformer, parameters
+from fundament.backbone.transformer import Shape, Transformer
 from fundament.backbone.vision import padded, rows_of
 
 PREFIXES = ("audio_tower.", "model.audio_tower.")
@@ -113,12 +114,7 @@ def load_audio_tower(checkpoint: Checkpoint, config: Config, placement: Placemen
         CheckpointError: it does not fit.
     """
     shape = read_shape(config)
-    named = parameters(shape)
-    del named["tokens.weight"]
-    for i in range(shape.n_layers):
-        del named[f"layers.{i}.qkv.weight"], named[f"layers.{i}.qkv.bias"]
-        named |= {f"layers.{i}.{part}.weight": (shape.hidden, shape.hidden) for part in "qkv"}
-        named |= {f"layers.{i}.{part}.bias": (shape.hidden,) for part in "qv"}  # keys have none
+    named = apart(shape)
     for name, n_in in (("conv1", config["num_mel_bins"]), ("conv2", shape.hidden)):
         named |= {f"{name}.weight": (shape.hidden, n_in, 3), f"{name}.bias": (shape.hidden,)}
     named |= {"norm.weight": (shape.hidden,), "norm.bias": (shape.hidden,)}
@@ -129,16 +125,4 @@ def load_audio_tower(checkpoint: Checkpoint, config: Config, placement: Placemen
         prefixes=PREFIXES,
         ignored=rf"{ignored}|{IGNORED}",
     )
-
-    def one(name: str) -> Tensor:
-        layer, _, kind = name.partition(".qkv.")
-        if name == "tokens.weight":
-            return read["norm.weight"].new_empty(0, shape.hidden)
-        if kind == "weight":
-            return torch.cat([read[f"{layer}.{part}.weight"] for part in "qkv"])
-        if kind == "bias":
-            q, v = read[f"{layer}.q.bias"], read[f"{layer}.v.bias"]
-            return torch.cat((q, torch.zeros_like(q), v))
-        return read[name]
-
-    return AudioTower(shape, Weights({*read, *parameters(shape)}, one), window=2 * config["n_window"])
+    return AudioTower(shape, together(shape, read), window=2 * config["n_window"])

@@ -14,7 +14,8 @@ from fundament.backbone.checkpoint import Checkpoint, Source, Weights
 from fundament.backbone.device import Placement
 from fundament.backbone.images import Patches
 from fundament.backbone.packed import edge_of
-from fundament.backbone.transformer import Shape, Transformer, parameters
+from fundament.backbone.projections import apart, together
+from fundament.backbone.transformer import Shape, Transformer
 from fundament.backbone.vision import PatchEmbedding, grid_rotation, rows_of
 from fundament.errors import CheckpointError
 
@@ -144,27 +145,14 @@ def load_eva02(
         raise CheckpointError(
             f"vision_config: a grid of {grid} patches needs intp_freq, since pt_hw_seq_len is {trained}"
         )
-    read = checkpoint.read(
-        stored(shape, grid * grid, patch),
-        LAYOUT,
-        placement,
-        prefixes=(prefix,),
-        ignored=rf"{ignored}|{IGNORED}",
-    )
+    named = stored(shape, grid * grid, patch)
+    read = checkpoint.read(named, LAYOUT, placement, prefixes=(prefix,), ignored=rf"{ignored}|{IGNORED}")
     return EVA02(shape, reordered(shape, read), levels, grid=grid, grid_trained=trained)
 
 
 def stored(shape: Shape, n_patches: int, patch: int) -> dict[str, tuple[int, ...]]:
-    """Every parameter as the checkpoint has it: queries, keys and values apart, and no bias of keys."""
-    names = parameters(shape)
-    del names["tokens.weight"]
-    for i in range(shape.n_layers):
-        layer = f"layers.{i}"
-        del names[f"{layer}.qkv.weight"], names[f"{layer}.qkv.bias"]
-        for part, width in zip("qkv", shape.qkv_widths, strict=True):
-            names[f"{layer}.{part}.weight"] = (width, shape.hidden)
-        names[f"{layer}.q.bias"] = names[f"{layer}.v.bias"] = (shape.qkv_widths[0],)
-    return names | {
+    """Every parameter as the checkpoint has it."""
+    return apart(shape) | {
         "cls.weight": (1, 1, shape.hidden),
         "table.weight": (1, 1 + n_patches, shape.hidden),
         "patches.weight": (shape.hidden, 3, patch, patch),
@@ -173,20 +161,6 @@ def stored(shape: Shape, n_patches: int, patch: int) -> dict[str, tuple[int, ...
 
 
 def reordered(shape: Shape, read: Weights) -> Weights:
-    """The transformer's parameters: queries and keys have each head's even numbers first, then the odd ones."""
+    """The tower's parameters: queries and keys have each head's even numbers first, then the odd ones."""
     order = torch.arange(shape.n_heads * shape.head_dim).view(shape.n_heads, -1, 2).transpose(1, 2).flatten()
-
-    def one(name: str) -> Tensor:
-        layer, _, kind = name.partition(".qkv.")
-        if name == "tokens.weight":
-            like = read["cls.weight"]
-            return like.new_empty(0, shape.hidden)
-        if kind == "weight":
-            q, k, v = (read[f"{layer}.{part}.weight"] for part in "qkv")
-            return torch.cat((q[order], k[order], v))
-        if kind == "bias":
-            q, v = read[f"{layer}.q.bias"], read[f"{layer}.v.bias"]
-            return torch.cat((q[order], torch.zeros_like(q), v))
-        return read[name]
-
-    return Weights({*read, *parameters(shape)}, one)
+    return together(shape, read, order)

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fundament.backbone.checkpoint import Checkpoint, Config, Source, Weights
+from fundament.backbone.checkpoint import Checkpoint, Config, Source
 from fundament.backbone.device import Placement
 from fundament.backbone.images import Patches
 from fundament.backbone.linear import read_activation
@@ -131,17 +131,11 @@ def load_qwen3_vision(
         CheckpointError: it does not fit.
     """
     shape = read_shape(config)
-    named = parameters(shape)
-    del named["tokens.weight"]
     patch = config["patch_size"]
-    named |= {
+    named = parameters(shape) | {
         "patches.weight": (shape.hidden, 3, config["temporal_patch_size"], patch, patch),
         "patches.bias": (shape.hidden,),
         "places.weight": (config["num_position_embeddings"], shape.hidden),
     }
     read = checkpoint.read(named, LAYOUT, placement, prefixes=PREFIXES, ignored=ignored)
-
-    def one(name: str) -> Tensor:
-        return read["patches.bias"].new_empty(0, shape.hidden) if name == "tokens.weight" else read[name]
-
-    return Qwen3Vision(shape, Weights({*read, "tokens.weight"}, one), levels, merge=config["spatial_merge_size"])
+    return Qwen3Vision(shape, read, levels, merge=config["spatial_merge_size"])

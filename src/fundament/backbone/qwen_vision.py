@@ -227,7 +227,6 @@ def load_qwen_vision(
         CheckpointError: it does not fit.
     """
     named = parameters(shape.layers) | merger_parameters(shape)
-    del named["tokens.weight"]
     named["patches.weight"] = (shape.layers.hidden, 3, shape.frames, shape.patch, shape.patch)
     read = checkpoint.read(
         named,
@@ -238,11 +237,9 @@ def load_qwen_vision(
     )
 
     def one(name: str) -> Tensor:
-        if name == "tokens.weight":
-            return read["final_norm.weight"].new_empty(0, shape.layers.hidden)
         if name == "patches.weight":
             # All frames of an image are the same, so what each frame is multiplied by can be summed before.
             return read[name].float().sum(2).flatten(1).to(placement.states)
         return read[name]
 
-    return QwenVision(shape, Weights({*read, "tokens.weight"}, one), levels)
+    return QwenVision(shape, Weights(read.keys(), one), levels)

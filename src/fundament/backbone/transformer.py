@@ -29,6 +29,7 @@ class Shape:
     """What makes one transformer differ from another; sizes in numbers of elements.
 
     Attributes:
+        vocab: rows of the table of tokens; 0 where there is none, because others make the states.
         norm: layer normalisation with a bias, or root-mean-square without.
         pre_norm: norms before attention and MLP; otherwise after each residual sum.
         final_norm: with `pre_norm`, one more at the end.
@@ -87,7 +88,7 @@ class Shape:
 def parameters(shape: Shape) -> dict[str, tuple[int, ...]]:
     """Every parameter's name and shape, linear weights as `[out, in]`."""
     q, kv, _ = shape.qkv_widths
-    names: dict[str, tuple[int, ...]] = {"tokens.weight": (shape.vocab, shape.hidden)}
+    names: dict[str, tuple[int, ...]] = {"tokens.weight": (shape.vocab, shape.hidden)} if shape.vocab else {}
 
     def linear(name: str, n_out: int, n_in: int, bias: bool) -> None:
         names[f"{name}.weight"] = (n_out, n_in)
@@ -144,8 +145,9 @@ class Transformer:
 
     Args:
         shape: what to build.
-        weights: every tensor that `parameters(shape)` names, on one device and in one dtype. Each is asked for once,
-            and let go where the processor's own layout replaces it, so that a lazy mapping keeps one copy in memory.
+        weights: every tensor that `parameters(shape)` names, on one device and in one dtype. Each matrix is asked for
+            once, and let go where the processor's own layout replaces it, so that a lazy mapping keeps one copy in
+            memory.
         adapters: rows name them by their place here.
 
     Raises:
@@ -157,7 +159,10 @@ class Transformer:
         changed = {name for adapter in adapters for name in adapter}
         if unknown := changed - adaptable(shape).keys():
             raise CheckpointError(f"adapters change what the model does not have: {', '.join(sorted(unknown))}")
-        self.tokens = weights["tokens.weight"]
+        if shape.vocab:
+            self.tokens = weights["tokens.weight"]
+        else:  # it says on which device and in which number format states are
+            self.tokens = weights["layers.0.attention_norm.weight"].new_empty(0, shape.hidden)
         self.positions: Tensor | None = None
         if shape.positions == "absolute":
             self.positions = weights["positions.weight"][shape.position_offset :]

@@ -2,11 +2,9 @@
 
 from typing import Any
 
-import torch
-
 from fundament.backbone.cached import CachedDecoder
 from fundament.backbone.chat_template import ChatTemplate, read_chat_template
-from fundament.backbone.checkpoint import Checkpoint, Config, Part, Source, Weights
+from fundament.backbone.checkpoint import Checkpoint, Config, Part, Source
 from fundament.backbone.device import Placement
 from fundament.backbone.linear import Linear, read_activation
 from fundament.backbone.picture_writer import ChatTokens, PictureWriter
@@ -113,16 +111,13 @@ def load(checkpoint: Checkpoint, spec: ModelSpec, placement: Placement) -> Pictu
             ignored=rf"(?!{LANGUAGE}).*",
         ),
     )
-    named = parameters(vision.layers) | head_parameters(vision)
-    del named["tokens.weight"]
-    read = checkpoint.read(
-        named,
+    tower = checkpoint.read(
+        parameters(vision.layers) | head_parameters(vision),
         VISION_LAYOUT,
         placement,
         prefixes=(VISION,),
         ignored=rf"({LANGUAGE}|{HEAD}\.).*",
     )
-    none = torch.empty(0, vision.layers.hidden, device=placement.device, dtype=placement.states)  # it reads no tokens
     tokenizer = TextTokenizer(checkpoint.directory, spec.context)
     tokens = read_tokens(checkpoint, tokenizer, language.vocab)
     return PictureWriter(
@@ -130,7 +125,7 @@ def load(checkpoint: Checkpoint, spec: ModelSpec, placement: Placement) -> Pictu
         read_template(checkpoint, tokenizer, tokens),
         tokens,
         tiles,
-        TileVision(vision, Weights({*read, "tokens.weight"}, lambda name: read.get(name, none))),
+        TileVision(vision, tower),
         CachedDecoder(transformer),
         linear_head(),
     )
