@@ -204,13 +204,13 @@ def lay(rows: Sequence[Row], kept: Mapping[bytes, Tensor], device: torch.device)
         [start + place for start, place in zip(keys, positions, strict=False)] + [np.full(n_more, keys[-1])],
     )
     ids, counted, places = (torch.from_numpy(np.concatenate(parts).astype(np.int64)).to(device) for parts in arrays)
+    asked = np.concatenate([start + row.kept for start, row in zip(tokens, laid, strict=False)])
     slices = []
     for start in range(0, tokens[-1], size):
         stop = min(start + size, tokens[-1])
         pieces = _pieces(start, stop, laid, tokens, keys, fills)
-        asked = np.concatenate([tokens[place] + row.kept for place, row in enumerate(laid)])
-        asked = asked[(asked >= start) & (asked < stop)] - start
-        slices.append(_slice(slice(start, stop + (n_more if stop == tokens[-1] else 0)), pieces, asked, device))
+        inside = asked[(asked >= start) & (asked < stop)] - start
+        slices.append(_slice(slice(start, stop + (n_more if stop == tokens[-1] else 0)), pieces, inside, device))
     return Pass(
         ids, counted, places, keys[-1], tuple(slices), tuple((prefix, sources[key]) for key, prefix in new.items())
     )

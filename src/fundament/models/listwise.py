@@ -179,6 +179,7 @@ def divide(documents: Sequence[Excerpt], room: int, longest: int, n_around: int 
 
 def prompt(query: str, documents: Sequence[str], instruction: str = "") -> str:
     """The text that is read of a block."""
+    # Once more: what is left of a cut text is read from its tokens, and a normalizer may make a mark of other letters.
     query = unmarked(query)
     told = _INSTRUCTION.format(instruction=instruction) if instruction else ""
     passages = (_PASSAGE.format(number=number, text=unmarked(text)) for number, text in enumerate(documents))
