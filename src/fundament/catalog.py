@@ -59,6 +59,9 @@ class ModelSpec:
         window_overlap: tokens that the windows share in which a reranker reads a document longer than its context;
             None cuts such a document.
         wraps_documents: whether a ranking names each document as `{"text": …}`, whatever form the caller sent.
+        dotless: whether tokens that weigh are named with `__` for a dot: Elasticsearch keeps a field for each, and a
+            dot would part the field's name.
+        counts_output: whether `usage` tells input and output tokens apart.
     """
 
     id: str
@@ -90,6 +93,8 @@ class ModelSpec:
     takes: tuple[RerankField, ...] = ()
     window_overlap: int | None = None
     wraps_documents: bool = False
+    dotless: bool = False
+    counts_output: bool = False
 
     @property
     def score(self) -> Score | None:
@@ -518,6 +523,8 @@ _ELSER = ModelSpec(
     tasks={"retrieval.query": Task(), "retrieval.passage": Task()},
     outputs=("sparse",),
     n_parameters=110_000_000,
+    dotless=True,
+    counts_output=True,
 )
 
 _QWEN3: dict[str, Any] = {

@@ -70,7 +70,7 @@ def sparse(spec: ModelSpec, directory: str) -> Answer:
     network = SparseEncoder(directory, **_TRUST)
 
     def name(token: str) -> str:
-        return token.replace(".", "__") if spec.id == "elser-v2" else token
+        return token.replace(".", "__") if spec.dotless else token
 
     def answer(case: Case) -> Sequence[Any]:
         encode = network.encode_query if case["role"] == "query" else network.encode_document

@@ -11,7 +11,6 @@ from fundament.core import Embedded, Embeddings, MultiVectors, SparseVectors, su
 from fundament.vectors import Encoding, Floats, encode, encode_each, shorten, shorten_each
 
 _MANY_NUMBERS = 1_000_000  # more hold up the event loop for milliseconds
-COUNTS_OUTPUT = "elser-v2"  # its usage has other keys than every other model's
 
 
 @dataclass(frozen=True, slots=True)

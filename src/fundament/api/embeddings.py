@@ -12,7 +12,7 @@ from pydantic import (
     WithJsonSchema,
 )
 
-from fundament.api.answers import COUNTS_OUTPUT, EmbeddingsAnswer, cut, write
+from fundament.api.answers import EmbeddingsAnswer, cut, write
 from fundament.api.body import Body, echo, read_body
 from fundament.api.inputs import Alone, Inputs, check_number
 from fundament.api.media import check_media, opened, read_bare, references
@@ -146,7 +146,7 @@ async def embed(
         model=state.answering(request.model),
         made=await cut(result, request.dimensions, normalized=request.normalized is not False),
         encodings=list(dict.fromkeys(request.embedding_type)),
-        counts_output=spec.id == COUNTS_OUTPUT,
+        counts_output=spec.counts_output,
     )
 
 

@@ -6,10 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fundament.catalog import ModelSpec
 from fundament.core import Array
-
-# Elasticsearch keeps these weights in a field per token, and a dot would part the field's name.
-_DOTLESS = "elser-v2"
 
 
 def sparse(ids: Array, weights: Array) -> NDArray[np.float32]:
@@ -51,11 +49,6 @@ def named(array: Array, name: Callable[[int], str]) -> dict[str, float]:
     return {name(int(number)): weight for number, weight in zip(ids.tolist(), weights.tolist(), strict=True)}
 
 
-def naming(model: str, token_of: Callable[[int], str]) -> Callable[[int], str]:
-    """How a model's weights name tokens: as its vocabulary writes them; ELSER's with `__` for a dot.
-
-    Args:
-        model: its id.
-        token_of: the vocabulary's token of an id.
-    """
-    return (lambda number: token_of(number).replace(".", "__")) if model == _DOTLESS else token_of
+def naming(spec: ModelSpec, token_of: Callable[[int], str]) -> Callable[[int], str]:
+    """How a model's weights name tokens, given the vocabulary's token of an id."""
+    return (lambda number: token_of(number).replace(".", "__")) if spec.dotless else token_of

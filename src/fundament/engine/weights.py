@@ -398,6 +398,7 @@ def _own_program(argument: str, spec: ModelSpec | None, name: str, program: Path
     elser = CATALOG[ELSER]
     changed = datetime.fromtimestamp(program.stat().st_mtime, UTC).date()
     own = replace(elser, id=name, name=name, description=OWN, released=changed, licence="unknown", n_parameters=0)
+    own = replace(own, dotless=False, counts_output=False)  # its answers have the forms of every other model's
     dim = read_tokenizer(program.parent, elser.context).n_vocab
     return Local(replace(spec or own, family=PROGRAM, dim=dim), program.parent)
 

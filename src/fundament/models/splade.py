@@ -234,7 +234,7 @@ class SPLADE:
 
     def finish(self, call: Embed, items: Sequence[Item], arrays: Sequence[Array]) -> SparseVectors:  # noqa: ARG002
         """The weights of one call, in its order."""
-        name = naming(self.spec.id, self.tokenizer.token_of)
+        name = naming(self.spec, self.tokenizer.token_of)
         return SparseVectors(weights=[named(array, name) for array in arrays])
 
 
