@@ -16,9 +16,7 @@ class Payable(Protocol):
         """Answer a call that `bill` pays."""
         ...
 
-    def generate(
-        self, model: str, call: Generate, *, caller: str = ..., bill: Bill | None = ...
-    ) -> AsyncGenerator[Chunk, None]:
+    def generate(self, model: str, call: Generate, *, bill: Bill | None = ...) -> AsyncGenerator[Chunk, None]:
         """Answer a conversation that `bill` pays."""
         ...
 
@@ -50,9 +48,7 @@ class BilledEngine:
             model, call, priority=priority, caller=caller or visit.caller.id, bill=visit.bill(model)
         )
 
-    def generate(self, model: str, call: Generate, *, caller: str = "") -> AsyncGenerator[Chunk, None]:
+    def generate(self, model: str, call: Generate) -> AsyncGenerator[Chunk, None]:
         """The same of a conversation, piece by piece. Who pays is decided here, not where the pieces are read."""
         visit = current_visit.get()
-        if visit is None:
-            return self._engine.generate(model, call, caller=caller)
-        return self._engine.generate(model, call, caller=caller or visit.caller.id, bill=visit.bill(model))
+        return self._engine.generate(model, call, bill=None if visit is None else visit.bill(model))

@@ -138,7 +138,6 @@ def load_colbert(
     prefixes: tuple[str, ...],
     markers: tuple[str, str],
     attends_to_masks: bool | None = None,
-    unused: str = UNUSED,
 ) -> ColBERT:
     """Read the weights and how the checkpoint reads texts.
 
@@ -151,7 +150,6 @@ def load_colbert(
         prefixes: what the backbone's tensor names may begin with.
         markers: the tokens before queries and documents, where `artifact.metadata` names none that the tokenizer has.
         attends_to_masks: whether other tokens attend to a query's mask tokens; None leaves it to `artifact.metadata`.
-        unused: a pattern of tensor names that are known and not needed.
 
     Raises:
         CheckpointError: the checkpoint does not fit, or its tokenizer lacks a marker or a mask.
@@ -162,7 +160,7 @@ def load_colbert(
         layout,
         placement,
         prefixes=prefixes,
-        ignored=rf"{unused}|linear\.weight",
+        ignored=rf"{UNUSED}|linear\.weight",
     )
     projection = checkpoint.read(
         {"linear.weight": (spec.dim, shape.hidden)},

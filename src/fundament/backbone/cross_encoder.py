@@ -112,7 +112,7 @@ class CrossEncoder:
         transformer: Transformer,
         head: Head,
         spec: ModelSpec,
-        padding: int | None = None,
+        padding: int | None,
     ) -> None:
         check_vocabulary(tokenizer, spec, transformer.shape.vocab)
         self.tokenizer, self.transformer, self.head, self.spec = tokenizer, transformer, head, spec

@@ -16,9 +16,9 @@ def states_of_rows(
     rows: Sequence[Array],
     *,
     visible: Sequence[int] = (),
-    head: Callable[[Tensor], Tensor] | None = None,
+    head: Callable[[Tensor], Tensor],
 ) -> list[Tensor]:
-    """The hidden states of each row, `[tokens, hidden]`, in the given order.
+    """What the hidden states of each row become, `[tokens, …]`, in the given order.
 
     Args:
         transformer: what runs.
@@ -31,6 +31,5 @@ def states_of_rows(
     if any(n < len(row) for n, row in zip(visible, rows, strict=False)):
         packed = hide(packed, [visible[place] for place in order])
     with torch.inference_mode():
-        hidden = transformer(packed)
-        parts = (head(hidden) if head else hidden).split([len(rows[place]) for place in order])
+        parts = head(transformer(packed)).split([len(rows[place]) for place in order])
     return [parts[row] for row in np.argsort(order)]

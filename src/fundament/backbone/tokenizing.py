@@ -192,7 +192,7 @@ class TextTokenizer:
             size *= 4
         return text
 
-    def encode_parts(self, pieces: Sequence[Sequence[str]], prefix: str = "") -> Joint:
+    def encode_parts(self, pieces: Sequence[Sequence[str]], prefix: str) -> Joint:
         """The ids of texts in parts, one after the other with nothing between them, the prefix before the first.
 
         Each piece is tokenized whole and apart from the others, so that no token reaches from one into the next. A
@@ -221,7 +221,7 @@ class TextTokenizer:
             [around[: self.n_before], ids, around[len(around) - self.n_after :]], dtype=np.int64, casting="unsafe"
         )
 
-    def pair_frame(self, *, led: bool = True) -> PairFrame:
+    def pair_frame(self, *, led: bool) -> PairFrame:
         """What the post-processor puts around two texts.
 
         Args:

@@ -66,13 +66,13 @@ class Sizes:
         return patches.rows // merge, patches.columns // merge
 
 
-def read_sizes(processor: Config, tower: TowerShape, *, pixels: tuple[int, int] | None = None) -> Sizes:
+def read_sizes(processor: Config, tower: TowerShape, *, pixels: tuple[int, int] | None) -> Sizes:
     """What `preprocessor_config.json` says of sizes.
 
     Args:
         processor: the file.
         tower: what reads the pictures.
-        pixels: the least and the most, where the model's own code sets them.
+        pixels: the least and the most, where the model's own code sets them; None leaves them to the file.
 
     Raises:
         CheckpointError: other image processing than the tower's, or no limits.

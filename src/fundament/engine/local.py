@@ -189,24 +189,21 @@ class LocalEngine:
                     bill.refund(_unpaid(items, ticket, error))
                 raise
 
-    async def generate(
-        self, model: str, call: Generate, *, caller: str = "", bill: Bill | None = None
-    ) -> AsyncGenerator[Chunk, None]:
+    async def generate(self, model: str, call: Generate, *, bill: Bill | None = None) -> AsyncGenerator[Chunk, None]:
         """Answer a conversation, piece by piece.
 
-        The tokens that it may have are taken before it runs, and those that it did not write are given back; one that
-        fails costs nothing. Close the generator where it is not read to its end.
+        Conversations are let in as they come, whoever sends them. The tokens that one may have are taken before it
+        runs, and those that it did not write are given back; one that fails costs nothing. Close the generator where it
+        is not read to its end.
 
         Args:
             model: which one.
             call: what is asked.
-            caller: who asks; conversations are let in as they come, whoever sends them.
             bill: who pays.
 
         Raises:
             FundamentError: the conversation cannot be read, may not be paid, or fails.
         """
-        del caller
         async with self._lease(model) as loaded:
             assert isinstance(loaded.batcher, Generator)
             loop = asyncio.get_running_loop()
