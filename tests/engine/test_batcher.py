@@ -72,10 +72,15 @@ def items(*numbers: int, n_tokens: int = 10) -> list[Item]:
     return [Item(features={"n": np.array(number)}, n_tokens=n_tokens) for number in numbers]
 
 
-def submit(batcher: Batcher, rows: list[Item], priority: Priority = Priority.INTERACTIVE, caller: str = "") -> Ticket:
+def opened(rows: list[Item], caller: str = "") -> Ticket:
     loop = asyncio.get_running_loop()
     ticket = Ticket(loop, loop.create_future(), caller)
     ticket.open(rows)
+    return ticket
+
+
+def submit(batcher: Batcher, rows: list[Item], priority: Priority = Priority.INTERACTIVE, caller: str = "") -> Ticket:
+    ticket = opened(rows, caller)
     batcher.submit(ticket, rows, priority)
     return ticket
 
@@ -386,6 +391,31 @@ def test_dropped_rows_never_reach_the_model(runner: asyncio.Runner, model: Doubl
     runner.run(scenario())
 
 
+@pytest.mark.parametrize("queued", [True, False])
+def test_a_caller_who_left_is_not_slower_next_time(
+    runner: asyncio.Runner, model: Doubler, batcher: Batcher, queued: bool
+) -> None:
+    async def scenario() -> None:
+        model.gate.clear()
+        first = submit(batcher, items(0))
+        await until(lambda: model.batches)
+        rows = items(1, n_tokens=1000)
+        gone = opened(rows, caller="one")
+        if queued:
+            batcher.submit(gone, rows, Priority.INTERACTIVE)
+            batcher.drop(gone)
+        else:
+            batcher.drop(gone)
+            batcher.submit(gone, rows, Priority.INTERACTIVE)
+        assert not batcher.n_waiting
+        later = [submit(batcher, items(n, n_tokens=1000), caller=caller) for n, caller in ((2, "one"), (3, "another"))]
+        model.gate.set()
+        await asyncio.gather(first.done, *(ticket.done for ticket in later))
+        assert model.batches == [[0], [2], [3]]
+
+    runner.run(scenario())
+
+
 def test_rows_that_wait_have_a_bounded_memory(runner: asyncio.Runner, model: Doubler) -> None:
     batcher = started(model, max_waiting_bytes=3_000)
 
@@ -494,6 +524,21 @@ def test_a_row_that_is_not_finite_is_run_again_in_float32(
 
     runner.run(scenario())
     batcher.close()
+
+
+def test_a_row_that_is_not_finite_spoils_no_neighbour(runner: asyncio.Runner, model: Doubler, batcher: Batcher) -> None:
+    forward = model.forward
+    model.forward = lambda rows: [array * (np.nan if 3 in model.batches[-1] else 1) for array in forward(rows)]  # type: ignore[method-assign]
+
+    async def scenario() -> None:
+        with batcher.expecting():
+            bad, good = submit(batcher, items(3, 3)), submit(batcher, items(1, 2))
+        with pytest.raises(RowError, match="Input 0 gives"):
+            await bad.done
+        assert [array[0] for array in await good.done] == [2.0, 4.0]
+        assert len(model.batches[0]) == 4
+
+    runner.run(scenario())
 
 
 def test_rows_that_are_not_finite_are_run_again_in_float32_together(runner: asyncio.Runner, model: Doubler) -> None:

@@ -267,7 +267,6 @@ class Batcher:
             rows = [*unsettled, *(row for lane in self._lanes.values() for row in lane)]
             for lane in self._lanes.values():
                 lane.clear()
-            self._n_waiting_tokens = self._n_waiting_bytes = 0
         failure = UnavailableError(f"Model '{self.name}' has stopped: {error!r}.")
         self._settle([(row, failure) for row in rows])
 
@@ -419,15 +418,12 @@ class Batcher:
                 ticket = row.ticket
                 ticket.n_left -= 1
                 if isinstance(result, Exception):
-                    first, ticket.error, ticket.cancelled = ticket.error is None, ticket.error or result, True
-                    if first:
-                        finished.setdefault(ticket.loop, []).append(ticket)
-                        self._leave(ticket)
+                    ticket.error, ticket.cancelled = ticket.error or result, True
                 else:
                     ticket.arrays[row.place] = result
-                    if ticket.n_left == 0 and ticket.error is None:
-                        finished.setdefault(ticket.loop, []).append(ticket)
-                        self._leave(ticket)
+                if ticket.error is not None or ticket.n_left == 0:  # of a failed call again and again: no harm
+                    finished.setdefault(ticket.loop, []).append(ticket)
+                    self._leave(ticket)
         for loop, tickets in finished.items():
             try:
                 loop.call_soon_threadsafe(_resolve, tickets)
