@@ -2,7 +2,8 @@
 
 import asyncio
 import threading
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Mapping
 
 import pytest
 from hypothesis import given
@@ -34,9 +35,22 @@ def test_eviction_makes_room_takes_no_more_than_needed_and_spares_what_is_in_use
         assert evicted == idle[: len(evicted)]
 
 
+@pytest.fixture
+def sought(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Each time that room is sought, for how many bytes; who finds none waits from then on."""
+    sizes: list[int] = []
+
+    def noted(uses: Mapping[str, Use], needed_bytes: int, budget_bytes: int) -> list[str] | None:
+        sizes.append(needed_bytes)
+        return to_evict(uses, needed_bytes, budget_bytes)
+
+    monkeypatch.setattr("fundament.engine.memory.to_evict", noted)
+    return sizes
+
+
 class Resident:
-    def __init__(self, name: str, log: list[str], closing: threading.Event) -> None:
-        self.name, self.log, self.n_bytes, self.closing = name, log, 10, closing
+    def __init__(self, name: str, log: list[str], closing: threading.Event, n_bytes: int) -> None:
+        self.name, self.log, self.n_bytes, self.closing = name, log, n_bytes, closing
 
     def close(self) -> None:
         assert self.closing.wait(10)
@@ -51,7 +65,10 @@ class World:
         self.measured: list[str] = []
         self.fails = False
         self.loading = asyncio.Event()
+        self.opening = asyncio.Event()  # models load once it is set
+        self.opening.set()
         self.sizes: dict[str, int] = {}
+        self.real_sizes: dict[str, int] = {}  # where they are not what was measured
         self.closing = threading.Event()  # models close once it is set
         self.closing.set()
         self.memory: Memory[Resident] = Memory(
@@ -65,10 +82,11 @@ class World:
     async def load(self, name: str) -> Resident:
         self.loading.set()
         await asyncio.sleep(0)
+        await self.opening.wait()
         if self.fails:
             raise OSError("disk")
         self.log.append(f"+{name}")
-        return Resident(name, self.log, self.closing)
+        return Resident(name, self.log, self.closing, self.real_sizes.get(name, self.sizes.get(name, 10)))
 
     async def use(self, name: str, until: asyncio.Event | None = None) -> None:
         async with self.memory.lease(name) as resident:
@@ -106,20 +124,72 @@ def test_the_least_recently_used_goes(runner: asyncio.Runner) -> None:
     run(runner, scenario)
 
 
-def test_a_model_in_use_is_never_evicted_and_the_next_waits_for_it(runner: asyncio.Runner) -> None:
+def test_a_model_in_use_is_never_evicted_and_the_next_waits_for_it(runner: asyncio.Runner, sought: list[int]) -> None:
     async def scenario() -> None:
         world, release = World(budget=10), asyncio.Event()
         first = asyncio.ensure_future(world.use("a", release))
         while not world.log:
             await asyncio.sleep(0)
         second = asyncio.ensure_future(world.use("b"))
-        while world.measured != ["a", "b"]:
+        while len(sought) < 2:
             await asyncio.sleep(0)
-        await asyncio.sleep(0.01)
-        assert world.log == ["+a"]
+        assert set(world.memory.loaded) == {"a"}
         release.set()
         await asyncio.gather(first, second)
         assert world.log == ["+a", "-a", "+b"]
+
+    run(runner, scenario)
+
+
+def test_a_model_that_still_loads_is_not_evicted_though_its_caller_left(
+    runner: asyncio.Runner, sought: list[int]
+) -> None:
+    async def scenario() -> None:
+        world = World(budget=10)
+        world.opening.clear()
+        leaver = asyncio.ensure_future(world.use("a"))
+        await world.loading.wait()
+        leaver.cancel()
+        await asyncio.wait([leaver])
+        next_one = asyncio.ensure_future(world.use("b"))
+        while len(sought) < 2:
+            await asyncio.sleep(0)
+        world.opening.set()
+        await next_one
+        assert world.log == ["+a", "-a", "+b"]
+
+    run(runner, scenario)
+
+
+def test_a_model_that_goes_is_out_of_memory_before_the_next_loads(runner: asyncio.Runner) -> None:
+    async def scenario() -> None:
+        world, made = World(budget=10), list[weakref.ref[Resident]]()
+
+        async def load(name: str) -> Resident:
+            while any(resident() is not None for resident in made):
+                await asyncio.sleep(0)
+            resident = await world.load(name)
+            made.append(weakref.ref(resident))
+            return resident
+
+        world.memory = Memory(budget_bytes=10, idle_seconds=None, measure=world.measure, load=load)
+        for name in "abc":
+            await world.use(name)
+        assert world.log == ["+a", "-a", "+b", "-b", "+c"]
+
+    run(runner, scenario)
+
+
+@pytest.mark.parametrize(("measured", "real"), [(10, 20), (20, 10)])
+def test_a_model_counts_as_what_was_measured_or_what_it_takes_the_larger(
+    runner: asyncio.Runner, measured: int, real: int
+) -> None:
+    async def scenario() -> None:
+        world = World(budget=30)
+        world.sizes["a"], world.real_sizes["a"] = measured, real
+        for name in "abc":
+            await world.use(name)
+        assert world.log == ["+a", "+b", "-a", "+c"]
 
     run(runner, scenario)
 
@@ -133,7 +203,8 @@ def test_a_model_under_steady_use_does_not_starve_another(runner: asyncio.Runner
                 await world.use("a")
 
         crowd = [asyncio.ensure_future(steadily()) for _ in range(3)]
-        await asyncio.sleep(0.01)
+        while not world.log:
+            await asyncio.sleep(0)
         await world.use("b")
         done.set()
         await asyncio.gather(*crowd)
@@ -142,7 +213,7 @@ def test_a_model_under_steady_use_does_not_starve_another(runner: asyncio.Runner
     run(runner, scenario)
 
 
-def test_who_waits_for_room_holds_up_only_the_models_that_must_go(runner: asyncio.Runner) -> None:
+def test_who_waits_for_room_holds_up_only_the_models_that_must_go(runner: asyncio.Runner, sought: list[int]) -> None:
     async def scenario() -> None:
         world, release = World(budget=30), asyncio.Event()
         busy = [asyncio.ensure_future(world.use(name, release)) for name in ("first", "second")]
@@ -151,9 +222,8 @@ def test_who_waits_for_room_holds_up_only_the_models_that_must_go(runner: asynci
         await world.use("other")
         world.sizes["large"] = 20
         waiting = asyncio.ensure_future(world.use("large"))
-        while world.measured[-1] != "large":
+        while 20 not in sought:
             await asyncio.sleep(0)
-        await asyncio.sleep(0.01)
         held = [asyncio.ensure_future(world.use(name)) for name in ("first", "other")]
         await world.use("second")
         assert not any(task.done() for task in (waiting, *held))
