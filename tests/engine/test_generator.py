@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pytest
 
 from fundament.core import Chunk, Generate, Item
@@ -72,8 +73,9 @@ def running(model: Counter, cache_bytes: int = 1_000) -> Iterator[Generator]:
         generator.close()
 
 
-def ask(n_prompt: int, most: int, *, bad: bool = False) -> Conversation:
-    item = Item(features={}, n_tokens=n_prompt + most, n_counted=n_prompt)
+def ask(n_prompt: int, most: int, *, bad: bool = False, n_bytes: int = 0) -> Conversation:
+    features = {"pixels": np.zeros(n_bytes, np.uint8)}
+    item = Item(features=features, n_tokens=n_prompt + most, n_counted=n_prompt)
     call = Generate(messages=[], seed=13 if bad else None)
     return Conversation(asyncio.get_running_loop(), call, item.n_tokens, item)
 
@@ -150,6 +152,28 @@ def test_who_finds_no_room_waits_and_who_never_would_is_refused() -> None:
                 generator.submit(ask(1, 1))
             model.gate.set()
             assert await whole(second) == "1 2"
+
+    play(scene)
+
+
+def test_pictures_of_those_who_wait_have_a_bounded_memory() -> None:
+    async def scene() -> None:
+        model = Counter()
+        with running(model, cache_bytes=100) as generator:
+            model.gate.clear()
+            first, large, small = ask(4, 6), ask(1, 1, n_bytes=101), ask(1, 1, n_bytes=60)
+            generator.submit(first)
+            await until(lambda: first.begun)
+            generator.submit(large)  # nobody waits
+            with pytest.raises(UnavailableError, match="and 1 wait"):
+                generator.submit(small)
+            generator.drop(large)
+            generator.submit(small)
+            with pytest.raises(UnavailableError, match="and 1 wait"):
+                generator.submit(ask(1, 1, n_bytes=41))
+            generator.submit(ask(1, 1, n_bytes=40))
+            model.gate.set()
+            assert await whole(small) == "1"
 
     play(scene)
 
