@@ -14,6 +14,8 @@ from fundament.errors import RowError, UnavailableError
 from fundament.telemetry import Metrics
 from tests.engine.device_errors import device_error
 
+N_ROUNDS = 20  # of what a thread could do too soon
+
 
 class Doubler:
     """A model that doubles a number, slowly where a gate is shut, and fails where it is told to."""
@@ -91,6 +93,11 @@ async def until(condition: Callable[[], object]) -> None:
             await asyncio.sleep(0.001)
 
 
+async def others_turn() -> None:
+    """Leave the processor to the model's threads, which take it where they have something to do."""
+    await asyncio.to_thread(lambda: None)
+
+
 def test_results_come_in_the_order_of_the_rows(runner: asyncio.Runner, batcher: Batcher) -> None:
     async def scenario() -> None:
         rows = [Item(features={"n": np.array(n)}, n_tokens=1 + n * 37 % 400) for n in range(50)]
@@ -151,14 +158,14 @@ def test_rows_that_gather_while_a_batch_runs_go_together(
 
 def test_what_waits_waits_for_rows_that_are_expected(runner: asyncio.Runner, model: Doubler, batcher: Batcher) -> None:
     async def scenario() -> None:
-        with batcher.expecting():
+        for _ in range(N_ROUNDS):
             with batcher.expecting():
-                first = submit(batcher, items(1))
-            second = submit(batcher, items(2))
-            await asyncio.sleep(0.05)
-            assert not model.batches
-        await asyncio.gather(first.done, second.done)
-        assert model.batches == [[1, 2]]
+                with batcher.expecting():
+                    first = submit(batcher, items(1))
+                await others_turn()
+                second = submit(batcher, items(2))
+            await asyncio.gather(first.done, second.done)
+        assert model.batches == [[1, 2]] * N_ROUNDS
 
     runner.run(scenario())
 
@@ -173,14 +180,15 @@ def test_a_call_that_is_expected_and_cannot_be_read_holds_nobody_up(runner: asyn
     runner.run(scenario())
 
 
-def test_many_rows_wait_for_no_others(runner: asyncio.Runner, batcher: Batcher) -> None:
+def test_many_rows_wait_for_no_others(runner: asyncio.Runner, model: Doubler, batcher: Batcher) -> None:
     async def scenario() -> None:
-        with batcher.expecting():
-            few = submit(batcher, items(*range(51)))
-            await asyncio.sleep(0.05)
-            assert not few.done.done()
-            submit(batcher, items(51))
-            await few.done
+        for _ in range(N_ROUNDS):
+            with batcher.expecting():
+                few = submit(batcher, items(*range(51)))
+                await others_turn()
+                one_more = submit(batcher, items(51))
+                await asyncio.gather(few.done, one_more.done)
+        assert [len(batch) for batch in model.batches] == [52] * N_ROUNDS
 
     runner.run(scenario())
 
@@ -217,24 +225,25 @@ def test_threads_that_are_free_divide_what_waits_but_not_a_little(
 def test_a_few_rows_wait_for_a_batch_where_both_together_are_few(
     runner: asyncio.Runner, model: Doubler, n_tokens: int, together: bool
 ) -> None:
-    batcher = started(model, n_threads=2)
-
-    async def scenario() -> None:
-        first = submit(batcher, items(0, n_tokens=n_tokens))
+    async def scenario(batcher: Batcher) -> None:
+        tickets = [submit(batcher, items(0, n_tokens=n_tokens))]
         await until(lambda: model.batches)
-        later = [submit(batcher, items(1)), submit(batcher, items(2))]
-        if together:
-            await asyncio.sleep(0.05)
-        else:
+        tickets.append(submit(batcher, items(1)))
+        await others_turn()
+        tickets.append(submit(batcher, items(2)))
+        if not together:
             await until(lambda: len(model.batches) == 2)
         model.gate.set()
-        await asyncio.gather(first.done, *(ticket.done for ticket in later))
+        await asyncio.gather(*(ticket.done for ticket in tickets))
 
-    model.gate.clear()
-    runner.run(scenario())
-    batcher.close()
-    if together:
-        assert model.batches == [[0], [1, 2]]
+    for _ in range(N_ROUNDS):
+        model.gate.clear()
+        model.batches.clear()
+        batcher = started(model, n_threads=2)
+        runner.run(scenario(batcher))
+        batcher.close()
+        if together:
+            assert model.batches == [[0], [1, 2]]
 
 
 def test_many_rows_do_not_wait_for_a_batch_of_few(runner: asyncio.Runner, model: Doubler) -> None:
