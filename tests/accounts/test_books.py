@@ -63,6 +63,31 @@ def test_a_wish_that_nobody_waits_for_does_not_stop_the_others(store: Database, 
     runner.run(work())
 
 
+def test_usage_is_written_before_a_second_is_over(
+    store: Database, runner: asyncio.Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passed, sleep = list[float](), asyncio.sleep
+
+    async def at_once(seconds: float) -> None:
+        passed.append(seconds)
+        await sleep(0)
+
+    async def work() -> None:
+        ledger, key = Ledger(store), await make(store, 10)
+        monkeypatch.setattr("fundament.accounts.ledger.asyncio.sleep", at_once)
+        keeping = asyncio.ensure_future(ledger.keep())
+        for n in range(1, 4):
+            ledger.refund(key.id, 1)
+            async with asyncio.timeout(30):
+                while await balance_of(store, key) != 10 + n:
+                    pass
+        keeping.cancel()
+        await ledger.write()  # what may be under way ends
+        assert max(passed) < 1
+
+    runner.run(work())
+
+
 def test_a_ledger_writes_on_when_its_caller_is_cancelled(
     store: Database, runner: asyncio.Runner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
