@@ -2,10 +2,10 @@
 
 import json
 import string
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -18,6 +18,8 @@ from fundament.catalog import ModelSpec
 from fundament.core import Embed, Model, Ranking, Rerank
 from fundament.engine.local import finish, load_model
 from fundament.engine.weights import Local
+
+T = TypeVar("T")
 
 WORDS = ["the", "search", "engine", "finds", "what", "people", "mean", "naïve", "東京", "déjà", "🙂", "tokenization"]
 
@@ -94,6 +96,14 @@ def embed(model: Model, inputs: list[str]) -> Tensor:
     call = Embed(inputs=inputs, truncate=True)
     items = model.prepare(call)
     return torch.from_numpy(finish(model, call, items, model.forward(items)).vectors)
+
+
+def assert_same_alone(
+    run: Callable[[list[T]], Sequence[Tensor]], rows: list[T], *, atol: float = 1e-5, rtol: float = 1e-5
+) -> None:
+    """Each row alone becomes what it becomes in the company of the others, wherever it stands among them."""
+    for row, among in zip(rows, run(rows), strict=True):
+        torch.testing.assert_close(run([row])[0], among, atol=atol, rtol=rtol)
 
 
 def rank(model: Model, query: str, documents: Sequence[str], **fields: Any) -> Ranking:

@@ -1,7 +1,7 @@
 """What the tiny Qwen and EuroBERT checkpoints share: tensor names, PEFT adapters, a byte-BPE tokenizer."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from datetime import date
 from pathlib import Path
@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from hypothesis import strategies as st
+from hypothesis.strategies import SearchStrategy
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -191,6 +193,11 @@ def rows(model: TextEmbedder, asked: list[tuple[str, str | None]]) -> list[Item]
 def vectors(model: TextEmbedder, asked: list[tuple[str, str | None]]) -> Tensor:
     """All in one batch, `[texts, dim]`."""
     return torch.from_numpy(np.stack(model.forward(rows(model, asked))))
+
+
+def asked(tasks: Iterable[str]) -> SearchStrategy[tuple[str, str | None]]:
+    """A text with one of these tasks, or none."""
+    return st.tuples(st.text(max_size=30), st.sampled_from([*tasks, None]))
 
 
 def reference(network: torch.nn.Module, items: list[Item]) -> Tensor:

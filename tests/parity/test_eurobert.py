@@ -1,6 +1,7 @@
 """EuroBERT and jina-embeddings-v5-text-nano against transformers' own class in float32."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from fundament.backbone.embedder import TextEmbedder
 from fundament.backbone.packed import pack
 from fundament.errors import CheckpointError
 from fundament.models import families, family
-from tests.checkpoints import eurobert, llama
+from tests.checkpoints import assert_same_alone, eurobert, llama
 
 TEXTS = ["the other", "x", "", "in the inner city", "naïve 東京 🙂", "the " * 70, "in", "in the inner citY"]
 ASKED = [(text, task) for text in TEXTS[:5] for task in (*llama.TASKS, None)]
@@ -77,17 +78,10 @@ def test_each_task_equals_peft_on_the_same_directory(nano: Path, v5: TextEmbedde
     assert_same(llama.vectors(v5, ASKED), expected)
 
 
-asked = st.tuples(st.text(max_size=30), st.sampled_from([*llama.TASKS, None]))
-
-
 @settings(deadline=None, max_examples=25)
-@given(one=asked, company=st.lists(asked, max_size=10), place=st.integers(0, 10))
-def test_a_row_alone_equals_the_row_in_any_company(
-    v5: TextEmbedder, one: tuple[str, str | None], company: list[tuple[str, str | None]], place: int
-) -> None:
-    place = min(place, len(company))
-    among = llama.vectors(v5, [*company[:place], one, *company[place:]])[place]
-    assert_same(among, llama.vectors(v5, [one])[0])
+@given(asked=st.lists(llama.asked(llama.TASKS), min_size=2, max_size=11))
+def test_a_row_alone_equals_the_row_in_any_company(v5: TextEmbedder, asked: list[tuple[str, str | None]]) -> None:
+    assert_same_alone(partial(llama.vectors, v5), asked)
 
 
 @pytest.mark.parametrize("config", [eurobert.EUROBERT, eurobert.V5_NANO])

@@ -1,6 +1,7 @@
 """jina-embeddings-v3 with its five adapters against transformers' class with PEFT's adapters."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -17,7 +18,7 @@ from fundament.backbone.embedder import TextEmbedder
 from fundament.core import Embed, Item
 from fundament.engine.local import finish
 from fundament.errors import CheckpointError, InputError, TooLongTogetherError
-from tests.checkpoints import jina_v3, texts
+from tests.checkpoints import assert_same_alone, jina_v3, texts
 from tests.checkpoints.jina_v3 import CONTEXT, ORDER, WRITERS, Layout
 from tests.checkpoints.xlm_roberta import renamed, xlm_roberta
 
@@ -93,14 +94,10 @@ asked = st.tuples(st.text(max_size=30), st.sampled_from(TASKS))
 
 
 @settings(deadline=None, max_examples=25)
-@given(one=asked, company=st.lists(asked, max_size=8), place=st.integers(0, 8))
-def test_a_row_alone_equals_the_row_in_any_company(
-    models: dict[str, TextEmbedder], one: Asked, company: list[Asked], place: int
-) -> None:
-    place = min(place, len(company))
+@given(several=st.lists(asked, min_size=2, max_size=9))
+def test_a_row_alone_equals_the_row_in_any_company(models: dict[str, TextEmbedder], several: list[Asked]) -> None:
     for model in models.values():
-        among = vectors(model, [*company[:place], one, *company[place:]])[place]
-        assert_same(among, vectors(model, [one])[0])
+        assert_same_alone(partial(vectors, model), several)
 
 
 def test_bfloat16_is_close_with_every_task(directories: dict[str, Path], models: dict[str, TextEmbedder]) -> None:

@@ -1,6 +1,7 @@
 """Qwen2, Qwen3 and jina-embeddings-v5-text-small against transformers' own classes in float32."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from fundament.catalog import CATALOG, Task
 from fundament.core import Embed
 from fundament.errors import CheckpointError, InputError
 from fundament.models import families, family
-from tests.checkpoints import llama, qwen
+from tests.checkpoints import assert_same_alone, llama, qwen
 from tests.conftest import BFLOAT16
 
 TEXTS = ["the other", "x", "", "in the inner city", "naïve 東京 🙂", "the " * 70, "in", "in the inner citY"]
@@ -127,21 +128,13 @@ def test_adapters_show_in_the_result(v5: TextEmbedder) -> None:
     assert (torch.pdist(found) > 1e-1).all()
 
 
-asked = st.tuples(st.text(max_size=30), st.sampled_from([*llama.TASKS, None]))
-
-
 @settings(deadline=None, max_examples=25)
-@given(one=asked, company=st.lists(asked, max_size=10), place=st.integers(0, 10))
-def test_a_row_alone_equals_the_row_in_any_company(
-    v5: TextEmbedder, one: tuple[str, str | None], company: list[tuple[str, str | None]], place: int
-) -> None:
-    place = min(place, len(company))
-    among = llama.vectors(v5, [*company[:place], one, *company[place:]])[place]
-    assert_same(among, llama.vectors(v5, [one])[0])
+@given(asked=st.lists(llama.asked(llama.TASKS), min_size=2, max_size=11))
+def test_a_row_alone_equals_the_row_in_any_company(v5: TextEmbedder, asked: list[tuple[str, str | None]]) -> None:
+    assert_same_alone(partial(llama.vectors, v5), asked)
 
 
 CODE = CATALOG["jina-code-embeddings-0.5b"].tasks  # long prompts, no adapters, on Qwen2
-coded = st.tuples(st.text(max_size=30), st.sampled_from([*CODE, None])).filter(any)
 
 
 @pytest.fixture(scope="module")
@@ -151,13 +144,11 @@ def code(tmp_path_factory: pytest.TempPathFactory) -> TextEmbedder:
 
 
 @settings(deadline=None, max_examples=25)
-@given(one=coded, company=st.lists(coded, max_size=10), place=st.integers(0, 10))
+@given(asked=st.lists(llama.asked(CODE).filter(any), min_size=2, max_size=11))
 def test_a_row_of_code_alone_equals_the_row_in_any_company(
-    code: TextEmbedder, one: tuple[str, str | None], company: list[tuple[str, str | None]], place: int
+    code: TextEmbedder, asked: list[tuple[str, str | None]]
 ) -> None:
-    place = min(place, len(company))
-    among = llama.vectors(code, [*company[:place], one, *company[place:]])[place]
-    assert_same(among, llama.vectors(code, [one])[0])
+    assert_same_alone(partial(llama.vectors, code), asked)
 
 
 def test_bfloat16_is_close_with_every_task(small: Path, v5: TextEmbedder) -> None:

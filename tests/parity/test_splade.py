@@ -1,6 +1,7 @@
 """SPLADE against transformers' masked language models under sentence-transformers' pooling."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from fundament.engine.local import finish
 from fundament.engine.weights import from_argument
 from fundament.errors import CheckpointError, InputError, TooLongError
 from fundament.models import family_of, splade
-from tests.checkpoints import load, resave, texts
+from tests.checkpoints import assert_same_alone, load, resave, texts
 from tests.checkpoints.splade import POSITIONS, tokenizer_of, with_idf
 from tests.checkpoints.splade import splade as save_splade
 
@@ -104,16 +105,11 @@ def test_blocks_of_the_vocabulary_product_change_nothing(
     torch.testing.assert_close(whole(weights(models["bert"], TEXTS), "bert"), before, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("name", KINDS)
 @settings(deadline=None, max_examples=20)
-@given(text=st.text(max_size=60), company=st.lists(st.text(max_size=120), max_size=6), place=st.integers(0, 6))
-def test_a_row_alone_equals_the_row_in_any_company(
-    models: dict[str, Model], text: str, company: list[str], place: int
-) -> None:
-    place = min(place, len(company))
-    for name, (kind, _) in KINDS.items():
-        alone = whole(weights(models[name], [text]), kind)[0]
-        among = whole(weights(models[name], [*company[:place], text, *company[place:]]), kind)[place]
-        torch.testing.assert_close(alone, among, atol=1e-5, rtol=1e-5)
+@given(inputs=st.lists(st.text(max_size=120), min_size=2, max_size=7))
+def test_a_row_alone_equals_the_row_in_any_company(models: dict[str, Model], name: str, inputs: list[str]) -> None:
+    assert_same_alone(lambda some: whole(weights(models[name], some), KINDS[name][0]), inputs)
 
 
 def test_the_second_logarithm_is_taken_where_the_pooling_says_so(tmp_path: Path) -> None:
@@ -219,13 +215,11 @@ worded = st.tuples(
 
 
 @settings(deadline=None, max_examples=25)
-@given(one=worded, company=st.lists(worded, max_size=6), place=st.integers(0, 6))
+@given(asked=st.lists(worded, min_size=2, max_size=7))
 def test_a_query_that_is_looked_up_alone_equals_it_in_mixed_company(
-    weighing: Model, one: tuple[str, Role], company: list[tuple[str, Role]], place: int
+    weighing: Model, asked: list[tuple[str, Role]]
 ) -> None:
-    place = min(place, len(company))
-    among = in_company(weighing, [*company[:place], one, *company[place:]])[place]
-    torch.testing.assert_close(among, in_company(weighing, [one])[0], atol=1e-5, rtol=1e-5)
+    assert_same_alone(partial(in_company, weighing), asked)
 
 
 def test_without_such_weights_queries_run_as_documents_do(models: dict[str, Model]) -> None:

@@ -1,6 +1,7 @@
 """XLM-RoBERTa in each of its layouts against the classes of transformers."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from fundament.backbone.sentence import read_context
 from fundament.core import Embed, Model
 from fundament.errors import CheckpointError
 from fundament.models import family_of
-from tests.checkpoints import embed, load, resave, texts, unigram
+from tests.checkpoints import assert_same_alone, embed, load, resave, texts, unigram
 from tests.checkpoints.xlm_roberta import POSITIONS, flash_tensors, renamed, xlm_roberta
 
 CONTEXT = POSITIONS - 2
@@ -97,15 +98,10 @@ def test_transformers_reads_the_flash_names_as_we_do(directories: dict[str, Path
 
 
 @settings(deadline=None, max_examples=25)
-@given(text=st.text(max_size=60), company=st.lists(st.text(max_size=120), max_size=6), place=st.integers(0, 6))
-def test_a_row_alone_equals_the_row_in_any_company(
-    models: dict[str, Model], text: str, company: list[str], place: int
-) -> None:
-    place = min(place, len(company))
-    together = [*company[:place], text, *company[place:]]
+@given(inputs=st.lists(st.text(max_size=120), min_size=2, max_size=7))
+def test_a_row_alone_equals_the_row_in_any_company(models: dict[str, Model], inputs: list[str]) -> None:
     for name in ("stock", "flash, rotary"):
-        model = models[name]
-        torch.testing.assert_close(embed(model, [text])[0], embed(model, together)[place], atol=1e-5, rtol=1e-5)
+        assert_same_alone(partial(embed, models[name]), inputs)
 
 
 FLASH = {"names": "flash", "positions": "rotary"}
