@@ -213,11 +213,12 @@ def test_rows_wait_for_short_calls_that_are_read(
 ) -> None:
     gate = threading.Event()
     begun: list[Embed] = []
+    waited: list[bool] = []
 
     async def scenario() -> None:
         engine = LocalEngine(berts, EngineOptions(dtype="float32", n_threads=2), Metrics())
         async with engine.memory.lease("model-0") as loaded:
-            prepare, loop = loaded.model.prepare, asyncio.get_running_loop()
+            prepare, forward, loop = loaded.model.prepare, loaded.model.forward, asyncio.get_running_loop()
             rows = prepare(Embed(inputs=TEXTS))
 
             def slowly(call: Embed) -> list[Item]:
@@ -225,10 +226,15 @@ def test_rows_wait_for_short_calls_that_are_read(
                 assert gate.wait(10)
                 return prepare(call)
 
+            def noted(items: Sequence[Item]) -> list[Array]:
+                waited.append(gate.is_set())
+                return forward(items)
+
             def embed(text: str) -> asyncio.Task[Embedded]:
                 return asyncio.create_task(engine.run("model-0", Embed(inputs=[text], truncate=True)))
 
             monkeypatch.setattr(loaded.model, "prepare", slowly)
+            monkeypatch.setattr(loaded.model, "forward", noted)
             long = [embed("x" * 5000) for _ in range(n_long)]
             while len(begun) < n_long:
                 await asyncio.sleep(0.001)
@@ -241,10 +247,13 @@ def test_rows_wait_for_short_calls_that_are_read(
             ticket = Ticket(loop, loop.create_future())
             ticket.open(rows)
             loaded.batcher.submit(ticket, rows, Priority.INTERACTIVE)
-            done, _ = await asyncio.wait([ticket.done], timeout=0.05 if held else 10)
-            assert bool(done) is not held
+            if not held:
+                await ticket.done
+            for _ in range(20):  # turns of the model's threads
+                await asyncio.to_thread(lambda: None)
             gate.set()
             await asyncio.gather(ticket.done, call, *([] if leave else long))
+            assert waited[0] is held
         await engine.close()
 
     runner.run(scenario())
