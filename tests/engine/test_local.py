@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import date
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ import torch
 
 from fundament.backbone.device import Placement
 from fundament.catalog import CATALOG, ModelSpec, Task
-from fundament.core import Array, Embed, Embedded, Embeddings, Item, Priority
+from fundament.core import Array, Embed, Embedded, Embeddings, Item, Media, Priority
 from fundament.engine.batcher import Ticket
 from fundament.engine.local import (
     EngineOptions,
@@ -21,6 +22,7 @@ from fundament.engine.local import (
     _unpaid,
     few_tokens_of,
     load_model,
+    most_bytes,
     needed_bytes,
     threads_of,
 )
@@ -34,14 +36,15 @@ from fundament.errors import (
     UnavailableError,
 )
 from fundament.telemetry import Metrics
-from tests.checkpoints import load, random_tensors, resave, save, word_piece
+from tests.checkpoints import load, qwen_reranker, random_tensors, resave, save, word_piece
 from tests.checkpoints.clip import clip
 from tests.checkpoints.jina_bert import jina_bert
+from tests.checkpoints.omni import HIDDEN as OMNI_DIM
 from tests.checkpoints.omni import omni
 from tests.checkpoints.qwen_vl import qwen_vl
 from tests.checkpoints.t5 import t5
 from tests.checkpoints.xlm_roberta import xlm_roberta
-from tests.served import metrics_of
+from tests.served import PATIENCE_SECONDS, metrics_of
 
 TEXTS = ["the search engine", "what people mean"]
 VOCAB, HIDDEN = 20_000, 256  # 20 MB of float32, mostly token embeddings, so that memory can be seen to come and go
@@ -259,6 +262,45 @@ def test_rows_wait_for_short_calls_that_are_read(
     runner.run(scenario())
 
 
+def test_a_callers_files_wait_for_each_other_and_let_others_pass(
+    runner: asyncio.Runner, berts: dict[str, Local], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, turns = list[bytes](), threading.Semaphore(0)
+
+    async def scenario() -> None:
+        engine = engine_of(berts, 5)
+        async with engine.memory.lease("model-0") as loaded:
+            prepare = loaded.model.prepare
+
+            def slowly(call: Embed) -> list[Item]:
+                [file] = call.inputs
+                assert isinstance(file, Media)
+                begun.append(file.content)
+                assert turns.acquire(timeout=PATIENCE_SECONDS)
+                items: list[Item] = prepare(Embed(inputs=["a"]))
+                return items
+
+            def send(caller: str) -> asyncio.Task[Embedded]:
+                call = Embed(inputs=[Media("image", caller.encode())])
+                return asyncio.create_task(engine.run("model-0", call, caller=caller))
+
+            monkeypatch.setattr(loaded.model, "prepare", slowly)
+            many = [send("many") for _ in range(20)]
+            while len(begun) < 2:
+                await asyncio.sleep(0.001)
+            one = send("one")
+            await asyncio.sleep(0)  # it begins to wait
+            turns.release()
+            while len(begun) < 3:
+                await asyncio.sleep(0.001)
+            turns.release(30)
+            await asyncio.gather(one, *many)
+        assert begun[:3] == [b"many", b"many", b"one"]
+        await engine.close()
+
+    runner.run(scenario())
+
+
 def test_what_fits_is_loaded_once(runner: asyncio.Runner, berts: dict[str, Local]) -> None:
     async def scenario() -> None:
         engine = engine_of(berts, 5)
@@ -393,6 +435,21 @@ def test_vectors_of_another_length_than_the_catalogue_says_are_refused(
 def test_needed_memory_is_what_a_loaded_model_takes(tmp_path: Path, dtype: torch.dtype) -> None:
     local, placement = bert(tmp_path / "model", 0), Placement(torch.device("cpu"), dtype)
     assert needed_bytes(local, placement) == load_model(local, placement).n_bytes
+
+
+def test_the_most_that_a_model_may_take_counts_what_it_keeps(tmp_path: Path) -> None:
+    listwise = qwen_reranker.write(tmp_path / "listwise", qwen_reranker.HYBRID, projector=True)
+    yes_no = qwen_reranker.write(tmp_path / "yes-no", qwen_reranker.GENERATIVE)
+    media, known = omni(tmp_path / "omni", "nano"), CATALOG["jina-embeddings-v5-omni-nano"]
+    facts = {"tasks": known.tasks, "default_task": known.default_task, "modalities": known.modalities, "dim": OMNI_DIM}
+    models: dict[Path, Any] = {
+        listwise: qwen_reranker.load(listwise, "listwise"),
+        yes_no: qwen_reranker.load(yes_no, "qwen"),
+        media: load(media, "omni", groups=True, **facts),
+    }
+    placement = Placement(torch.device("cpu"), torch.float32)
+    for directory, model in models.items():
+        assert most_bytes(Local(model.spec, directory), placement, 0) >= model.n_bytes
 
 
 def test_needed_memory_counts_adapters(tmp_path: Path) -> None:

@@ -10,11 +10,14 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar, cast, overload
+from weakref import WeakValueDictionary
 
 import torch
 
 from fundament.backbone.checkpoint import Checkpoint
+from fundament.backbone.decoder import PREFIX_BYTES
 from fundament.backbone.device import Dtype, Placement, free_bytes, n_cores, place, use_cores
+from fundament.backbone.tower_states import CAPACITY_BYTES
 from fundament.catalog import ModelSpec
 from fundament.core import (
     Array,
@@ -49,6 +52,7 @@ _SIDE_BY_SIDE_BYTES = 256 * 1024**2
 _MOST_THREADS = 4
 _FEW_TOKENS = 96
 _FEW_ROWS = 64
+_SHARING = ("listwise", "qwen")  # families whose rerankers keep the beginnings of prompts
 _SHORT_CHARACTERS = 4096  # of a call that others wait for while it is tokenized
 
 _Made = TypeVar("_Made")
@@ -123,8 +127,9 @@ class LocalEngine:
         alone = partial(use_cores, 1)
         self._pool = ThreadPoolExecutor(self._n_readers, thread_name_prefix="prepare", initializer=alone)
         # Apart from the others, so that no text waits for a video; few, because what they decode is large.
-        n_decoders = max(2, self.n_cores // 2)
-        self._decoders = ThreadPoolExecutor(n_decoders, thread_name_prefix="decode", initializer=alone)
+        self._n_decoders = max(2, self.n_cores // 2)
+        self._decoders = ThreadPoolExecutor(self._n_decoders, thread_name_prefix="decode", initializer=alone)
+        self._turns: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
         metrics.gauge("fundament_rows_waiting", "Rows in the queue.", self._waiting)
         metrics.gauge("fundament_model_bytes", "Memory of each loaded model.", self._sizes)
 
@@ -164,7 +169,7 @@ class LocalEngine:
             loop = asyncio.get_running_loop()
             done: asyncio.Future[list[Array]] = loop.create_future()
             ticket = Ticket(loop, done, caller)
-            items = await self._read(loaded, call)
+            items = await self._read(loaded, call, caller)
             if bill is not None:
                 await bill.admit(sum(item.n_counted for item in items))
             recurring = items[len(items) - call.n_recurring :] if isinstance(call, Embed) else []
@@ -229,12 +234,16 @@ class LocalEngine:
                 if bill is not None:
                     bill.refund(n_taken - (n_prompt + n_written if conversation.begun and not failed else 0))
 
-    async def _read(self, loaded: Loaded, call: Embed | Rerank) -> Sequence[Item]:
-        """The rows of a call; what waits for the model waits for those of a call that is read in no time."""
+    async def _read(self, loaded: Loaded, call: Embed | Rerank, caller: str) -> Sequence[Item]:
+        """The rows of a call; what waits for the model waits for those of a call that is read in no time.
+
+        A caller's files wait for each other before they wait for a thread: other callers' pass by.
+        """
         assert isinstance(loaded.batcher, Batcher)
         prepare: Callable[[], Sequence[Item]] = partial(_rows, loaded.model, call)
         if call.has_media:
-            return await asyncio.get_running_loop().run_in_executor(self._decoders, prepare)
+            async with self._turns.setdefault(caller, asyncio.Semaphore(self._n_decoders)):
+                return await asyncio.get_running_loop().run_in_executor(self._decoders, prepare)
         if not _is_short(call):
             return await self._work(prepare)
         reading = asyncio.wrap_future(self._pool.submit(prepare))
@@ -427,12 +436,24 @@ def _in_a_layer(tensor: str, shape: tuple[int, ...]) -> bool:
 
 
 def most_bytes(local: Local, placement: Placement, cache_bytes: int) -> int:
-    """Memory that a model may come to take: its weights, and of a chat model the keys and values of conversations.
+    """Memory that a model may come to take: its weights, and what it keeps of what it has read.
+
+    Args:
+        local: the model.
+        placement: where it runs.
+        cache_bytes: the keys and values of a chat model's conversations.
 
     Raises:
         CheckpointError: files that cannot be read.
     """
-    return needed_bytes(local, placement) + (cache_bytes if local.spec.kind == "chat" else 0)
+    spec, n_bytes = local.spec, needed_bytes(local, placement)
+    if spec.kind == "chat":
+        n_bytes += cache_bytes
+    if spec.kind == "reranker" and spec.family in _SHARING:
+        n_bytes += PREFIX_BYTES
+    if spec.modalities != ("text",):
+        n_bytes += CAPACITY_BYTES
+    return n_bytes
 
 
 def budget_of(memory_bytes: int, device: torch.device) -> int:
