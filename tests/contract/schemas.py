@@ -282,7 +282,7 @@ def conforms(response: httpx.Response) -> None:
         _check(response.json(), Deleted)
     elif path in _ACCOUNTS:
         _check(response.json(), _ACCOUNTS[path])
-    elif path == "/v1/rerank":
+    elif path in ("/v1/rerank", "/v2/rerank"):
         _check(response.json(), RerankingResponse)
         _check_ranking(response.json())
         assert response.headers["x-truncated-inputs"].isdecimal()

@@ -81,7 +81,7 @@ def test_a_path_that_is_not_there(client: httpx.Client) -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "meant"), [("/embeddings", "/v1/embeddings"), ("/v2/rerank", "/v1/rerank"), ("/embed", "/v1/embeddings")]
+    ("path", "meant"), [("/embeddings", "/v1/embeddings"), ("/v2/reranks", "/v2/rerank"), ("/embed", "/v1/embeddings")]
 )
 def test_a_path_that_is_nearly_there(client: httpx.Client, path: str, meant: str) -> None:
     detail = client.post(path, json={}).json()["detail"]

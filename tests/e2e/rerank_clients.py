@@ -42,7 +42,19 @@ def cohere(url: str, model: str, query: str, documents: list[Any], **fields: Any
     return [(each.index, each.relevance_score, one) for each, one in zip(answer.results, shown, strict=True)]
 
 
-CLIENTS: dict[str, Callable[..., Results]] = {"litellm": litellm, "langchain": langchain, "cohere": cohere}
+def cohere_v2(url: str, model: str, query: str, documents: list[Any], **fields: Any) -> Results:
+    from cohere import ClientV2
+
+    answer = ClientV2("none", base_url=url).rerank(model=model, query=query, documents=documents, **fields)
+    return [(each.index, each.relevance_score, getattr(each, "document", None)) for each in answer.results]
+
+
+CLIENTS: dict[str, Callable[..., Results]] = {
+    "litellm": litellm,
+    "langchain": langchain,
+    "cohere": cohere,
+    "cohere_v2": cohere_v2,
+}
 
 
 def answer(name: str, url: str, asked: dict[str, Any]) -> Results | dict[str, str]:

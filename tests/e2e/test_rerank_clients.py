@@ -65,3 +65,16 @@ def test_cohere(server: Served) -> None:
     assert best == objects[:1]
     assert 1 > texts[0][1] > texts[1][1] > 0
     assert "rank_fields" in refused["error"]
+
+
+def test_cohere_v2(server: Served) -> None:
+    whole, best, refused = ask(
+        "cohere_v2",
+        server,
+        {"documents": TEXTS},
+        {"documents": TEXTS, "top_n": 1},
+        {"documents": TEXTS, "model": "other"},
+    )
+    assert [(index, document) for index, _, document in whole] == [(place, None) for place in ORDER]
+    assert best == whole[:1]
+    assert "Model 'other' not found" in refused["error"]

@@ -210,7 +210,23 @@ async def write(answer: RerankAnswer) -> bytes:
 )
 async def rerank_documents(request: Request) -> Response:
     """Put documents in the order of their relevance to a query."""
+    return await _answer(request, await read_body(request, RerankRequest))
+
+
+@router.post(
+    "/v2/rerank",
+    summary="Rerank, for clients of Cohere's second API",
+    tags=["Search Foundation Models"],
+    openapi_extra=request_body(RerankRequest),
+    responses=responses("RerankingResponse"),
+)
+async def rerank_places(request: Request) -> Response:
+    """The same, and no result repeats its document."""
     asked = await read_body(request, RerankRequest)
+    return await _answer(request, asked.model_copy(update={"return_documents": False}))
+
+
+async def _answer(request: Request, asked: RerankRequest) -> Response:
     answer = await while_awaited(request, rerank(state_of(request), asked))
     ranking = answer.ranking
     request.state.log = {"model": answer.model, "inputs": len(asked.documents), "tokens": ranking.n_tokens}
