@@ -88,8 +88,11 @@ def _networks(value: list[str]) -> list[str]:
 
 def _origins(value: list[str]) -> list[str]:
     for text in value:
-        if not re.fullmatch(r"\*|[a-z][a-z0-9+.-]*://[^/\s]+", text):
-            raise ValueError(f"'{text}' is no origin; write https://HOST, with :PORT where there is one, and no path")
+        if not re.fullmatch(r"\*|[a-z][a-z0-9+.-]*://[^/\sA-Z]+", text) or re.search("^https?://.*:(80|443)$", text):
+            raise ValueError(
+                f"'{text}' is no origin as browsers say it; write https://host in small letters, with :PORT unless it "
+                "is the usual one, and no path"
+            )
     return value
 
 

@@ -36,7 +36,7 @@ class FundamentError(Exception):
     status = 500
     code: str | None = "INTERNAL_ERROR"
     retry_after_seconds: int | None = None
-    is_final: bool = False  # the same request will not be answered otherwise, however long a client waits
+    is_final: bool = False  # a client need not try again by itself: the request, or the server, has to change
 
     def __init__(self, detail: str) -> None:
         super().__init__(detail)

@@ -381,15 +381,19 @@ class Worker:
         old_files = await self.depot.old("files", seconds=_STRAY_SECONDS)
         async with self.store.read() as connection:
             kept = await jobs.kept(connection, old_jobs) | await files.kept(connection, old_files)
+            n_elsewhere = await jobs.elsewhere(connection, await identity(self.depot))
+        if n_elsewhere:
+            say("jobs wait for a worker with their files", level=logging.WARNING, jobs=n_elsewhere)
         for name in [*map(of_job, set(old_jobs) - kept), *map(of_upload, set(old_files) - kept)]:
             await self.depot.remove(name)
         await asyncio.sleep(_STRAY_SECONDS)
 
     async def _due(self) -> Job | None:
+        here = await identity(self.depot)
         async with self.store.write() as connection:
             at_once = Counter(key_id for key_id in self._webhooks.values() if key_id)
             busy = [key_id for key_id, n in at_once.items() if n >= _WEBHOOKS_OF_A_KEY]
-            return await jobs.call(connection, DELAYS, now=_now(), but_for=busy)
+            return await jobs.call(connection, here, DELAYS, now=_now(), but_for=busy)
 
     def _called(self, task: asyncio.Task[None]) -> None:
         del self._webhooks[task]

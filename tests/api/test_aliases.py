@@ -100,6 +100,8 @@ def test_an_aliass_task_holds_where_the_caller_names_none(tmp_path: Path) -> Non
         # As later models call it.
         assert vectors(model=name, task="clustering") == vectors(model=name, task="separation")
         assert api.run(api.client.get("/v1/models/v3-query")).json()["alias_of"] == f"{name}:{task}"
+        state = api.app.state.parts
+        assert state.find("v3-query") is state.find(name)  # it is embeddings' alone
 
 
 def test_a_job_keeps_what_an_alias_stands_for(tmp_path: Path) -> None:

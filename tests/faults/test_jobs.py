@@ -226,7 +226,8 @@ def test_machines_that_share_no_files_leave_each_others_jobs_alone(
                 assert ended(server.http, job)["status"] == "completed"
                 whole(*results(server.http, job), 300)
             job = handed_in[0][1]
-            assert status(two.http, job)["status"] == "completed"
+            assert one.http.get(status(one.http, job)["output_url"]).is_success
+            assert (status(two.http, job)["status"], status(two.http, job)["output_url"]) == ("completed", None)
             there = two.http.get(f"/v1/batch/{job}/output")
             upload = one.http.post("/v1/files", files={"file": ("lines.jsonl", lines(1))}).json()["id"]
             made = two.http.post("/v1/batch/embeddings", json={"model": MODEL, "input_file_id": upload})

@@ -1,6 +1,7 @@
 """Claims, leases and ends of jobs, on both databases."""
 
 import asyncio
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -288,17 +289,17 @@ def test_a_job_expires_whatever_it_was_doing(table: Table) -> None:
 def test_a_webhook_is_taken_once_and_later_again(table: Table) -> None:
     table.add(webhook_url="https://hook.example")
     delays = [timedelta(seconds=5), timedelta(seconds=50)]
-    assert table.do(jobs.call, delays, now=NOW) is None
+    assert table.do(jobs.call, "here", delays, now=NOW) is None
     table.do(jobs.end, "batch_1", "failed", now=NOW, error="no")
-    job = table.do(jobs.call, delays, now=NOW)
+    job = table.do(jobs.call, "here", delays, now=NOW)
     assert (job.webhook_attempts, job.webhook_at) == (1, NOW + delays[0])
-    assert table.do(jobs.call, delays, now=NOW) is None
+    assert table.do(jobs.call, "here", delays, now=NOW) is None
     table.do(jobs.called, "batch_1", "pending", "The URL answered 500.")
-    job = table.do(jobs.call, delays, now=NOW + delays[0])
+    job = table.do(jobs.call, "here", delays, now=NOW + delays[0])
     assert (job.webhook_attempts, job.webhook_error) == (2, "The URL answered 500.")
     assert job.webhook_at == NOW + delays[0] + delays[1]
     table.do(jobs.called, "batch_1", "delivered", None)
-    assert table.do(jobs.call, delays, now=LATER + timedelta(days=1)) is None
+    assert table.do(jobs.call, "here", delays, now=LATER + timedelta(days=1)) is None
 
 
 def test_jobs_are_listed_by_key_and_page(table: Table) -> None:
@@ -335,13 +336,27 @@ def test_results_are_listed_and_forgotten(table: Table) -> None:
     assert table.do(jobs.written, "mine", ["batch"]) == []
 
 
-def test_however_many_ids_are_asked_for_and_expired(table: Table) -> None:
-    table.running(n_chunks=1)
+def test_however_many_ids_are_asked_for_and_expire(table: Table) -> None:
+    job = {**asdict(table.add()), "state": "completed", "outcome": "completed"}
     ids = [f"batch_{number}" for number in range(70_000)]
-    assert table.do(jobs.kept, ids) == {"batch_1"}
+
+    async def more(connection: AsyncConnection) -> None:
+        await connection.execute(jobs.jobs.insert(), [{**job, "id": each} for each in ids if each != "batch_1"])
+
+    table.do(more)
+    assert table.do(jobs.kept, ids) == {*ids}
     assert table.do(files.kept, ids) == set()
-    assert table.do(jobs.expire, now=NOW + timedelta(hours=24)) == ["batch_1"]
+    assert len(table.do(jobs.expire, now=NOW + timedelta(hours=24))) == len(ids)
     assert table.do(jobs.kept, ids) == set()
+
+
+def test_jobs_elsewhere_are_counted_and_their_webhooks_left_to_others(table: Table) -> None:
+    table.add(webhook_url="http://x.example")
+    assert (table.do(jobs.elsewhere, "here"), table.do(jobs.elsewhere, "there")) == (0, 1)
+    table.do(jobs.end, "batch_1", "failed", now=NOW)
+    assert table.do(jobs.elsewhere, "there") == 0
+    assert table.do(jobs.call, "there", [LEASE], now=LATER) is None
+    assert table.do(jobs.call, "here", [LEASE], now=LATER).id == "batch_1"
 
 
 def test_many_workers_take_every_chunk_once(store: Database, table: Table, runner: asyncio.Runner) -> None:

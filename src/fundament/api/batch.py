@@ -14,7 +14,7 @@ from pydantic import Field
 from fundament.api.auth import is_link, owner
 from fundament.api.batches import list_batches
 from fundament.api.body import Kept, echo, read_body
-from fundament.api.embeddings import EmbeddingsRequest, check
+from fundament.api.embeddings import EmbeddingsRequest, as_named, check
 from fundament.api.files import link
 from fundament.api.ids import FORM
 from fundament.api.jobs import Kind, base_url, cancel, describe, download, find, is_signed, submit
@@ -70,10 +70,7 @@ async def create_job(state: State, asked: BatchRequest, *, key_id: str, base: st
         FundamentError: a model that is not served, a field that it does not take, or more than may be queued.
     """
     spec = state.find_embedder(asked.model)
-    # A worker may have other aliases, so a job keeps what this one stands for.
-    if asked.task is None and (task := state.task_of_alias(asked.model)):
-        asked = asked.model_copy(update={"task": task})
-    asked = documents_side(spec, asked)
+    asked = documents_side(spec, as_named(state, asked))  # a worker may have other aliases
     check(state, spec, asked)
     sources = [name for name in ("input", "input_url", "input_file_id") if getattr(asked, name) is not None]
     if len(sources) != 1:

@@ -1,6 +1,6 @@
 """`POST /v1/embeddings`: texts and media in; out comes a vector each, or a vector or a weight per token."""
 
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from fastapi import APIRouter, Request, Response
 from pydantic import (
@@ -101,6 +101,9 @@ class EmbeddingsRequest(Body):
     )
 
 
+R = TypeVar("R", bound=EmbeddingsRequest)
+
+
 async def embed(
     state: State,
     request: EmbeddingsRequest,
@@ -122,7 +125,7 @@ async def embed(
         FundamentError: a model that is not served, a field that it does not take, an input that cannot be read or is
             too long.
     """
-    spec = state.find_embedder(request.model)
+    spec, request = state.find_embedder(request.model), as_named(state, request)
     check_number(request.input, state.settings.max_inputs)
     sent = read_bare(spec, request.input)
     check_media(state, spec, sent)
@@ -171,6 +174,12 @@ async def answer_embeddings(request: Request, asked: EmbeddingsRequest) -> Respo
         headers={"X-Truncated-Inputs": str(answer.made.n_truncated)},
         media_type="application/json",
     )
+
+
+def as_named(state: State, request: R) -> R:
+    """The request with the task that its model's name brings, where it names none itself."""
+    task = state.task_of_alias(request.model)
+    return request.model_copy(update={"task": task}) if task and request.task is None else request
 
 
 def _parts(request: EmbeddingsRequest) -> Literal["inputs", "sentences"] | None:

@@ -406,7 +406,7 @@ def _has_files(job: Job) -> bool:
 
 
 async def _links(state: State, job: Job) -> dict[str, str | None]:
-    here = _has_files(job)
+    here = _has_files(job) and job.depot in (None, await identity(state.depot))  # whose secret signs
     return {
         "output_url": await signed_url(state, job, "output") if here and job.n_completed else None,
         "error_file_url": await signed_url(state, job, "errors") if here and job.n_failed else None,

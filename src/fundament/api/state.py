@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Protocol, cast, overload
 from weakref import WeakValueDictionary
 
@@ -82,8 +82,7 @@ class State:
         if not find(answering, self._known):
             self._known = self.served()
         if found := find(answering, self._known):
-            task = self.task_of_alias(model)
-            return replace(found, default_task=task) if task else found
+            return found
         listed = self.listed()
         if known := find(model, CATALOG):
             raise ModelNotFoundError(

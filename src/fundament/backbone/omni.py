@@ -314,7 +314,7 @@ class OmniEmbedder:
         samples = media.sound(file, RATE)
         if samples is None:
             return
-        if len(samples) >= RATE * (SECONDS + 1):  # encoders put some silence of their own around what they are given
+        if len(samples) >= RATE * (SECONDS + 1):  # less is what encoders put around thirty seconds
             if not truncate:
                 message = (
                     f"This sound takes {len(samples) / RATE:.0f} seconds, and the model reads {SECONDS}. Use "

@@ -36,9 +36,9 @@ class TowerStates(LRU[K, tuple[weakref.ref[Array], Tensor]]):
         made = dict(zip(missing, make(missing), strict=True)) if missing else {}
         self.drop(lambda kept: kept[0]() is None)
         for key, states in (made | found).items():  # what was used before is likely to be used again: it goes last
-            # A view keeps all that it is part of.
-            alone = states if states.untyped_storage().nbytes() == states.nbytes else states.clone()
-            self.put(key, (weakref.ref(arrays[key]), alone), states.nbytes)
+            if states.untyped_storage().nbytes() > states.nbytes <= self.capacity_bytes:
+                states = states.clone()  # a view keeps all that it is part of
+            self.put(key, (weakref.ref(arrays[key]), states), states.nbytes)
         return found | made
 
     def _find(self, key: K, array: Array) -> Tensor | None:

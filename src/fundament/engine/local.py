@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Hashable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar, cast, overload
@@ -53,6 +53,7 @@ _MOST_THREADS = 4
 _FEW_TOKENS = 96
 _FEW_ROWS = 64
 _SHARING = ("listwise", "qwen")  # families whose rerankers keep the beginnings of prompts
+_SEEING = ("omni", "qwen_vl")  # that keep what their towers made
 _SHORT_CHARACTERS = 4096  # of a call that others wait for while it is tokenized
 
 _Made = TypeVar("_Made")
@@ -242,8 +243,12 @@ class LocalEngine:
         assert isinstance(loaded.batcher, Batcher)
         prepare: Callable[[], Sequence[Item]] = partial(_rows, loaded.model, call)
         if call.has_media:
-            async with self._turns.setdefault(caller, asyncio.Semaphore(self._n_decoders)):
-                return await asyncio.get_running_loop().run_in_executor(self._decoders, prepare)
+            turn = self._turns.setdefault(caller, asyncio.Semaphore(self._n_decoders))
+            await turn.acquire()
+            decoding = self._decoders.submit(prepare)
+            # A turn ends with the thread's work, which goes on for a caller who leaves.
+            decoding.add_done_callback(partial(_later, asyncio.get_running_loop(), turn.release))
+            return await asyncio.wrap_future(decoding)
         if not _is_short(call):
             return await self._work(prepare)
         reading = asyncio.wrap_future(self._pool.submit(prepare))
@@ -373,6 +378,11 @@ class LocalEngine:
         return [(model, loaded.n_bytes) for model, loaded in self.memory.loaded.items()]
 
 
+def _later(loop: asyncio.AbstractEventLoop, work: Callable[[], None], _: Future[Any]) -> None:
+    with suppress(RuntimeError):  # the loop has ended
+        loop.call_soon_threadsafe(work)
+
+
 def load_model(local: Local, placement: Placement) -> Model[Any, Any]:
     """Load a model from its directory, strictly.
 
@@ -451,7 +461,7 @@ def most_bytes(local: Local, placement: Placement, cache_bytes: int) -> int:
         n_bytes += cache_bytes
     if spec.kind == "reranker" and spec.family in _SHARING:
         n_bytes += PREFIX_BYTES
-    if spec.modalities != ("text",):
+    if spec.family in _SEEING:
         n_bytes += CAPACITY_BYTES
     return n_bytes
 

@@ -636,25 +636,42 @@ async def kept(connection: AsyncConnection, ids: Collection[str]) -> set[str]:
     return await known(connection, jobs.c.id, ids, jobs.c.state != "expired")
 
 
+async def elsewhere(connection: AsyncConnection, depot: str) -> int:
+    """How many jobs wait or run whose files lie in another depot."""
+    count = select(func.count()).select_from(jobs).where(jobs.c.state.in_(ACTIVE), jobs.c.depot != depot)
+    return int((await connection.execute(count)).scalar_one())
+
+
 async def forget(connection: AsyncConnection, *, before: datetime) -> None:
     """Remove jobs that expired long ago."""
     await connection.execute(jobs.delete().where(jobs.c.state == "expired", jobs.c.expires_at < before))
 
 
 async def call(
-    connection: AsyncConnection, delays: Sequence[timedelta], *, now: datetime, but_for: Collection[str] = ()
+    connection: AsyncConnection,
+    depot: str,
+    delays: Sequence[timedelta],
+    *,
+    now: datetime,
+    but_for: Collection[str] = (),
 ) -> Job | None:
     """Take a job whose webhook is due, and put its next try off by the delay that follows this one.
 
     Args:
         connection: of a transaction that writes.
+        depot: whose secrets sign; jobs whose files lie in another are left to others.
         delays: after each try.
         now: the moment.
         but_for: keys whose jobs' turn it is not.
     """
     due = (
         select(jobs.c.id, jobs.c.webhook_attempts)
-        .where(jobs.c.webhook_state == "pending", jobs.c.webhook_at <= now, jobs.c.key_id.not_in(but_for))
+        .where(
+            jobs.c.webhook_state == "pending",
+            jobs.c.webhook_at <= now,
+            jobs.c.key_id.not_in(but_for),
+            _lies_in(depot, jobs.c.depot),
+        )
         .order_by(jobs.c.webhook_at)
         .limit(1)
         .with_for_update(skip_locked=True)
