@@ -17,6 +17,7 @@ from fundament.api.body import Kept, echo, read_body
 from fundament.api.embeddings import EmbeddingsRequest, as_named, check
 from fundament.api.files import link
 from fundament.api.ids import FORM
+from fundament.api.inputs import check_some
 from fundament.api.jobs import Kind, base_url, cancel, describe, download, find, is_signed, submit
 from fundament.api.lines import ENDPOINT, documents_side
 from fundament.api.schemas import BatchJob, request_body, responses, streamed
@@ -106,8 +107,7 @@ async def _placing(state: State, asked: BatchRequest, key_id: str) -> Callable[[
     if asked.input is None:
         return None
     lines = asked.input
-    if not lines:
-        raise InputError(Fault("body -> input", "List should have at least 1 item, not 0.", "too_short", echo(lines)))
+    check_some(lines)
     if len(lines) > (most := state.settings.max_inline_lines):
         message = f"List should have at most {most} items, not {len(lines)}. Use input_url or input_file_id for more."
         raise InputError(Fault("body -> input", message, "too_long", echo(lines)))

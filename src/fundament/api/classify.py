@@ -12,7 +12,7 @@ from pydantic import BeforeValidator, Field, StringConstraints, WithJsonSchema
 from fundament.api.auth import owner
 from fundament.api.body import Body, echo, read_body
 from fundament.api.classifiers import known_id, not_found
-from fundament.api.inputs import ImageDoc, Sent, TextDoc, check_number, read_inputs
+from fundament.api.inputs import ImageDoc, Sent, TextDoc, check_number, check_some, read_inputs
 from fundament.api.media import check_media, opened, read_bare
 from fundament.api.presence import while_awaited
 from fundament.api.routes import PlainRoute
@@ -64,8 +64,7 @@ def _read_group(value: Any, field: str, most: int) -> list[str]:
     if not isinstance(value, list):
         message = 'Input should be a list of labels, or an object of such lists like {"group": ["a", "b"]}.'
         raise InputError(Fault(field, message, "list_type", echo(value)))
-    if not value:
-        raise InputError(Fault(field, "List should have at least 1 item, not 0.", "too_short", "a list of 0"))
+    check_some(value, field)
     for index, label in enumerate(value):
         if not isinstance(label, str) or not label.strip():
             raise InputError(Fault(f"{field} -> {index}", "A label should be some text.", "string_type", echo(label)))

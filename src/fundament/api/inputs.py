@@ -85,9 +85,18 @@ def read_inputs(value: Any) -> list[Sent]:
     """
     if not isinstance(value, list):
         return Alone([_read(value, "body -> input")])
-    if not value:
-        raise InputError(Fault("body -> input", "List should have at least 1 item, not 0.", "too_short", "a list of 0"))
+    check_some(value)
     return [item if isinstance(item, str) else _read(item, f"body -> input -> {i}") for i, item in enumerate(value)]
+
+
+def check_some(inputs: Sequence[object], field: str = "body -> input") -> None:
+    """Refuse an empty list.
+
+    Raises:
+        InputError: it is empty.
+    """
+    if not inputs:
+        raise InputError(Fault(field, "List should have at least 1 item, not 0.", "too_short", "a list of 0"))
 
 
 def check_number(inputs: Sequence[object], most: int, field: str = "body -> input") -> None:
@@ -124,8 +133,7 @@ def _read(value: Any, origin: str) -> Sent:
 
 
 def _read_group(parts: list[Any], origin: str) -> tuple[Part, ...]:
-    if not parts:
-        raise InputError(Fault(origin, "List should have at least 1 item, not 0.", "too_short", "a list of 0"))
+    check_some(parts, origin)
     read = tuple(read_part(part, f"{origin} -> {i}") for i, part in enumerate(parts))
     for part in read:
         if isinstance(part, Reference) and part.kind == "pdf":

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request, Response
 from pydantic import AliasChoices, BeforeValidator, Field, StringConstraints
 
 from fundament.api.body import Body, echo, read_body
-from fundament.api.inputs import ImageDoc, Part, Reference, TextDoc, check_number, read_part
+from fundament.api.inputs import ImageDoc, Part, Reference, TextDoc, check_number, check_some, read_part
 from fundament.api.media import opened, read_bare_input
 from fundament.api.presence import while_awaited
 from fundament.api.routes import PlainRoute
@@ -61,8 +61,7 @@ def _read_documents(value: Any) -> list[Document]:
     field = "body -> documents"
     if not isinstance(value, list):
         raise InputError(Fault(field, "Input should be a list of documents.", "list_type", echo(value)))
-    if not value:
-        raise InputError(Fault(field, "List should have at least 1 item, not 0.", "too_short", "a list of 0"))
+    check_some(value, field)
     return [Document(sent, read_content(sent, f"{field} -> {place}")) for place, sent in enumerate(value)]
 
 

@@ -15,7 +15,7 @@ from fundament.api.auth import owner
 from fundament.api.body import Body, echo, read_body
 from fundament.api.classifiers import busy, known_id, take
 from fundament.api.classify import MOST_INPUTS, check_dim, embedder, readable, task_of, unit_vectors
-from fundament.api.inputs import ImageDoc, Part, TextDoc, check_number, read_part
+from fundament.api.inputs import ImageDoc, Part, TextDoc, check_number, check_some, read_part
 from fundament.api.media import opened
 from fundament.api.presence import while_awaited
 from fundament.api.schemas import request_body, responses
@@ -58,8 +58,7 @@ def read_training(value: Any) -> list[Example]:
     """
     if not isinstance(value, list):
         return [_read_example(value, "body -> input")]
-    if not value:
-        raise InputError(Fault("body -> input", "List should have at least 1 item, not 0.", "too_short", "a list of 0"))
+    check_some(value)
     return [_read_example(item, f"body -> input -> {index}") for index, item in enumerate(value)]
 
 
