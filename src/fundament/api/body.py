@@ -67,6 +67,8 @@ def _without_nul(text: str) -> str:
 Kept = Annotated[str, AfterValidator(_without_nul), Field(json_schema_extra={"pattern": r"^[^\x00]*$"})]
 """A text that is kept as it is: no database keeps a NUL character."""
 
+ModelName = Annotated[str, Field(min_length=1, max_length=256)]
+
 
 async def read_body(request: Request, model: type[M]) -> M:
     """The request's JSON body as `model`.

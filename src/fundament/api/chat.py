@@ -12,7 +12,7 @@ from fastapi import APIRouter, Request, Response
 from pydantic import AliasChoices, BeforeValidator, Field, StringConstraints, WithJsonSchema
 from starlette.types import Receive, Scope, Send
 
-from fundament.api.body import Body, echo, read_body
+from fundament.api.body import Body, ModelName, echo, read_body
 from fundament.api.errors import openai_form
 from fundament.api.inputs import Part, Reference
 from fundament.api.media import opened
@@ -120,9 +120,7 @@ _STOP = {
 class ChatRequest(Body):
     """Fields that are not named here are ignored; those that would change the answer and are not served are refused."""
 
-    model: Annotated[str, StringConstraints(min_length=1, max_length=256)] = Field(
-        description="The model's id, short or long.", examples=["jina-vlm"]
-    )
+    model: ModelName = Field(description="The model's id, short or long.", examples=["jina-vlm"])
     messages: Annotated[list[Any], BeforeValidator(read_messages), WithJsonSchema(_MESSAGES)]
     max_tokens: Annotated[int, Field(ge=1, le=1_000_000)] | None = Field(
         None,

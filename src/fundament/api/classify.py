@@ -7,10 +7,10 @@ from typing import Annotated, Any
 
 import numpy as np
 from fastapi import APIRouter, Request, Response
-from pydantic import BeforeValidator, Field, StringConstraints, WithJsonSchema
+from pydantic import BeforeValidator, Field, WithJsonSchema
 
 from fundament.api.auth import owner
-from fundament.api.body import Body, echo, read_body
+from fundament.api.body import Body, ModelName, echo, read_body
 from fundament.api.classifiers import known_id, not_found
 from fundament.api.inputs import ImageDoc, Sent, TextDoc, check_number, check_some, read_inputs
 from fundament.api.media import check_media, opened, read_bare
@@ -83,7 +83,7 @@ def _labels(**limits: int) -> dict[str, Any]:
 class ClassifyRequest(Body):
     """Either `model` and `labels`, or `classifier_id`. Other fields are ignored."""
 
-    model: Annotated[str, StringConstraints(min_length=1, max_length=256)] | None = Field(
+    model: ModelName | None = Field(
         None, description="The embedding model's id, short or long.", examples=["all-minilm-l6-v2"]
     )
     labels: Annotated[

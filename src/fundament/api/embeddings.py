@@ -13,7 +13,7 @@ from pydantic import (
 )
 
 from fundament.api.answers import EmbeddingsAnswer, cut, write
-from fundament.api.body import Body, echo, read_body
+from fundament.api.body import Body, ModelName, echo, read_body
 from fundament.api.inputs import Alone, Inputs, check_number
 from fundament.api.media import check_media, opened, read_bare, references
 from fundament.api.presence import while_awaited
@@ -40,9 +40,7 @@ def _as_list(value: Any) -> Any:
 class EmbeddingsRequest(Body):
     """Fields that a model does not take are ignored, as the hosted API does; wrong values are refused."""
 
-    model: Annotated[str, StringConstraints(min_length=1, max_length=256)] = Field(
-        description="The model's id, short or long.", examples=["all-minilm-l6-v2"]
-    )
+    model: ModelName = Field(description="The model's id, short or long.", examples=["all-minilm-l6-v2"])
     input: Inputs
     task: str | None = Field(None, description="What the vectors are for; see the model's own list.")
     prompt_name: str | None = Field(

@@ -8,7 +8,7 @@ import numpy as np
 from fastapi import APIRouter, Request, Response
 from pydantic import AliasChoices, BeforeValidator, Field, StringConstraints
 
-from fundament.api.body import Body, echo, read_body
+from fundament.api.body import Body, ModelName, echo, read_body
 from fundament.api.inputs import ImageDoc, Part, Reference, TextDoc, check_number, check_some, read_part
 from fundament.api.media import opened, read_bare_input
 from fundament.api.presence import while_awaited
@@ -68,7 +68,7 @@ def _read_documents(value: Any) -> list[Document]:
 class RerankRequest(Body):
     """Fields of no model are ignored, as the hosted API does; those of other models and wrong values are refused."""
 
-    model: Annotated[str, StringConstraints(min_length=1, max_length=256)] | None = Field(
+    model: ModelName | None = Field(
         None,
         description=f"The model's id, short or long. Left out: `{DEFAULT}` where it is served, else the only reranker, "
         "else the only model that can rank.",

@@ -12,7 +12,7 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BeforeValidator, Field, StringConstraints
 
 from fundament.api.auth import owner
-from fundament.api.body import Body, echo, read_body
+from fundament.api.body import Body, ModelName, echo, read_body
 from fundament.api.classifiers import busy, known_id, take
 from fundament.api.classify import MOST_INPUTS, check_dim, embedder, readable, task_of, unit_vectors
 from fundament.api.inputs import ImageDoc, Part, TextDoc, check_number, check_some, read_part
@@ -99,7 +99,7 @@ _Item = TextTrainingItem | ImageTrainingItem
 class TrainRequest(Body):
     """With `model` a new classifier, with `classifier_id` more examples for a known one. Other fields are ignored."""
 
-    model: Annotated[str, StringConstraints(min_length=1, max_length=256)] | None = Field(
+    model: ModelName | None = Field(
         None, description="The embedding model of a new classifier.", examples=["all-minilm-l6-v2"]
     )
     classifier_id: str | None = Field(None, description="The classifier to update, in place of `model`.")
