@@ -1,11 +1,13 @@
 """The shapes of answers, as the public specification has them, and what a route's documentation says of them."""
 
 from datetime import datetime
-from typing import Any
+from typing import Annotated, Any, TypeVar
 from uuid import UUID
 
 from pydantic import BaseModel, Field, RootModel
 from pydantic.json_schema import SkipJsonSchema
+
+T = TypeVar("T")
 
 
 class OpenAIError(BaseModel):
@@ -21,11 +23,15 @@ def _without_default(schema: dict[str, Any]) -> None:
     del schema["default"]
 
 
+OrAbsent = Annotated[T | SkipJsonSchema[None], Field(json_schema_extra=_without_default)]
+"""A value, or no such key in the answer."""
+
+
 class ErrorResponse(BaseModel):
     """Every error but 422."""
 
     detail: str
-    code: str | SkipJsonSchema[None] = Field(None, json_schema_extra=_without_default)
+    code: OrAbsent[str] = None
     request_id: str
     error: OpenAIError
 
@@ -53,9 +59,9 @@ class EmbeddingUsage(BaseModel):
 
     total_tokens: int
     prompt_tokens: int
-    image_tokens: int | SkipJsonSchema[None] = Field(None, json_schema_extra=_without_default)
-    audio_tokens: int | SkipJsonSchema[None] = Field(None, json_schema_extra=_without_default)
-    video_tokens: int | SkipJsonSchema[None] = Field(None, json_schema_extra=_without_default)
+    image_tokens: OrAbsent[int] = None
+    audio_tokens: OrAbsent[int] = None
+    video_tokens: OrAbsent[int] = None
 
 
 class ELSERV2EmbeddingUsage(BaseModel):
@@ -83,7 +89,7 @@ class MultiEmbeddingData(BaseModel):
     object: str
     index: int
     embeddings: TokenVectors | dict[str, TokenVectors]
-    tokenized_input: list[str] | SkipJsonSchema[None] = Field(None, json_schema_extra=_without_default)
+    tokenized_input: OrAbsent[list[str]] = None
 
 
 class EmbeddingResponse(BaseModel):
@@ -212,8 +218,8 @@ class RerankingResult(BaseModel):
 
     index: int
     relevance_score: float
-    document: str | dict[str, Any] | SkipJsonSchema[None] = Field(None, json_schema_extra=_without_default)
-    embedding: list[float] | SkipJsonSchema[None] = Field(None, json_schema_extra=_without_default)
+    document: OrAbsent[str | dict[str, Any]] = None
+    embedding: OrAbsent[list[float]] = None
 
 
 class RerankingResponse(BaseModel):
@@ -268,7 +274,7 @@ class ModelInfo(BaseModel):
     tasks: list[str] | None
     licence: str
     score: str | None
-    alias_of: str | SkipJsonSchema[None] = Field(None, json_schema_extra=_without_default)
+    alias_of: OrAbsent[str] = None
 
 
 class ModelListResponse(BaseModel):
@@ -310,7 +316,7 @@ class BatchStatus(BaseModel):
     error_file_url: str | None
     error: str | None
     stats: BatchStats | None
-    webhook: Webhook | SkipJsonSchema[None] = Field(None, json_schema_extra=_without_default)
+    webhook: OrAbsent[Webhook] = None
 
 
 class RequestCounts(BaseModel):
@@ -338,7 +344,7 @@ class BatchJob(BaseModel):
     output_url: str | None
     error_file_url: str | None
     error: str | None
-    webhook: Webhook | SkipJsonSchema[None] = Field(None, json_schema_extra=_without_default)
+    webhook: OrAbsent[Webhook] = None
 
 
 class BatchAnswer(RootModel[BatchStatus | BatchJob]):
@@ -392,7 +398,7 @@ class FileObject(BaseModel):
     object: str
     bytes: int
     created_at: int
-    expires_at: int | SkipJsonSchema[None] = Field(None, json_schema_extra=_without_default)
+    expires_at: OrAbsent[int] = None
     filename: str
     purpose: str
     status: str
@@ -436,13 +442,13 @@ class BulkEmbeddingJobResponse(BaseModel):
     job_id: str = Field(alias="_id")
     status: str
     user_id: str
-    user_email: str | SkipJsonSchema[None] = Field(None, json_schema_extra=_without_default)
+    user_email: OrAbsent[str] = None
     file_name: str
     model_name: str
     used_token_count: int
     created_at: str
-    completed_at: str | SkipJsonSchema[None] = Field(None, json_schema_extra=_without_default)
-    error: str | SkipJsonSchema[None] = Field(None, json_schema_extra=_without_default)
+    completed_at: OrAbsent[str] = None
+    error: OrAbsent[str] = None
 
 
 class DownloadResultResponse(BaseModel):
