@@ -20,7 +20,7 @@ from fundament.api.ids import FORM
 from fundament.api.inputs import check_some
 from fundament.api.jobs import Kind, base_url, cancel, describe, download, find, is_signed, submit
 from fundament.api.lines import ENDPOINT, documents_side
-from fundament.api.schemas import BatchJob, request_body, responses, streamed
+from fundament.api.schemas import BatchAnswer, BatchJob, BatchList, BatchStatus, request_body, responses, streamed
 from fundament.api.state import State, state_of
 from fundament.api.wire import answer
 from fundament.depot import on_thread
@@ -54,7 +54,7 @@ class BatchRequest(EmbeddingsRequest):
     "/v1/batch/embeddings",
     summary="Create a batch embedding job",
     openapi_extra=request_body(BatchRequest),
-    responses=responses("BatchStatus", errors=(400, 401, 403, 404, 413, 415, 429, 500, 503))
+    responses=responses(BatchStatus, errors=(400, 401, 403, 404, 413, 415, 429, 500, 503))
     | {202: {"model": BatchJob, "description": "The same of an uploaded file (`input_file_id`)."}},
 )
 async def create(request: Request) -> Response:
@@ -124,7 +124,7 @@ _STATUS_ERRORS = (401, 403, 404, 429, 500, 503)
 @router.get(
     "/v1/batch/{batch_id}",
     summary="Get batch job status",
-    responses=responses("BatchAnswer", errors=_STATUS_ERRORS),
+    responses=responses(BatchAnswer, errors=_STATUS_ERRORS),
 )
 async def status(request: Request, batch_id: str) -> Response:
     """How far a job is."""
@@ -135,7 +135,7 @@ async def status(request: Request, batch_id: str) -> Response:
 @router.delete(
     "/v1/batch/{batch_id}",
     summary="Cancel a batch job",
-    responses=responses("BatchAnswer", errors=(401, 403, 404, 409, 429, 500, 503)),
+    responses=responses(BatchAnswer, errors=(401, 403, 404, 409, 429, 500, 503)),
 )
 async def stop(request: Request, batch_id: str) -> Response:
     """Stop a job that waits or runs; lines that are done stay."""
@@ -147,7 +147,7 @@ async def stop(request: Request, batch_id: str) -> Response:
 @router.get(
     "/v1/batches",
     summary="List batch jobs",
-    responses=responses("BatchList", errors=(401, 403, 429, 500, 503), fields=True),
+    responses=responses(BatchList, errors=(401, 403, 429, 500, 503), fields=True),
 )
 async def recent(
     request: Request,

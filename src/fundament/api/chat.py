@@ -17,7 +17,7 @@ from fundament.api.errors import openai_form
 from fundament.api.inputs import Part, Reference
 from fundament.api.media import opened
 from fundament.api.presence import CLIENT_GONE, while_awaited, while_connected
-from fundament.api.schemas import request_body, responses
+from fundament.api.schemas import ChatCompletion, request_body, responses
 from fundament.api.state import State, state_of
 from fundament.api.wire import answer, json_bytes
 from fundament.catalog import ModelSpec
@@ -222,7 +222,7 @@ def _parts(group: object) -> Sequence[str | Media]:
     summary="Chat Completions (Experimental)",
     tags=["Search Foundation Models"],
     openapi_extra=request_body(ChatRequest),
-    responses=responses("ChatCompletion"),
+    responses=responses(ChatCompletion),
 )
 async def chat_completions(request: Request) -> Response:
     """Write the next message of a conversation."""

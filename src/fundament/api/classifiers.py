@@ -8,7 +8,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from fundament.api.auth import owner
 from fundament.api.ids import checked_id
-from fundament.api.schemas import responses
+from fundament.api.schemas import ClassifierSummary, Deleted, responses
 from fundament.api.state import State, state_of
 from fundament.api.wire import answer
 from fundament.errors import BusyError, NotFoundError
@@ -93,7 +93,7 @@ def _user_id(owner: str) -> UUID:
 
 _LIST: dict[str, Any] = {
     "summary": "List classifiers",
-    "responses": responses("ClassifierList", errors=(401, 429, 500, 503)),
+    "responses": responses(list[ClassifierSummary], errors=(401, 429, 500, 503)),
 }
 
 
@@ -111,7 +111,7 @@ async def list_classifiers(request: Request) -> Response:
 @router.delete(
     "/v1/classifiers/{classifier_id:path}",
     summary="Delete a classifier",
-    responses=responses("Deleted", errors=(401, 404, 409, 429, 500, 503)),
+    responses=responses(Deleted, errors=(401, 404, 409, 429, 500, 503)),
 )
 async def delete_classifier(request: Request, classifier_id: str) -> Response:
     """Delete one of the caller's classifiers and the examples that it learned from."""

@@ -16,7 +16,7 @@ from fundament.api.inputs import ImageDoc, Sent, TextDoc, check_number, check_so
 from fundament.api.media import check_media, opened, read_bare
 from fundament.api.presence import while_awaited
 from fundament.api.routes import PlainRoute
-from fundament.api.schemas import request_body, responses
+from fundament.api.schemas import ClassificationResponse, request_body, responses
 from fundament.api.state import State, state_of
 from fundament.api.wire import long_answer
 from fundament.catalog import ModelSpec
@@ -293,7 +293,7 @@ def task_of(spec: ModelSpec) -> str | None:
     "/v1/classify",
     summary="Classify",
     openapi_extra=request_body(ClassifyRequest),
-    responses=responses("ClassificationResponse", errors=(400, 401, 403, 404, 413, 415, 429, 500, 503, 504)),
+    responses=responses(ClassificationResponse, errors=(400, 401, 403, 404, 413, 415, 429, 500, 503, 504)),
 )
 async def classify_texts(request: Request) -> Response:
     """Say which label fits each input, by the labels' own words or by what a classifier has learned."""

@@ -18,7 +18,7 @@ from fundament.api.inputs import Alone, Inputs, check_number
 from fundament.api.media import check_media, opened, read_bare, references
 from fundament.api.presence import while_awaited
 from fundament.api.routes import PlainRoute
-from fundament.api.schemas import request_body, responses
+from fundament.api.schemas import EmbeddingResponse, request_body, responses
 from fundament.api.state import State, state_of
 from fundament.catalog import ModelSpec
 from fundament.core import Bill, Embed, Output, Priority, Role
@@ -156,7 +156,7 @@ async def embed(
     summary="Embeddings",
     tags=["Search Foundation Models"],
     openapi_extra=request_body(EmbeddingsRequest),
-    responses=responses("EmbeddingResponse"),
+    responses=responses(EmbeddingResponse),
 )
 async def embeddings(request: Request) -> Response:
     """Turn inputs into vectors, one per input and of a PDF one per page, in their order."""

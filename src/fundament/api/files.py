@@ -12,7 +12,7 @@ from fundament.api.body import echo
 from fundament.api.ids import FORM, checked_id
 from fundament.api.jobs import KINDS, check_stored, download, find, gone, job_of_result, result_id, send
 from fundament.api.multipart import read_form
-from fundament.api.schemas import responses, streamed
+from fundament.api.schemas import FileDeleted, FileList, FileObject, responses, streamed
 from fundament.api.state import State, state_of
 from fundament.api.wire import answer
 from fundament.depot import of_job, of_upload
@@ -33,7 +33,7 @@ _LEAST_SECONDS, _MOST_SECONDS = 3600, 2_592_000  # that `expires_after` may say,
 @router.post(
     "/v1/files",
     summary="Upload a file",
-    responses=responses("FileObject", errors=(401, 403, 413, 415, 429, 500, 503)),
+    responses=responses(FileObject, errors=(401, 403, 413, 415, 429, 500, 503)),
     openapi_extra={
         "requestBody": {
             "required": True,
@@ -90,7 +90,7 @@ async def upload(request: Request) -> Response:
 
 
 @router.get(
-    "/v1/files", summary="List files", responses=responses("FileList", errors=(401, 403, 429, 500, 503), fields=True)
+    "/v1/files", summary="List files", responses=responses(FileList, errors=(401, 403, 429, 500, 503), fields=True)
 )
 async def recent(
     request: Request,
@@ -125,7 +125,7 @@ async def recent(
 @router.get(
     "/v1/files/{file_id}",
     summary="Get a file",
-    responses=responses("FileObject", errors=(401, 403, 404, 429, 500, 503)),
+    responses=responses(FileObject, errors=(401, 403, 404, 429, 500, 503)),
 )
 async def get(request: Request, file_id: str) -> Response:
     """What is known of a file."""
@@ -165,7 +165,7 @@ async def content(request: Request, file_id: str) -> Response:
 @router.delete(
     "/v1/files/{file_id}",
     summary="Delete a file",
-    responses=responses("FileDeleted", errors=(401, 403, 404, 409, 429, 500, 503)),
+    responses=responses(FileDeleted, errors=(401, 403, 404, 409, 429, 500, 503)),
 )
 async def delete(request: Request, file_id: str) -> Response:
     """Remove an upload, and jobs that were made from it go on; or a file that a job made, once it has ended."""

@@ -6,7 +6,7 @@ Each answers HEAD too, which load balancers probe with.
 from fastapi import APIRouter, Request, Response
 
 from fundament.api.errors import render
-from fundament.api.schemas import responses
+from fundament.api.schemas import Status, responses
 from fundament.api.state import state_of
 from fundament.api.wire import answer
 from fundament.errors import UnavailableError
@@ -15,9 +15,9 @@ router = APIRouter(tags=["Health Check"])
 
 
 @router.get("/", include_in_schema=False)
-@router.get("/live", summary="Live", responses=responses("Status", errors=()))
-@router.get("/health", summary="Health", responses=responses("Status", errors=()))
-@router.get("/healthz", summary="Health", responses=responses("Status", errors=()))
+@router.get("/live", summary="Live", responses=responses(Status, errors=()))
+@router.get("/health", summary="Health", responses=responses(Status, errors=()))
+@router.get("/healthz", summary="Health", responses=responses(Status, errors=()))
 @router.head("/", include_in_schema=False)
 @router.head("/live", include_in_schema=False)
 @router.head("/health", include_in_schema=False)
@@ -27,7 +27,7 @@ async def alive() -> Response:
     return answer({"status": "ok"})
 
 
-@router.get("/ready", summary="Ready", responses=responses("Status", errors=(503,)))
+@router.get("/ready", summary="Ready", responses=responses(Status, errors=(503,)))
 @router.head("/ready", include_in_schema=False)
 async def ready(request: Request) -> Response:
     """Whether the models asked for at start can answer; 503 with the reason while they cannot."""

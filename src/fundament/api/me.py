@@ -7,7 +7,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from fundament.api.auth import caller_of
-from fundament.api.schemas import responses
+from fundament.api.schemas import Account, responses
 from fundament.api.state import state_of
 from fundament.api.wire import answer
 from fundament.store import keys, usage
@@ -19,7 +19,7 @@ router = APIRouter(tags=["Account"])
 _DAYS = 30
 
 
-@router.get("/v1/me", summary="Your account", responses=responses("Account", errors=(401, 429, 500, 503)))
+@router.get("/v1/me", summary="Your account", responses=responses(Account, errors=(401, 429, 500, 503)))
 async def me(request: Request) -> Response:
     """The caller's key, limits and balance, and what it used in the last 30 days."""
     store, caller = state_of(request).store, caller_of(request)

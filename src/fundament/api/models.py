@@ -4,7 +4,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from fundament.api.schemas import responses
+from fundament.api.schemas import ModelInfo, ModelListResponse, responses
 from fundament.api.state import State, state_of
 from fundament.api.wire import answer
 from fundament.catalog import ModelSpec
@@ -45,7 +45,7 @@ def describe(spec: ModelSpec) -> dict[str, Any]:
     }
 
 
-@router.get("/v1/models", summary="List models", responses=responses("ModelListResponse", errors=(500,)))
+@router.get("/v1/models", summary="List models", responses=responses(ModelListResponse, errors=(500,)))
 @router.head("/v1/models", include_in_schema=False)
 async def models(request: Request) -> Response:
     """Every model that may be named in a request; an alias is an entry of its own that says what it stands for."""
@@ -54,7 +54,7 @@ async def models(request: Request) -> Response:
     return answer({"object": "list", "data": [_named(state, name) for name in names]})
 
 
-@router.get("/v1/models/{model_id:path}", summary="Get a model", responses=responses("ModelInfo", errors=(404, 500)))
+@router.get("/v1/models/{model_id:path}", summary="Get a model", responses=responses(ModelInfo, errors=(404, 500)))
 async def model(request: Request, model_id: str) -> Response:
     """One model, by its short id, its long one (`jina-ai/jina-embeddings-v3`) or an alias."""
     state = state_of(request)

@@ -7,13 +7,13 @@ from fastapi import APIRouter, Request, Response
 from fundament.api.body import read_body
 from fundament.api.embeddings import EmbeddingsRequest, answer_embeddings
 from fundament.api.routes import PlainRoute
-from fundament.api.schemas import request_body, responses
+from fundament.api.schemas import EmbeddingResponse, request_body, responses
 
 router = APIRouter(tags=["Search Foundation Models"], route_class=PlainRoute)
 
 _DOCUMENTED: dict[str, Any] = {
     "openapi_extra": request_body(EmbeddingsRequest),
-    "responses": responses("EmbeddingResponse"),
+    "responses": responses(EmbeddingResponse),
 }
 
 

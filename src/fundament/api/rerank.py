@@ -13,7 +13,7 @@ from fundament.api.inputs import ImageDoc, Part, Reference, TextDoc, check_numbe
 from fundament.api.media import opened, read_bare_input
 from fundament.api.presence import while_awaited
 from fundament.api.routes import PlainRoute
-from fundament.api.schemas import request_body, responses
+from fundament.api.schemas import RerankingResponse, request_body, responses
 from fundament.api.similarity import rank_by_vectors
 from fundament.api.state import State, state_of
 from fundament.api.wire import can_write, long_answer
@@ -205,7 +205,7 @@ async def write(answer: RerankAnswer) -> bytes:
     summary="Rerank",
     tags=["Search Foundation Models"],
     openapi_extra=request_body(RerankRequest),
-    responses=responses("RerankingResponse"),
+    responses=responses(RerankingResponse),
 )
 async def rerank_documents(request: Request) -> Response:
     """Put documents in the order of their relevance to a query."""
@@ -217,7 +217,7 @@ async def rerank_documents(request: Request) -> Response:
     summary="Rerank, for clients of Cohere's second API",
     tags=["Search Foundation Models"],
     openapi_extra=request_body(RerankRequest),
-    responses=responses("RerankingResponse"),
+    responses=responses(RerankingResponse),
 )
 async def rerank_places(request: Request) -> Response:
     """The same, and no result repeats its document."""

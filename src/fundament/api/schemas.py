@@ -522,36 +522,6 @@ class Account(BaseModel):
     usage: list[UsageLine]
 
 
-_SHAPES: dict[str, Any] = {
-    shape.__name__: shape
-    for shape in (
-        EmbeddingResponse,
-        ChatCompletion,
-        RerankingResponse,
-        ClassificationResponse,
-        TrainingResponse,
-        Deleted,
-        ModelInfo,
-        ModelListResponse,
-        Status,
-        BatchStatus,
-        BatchAnswer,
-        BatchList,
-        OpenAIBatch,
-        FileObject,
-        FileList,
-        FileDeleted,
-        BulkEmbeddingJobResponse,
-        DownloadResultResponse,
-        KeyInfo,
-        NewKey,
-        KeyList,
-        OwnedClassifierList,
-        OwnedFileList,
-        UsageList,
-        Account,
-    )
-} | {"ClassifierList": list[ClassifierSummary]}
 _ERRORS = {
     400: "A model that is not served, or an input that is too long.",
     401: "No key, or none that works.",
@@ -568,14 +538,14 @@ _ERRORS = {
 
 
 def responses(
-    name: str, *, errors: tuple[int, ...] = (400, 401, 403, 413, 415, 429, 500, 503, 504), fields: bool = False
+    shape: type[Any], *, errors: tuple[int, ...] = (400, 401, 403, 413, 415, 429, 500, 503, 504), fields: bool = False
 ) -> dict[int | str, dict[str, Any]]:
     """The answers of a route, for its documentation; 422 where it reads a body or, with `fields`, anything else.
 
     `4XX` is there because FastAPI otherwise documents 422 by itself, under our component's name and in its own shape.
     """
     documented: dict[int | str, dict[str, Any]] = {
-        200: {"model": _SHAPES[name]},
+        200: {"model": shape},
         "4XX": {"model": ErrorResponse, "description": "Any other refusal."},
     }
     documented |= {status: {"model": ErrorResponse, "description": _ERRORS[status]} for status in errors}
@@ -586,7 +556,7 @@ def responses(
 
 def streamed(media_type: str, *, errors: tuple[int, ...]) -> dict[int | str, dict[str, Any]]:
     """The same for a route that answers a file."""
-    documented = responses("Status", errors=errors)
+    documented = responses(Status, errors=errors)
     documented[200] = {"description": "The file.", "content": {media_type: {"schema": {"type": "string"}}}}
     return documented
 

@@ -18,7 +18,7 @@ from fundament.api.classify import MOST_INPUTS, check_dim, embedder, readable, t
 from fundament.api.inputs import ImageDoc, Part, TextDoc, check_number, check_some, read_part
 from fundament.api.media import opened
 from fundament.api.presence import while_awaited
-from fundament.api.schemas import request_body, responses
+from fundament.api.schemas import TrainingResponse, request_body, responses
 from fundament.api.state import State, state_of
 from fundament.api.wire import answer
 from fundament.catalog import ModelSpec
@@ -297,7 +297,7 @@ def _too_many_classifiers(most: int) -> ResourceLimitError:
     "/v1/train",
     summary="Train",
     openapi_extra=request_body(TrainRequest),
-    responses=responses("TrainingResponse", errors=(400, 401, 403, 404, 409, 413, 415, 429, 500, 503, 504)),
+    responses=responses(TrainingResponse, errors=(400, 401, 403, 404, 409, 413, 415, 429, 500, 503, 504)),
 )
 async def train_classifier(request: Request) -> Response:
     """Train a classifier on texts with labels, or update one."""
