@@ -23,6 +23,8 @@ from fundament.api.classifiers import delete, describe
 from fundament.api.ids import checked_id
 from fundament.api.me import describe_key, describe_usage
 from fundament.api.schemas import (
+    OF_MANY,
+    OF_ONE,
     Deleted,
     FileDeleted,
     KeyInfo,
@@ -42,10 +44,8 @@ from fundament.store.keys import LAST_YEAR, MOST_TOKENS, Key
 
 router = APIRouter(prefix="/v1/admin", tags=["Administration"])
 
-_ERRORS = (401, 403, 429, 500, 503)
-_OF_KEY = (401, 403, 404, 429, 500, 503)
 _WITH_BODY = (400, 401, 403, 413, 415, 429, 500, 503)
-_USAGE = responses(UsageList, errors=_ERRORS, fields=True)
+_USAGE = responses(UsageList, errors=OF_MANY, fields=True)
 _USAGE[200]["content"] = {"text/csv": {"schema": {"type": "string"}}}
 
 
@@ -112,7 +112,7 @@ async def create_key(request: Request) -> Response:
     return answer(describe_key(key) | {"key": shown})
 
 
-@router.get("/keys", summary="List keys", responses=responses(KeyList, errors=_ERRORS))
+@router.get("/keys", summary="List keys", responses=responses(KeyList, errors=OF_MANY))
 async def list_keys(request: Request) -> Response:
     """Every key, the oldest first, without its secret."""
     async with state_of(request).store.read() as connection:
@@ -120,21 +120,21 @@ async def list_keys(request: Request) -> Response:
     return answer({"object": "list", "data": [describe_key(key) for key in found]})
 
 
-@router.get("/keys/{key_id}", summary="Get a key", responses=responses(KeyInfo, errors=_OF_KEY))
+@router.get("/keys/{key_id}", summary="Get a key", responses=responses(KeyInfo, errors=OF_ONE))
 async def get_key(request: Request, key_id: str) -> Response:
     """One key, without its secret."""
     async with state_of(request).store.read() as connection:
         return answer(describe_key(_found(key_id, await keys.get(connection, checked_id(key_id, _not_found)))))
 
 
-@router.delete("/keys/{key_id}", summary="Revoke a key", responses=responses(KeyInfo, errors=_OF_KEY))
+@router.delete("/keys/{key_id}", summary="Revoke a key", responses=responses(KeyInfo, errors=OF_ONE))
 async def revoke_key(request: Request, key_id: str) -> Response:
     """Stop a key for good, within a second on every process."""
     async with state_of(request).store.write() as connection:
         return answer(describe_key(_found(key_id, await keys.revoke(connection, checked_id(key_id, _not_found)))))
 
 
-@router.post("/keys/{key_id}/rotate", summary="Rotate a key", responses=responses(NewKey, errors=_OF_KEY))
+@router.post("/keys/{key_id}/rotate", summary="Rotate a key", responses=responses(NewKey, errors=OF_ONE))
 async def rotate_key(request: Request, key_id: str) -> Response:
     """Give a key a new secret; the old one stops within a second. Its limits, balance and usage stay."""
     async with state_of(request).store.write() as connection:
@@ -161,7 +161,7 @@ async def credit_key(request: Request, key_id: str) -> Response:
 
 
 @router.get(
-    "/classifiers", summary="List everybody's classifiers", responses=responses(OwnedClassifierList, errors=_ERRORS)
+    "/classifiers", summary="List everybody's classifiers", responses=responses(OwnedClassifierList, errors=OF_MANY)
 )
 async def list_classifiers(request: Request) -> Response:
     """Every classifier, the oldest first, with the key that made it: such stay when their key is revoked."""
@@ -176,7 +176,7 @@ async def list_classifiers(request: Request) -> Response:
 @router.delete(
     "/classifiers/{classifier_id:path}",
     summary="Delete anybody's classifier",
-    responses=responses(Deleted, errors=(*_OF_KEY, 409)),
+    responses=responses(Deleted, errors=(*OF_ONE, 409)),
 )
 async def delete_classifier(request: Request, classifier_id: str) -> Response:
     """Delete a classifier, whoever made it, and the examples that it learned from."""
@@ -184,7 +184,7 @@ async def delete_classifier(request: Request, classifier_id: str) -> Response:
     return answer({"classifier_id": deleted, "object": "classifier", "deleted": True})
 
 
-@router.get("/files", summary="List everybody's uploads", responses=responses(OwnedFileList, errors=_ERRORS))
+@router.get("/files", summary="List everybody's uploads", responses=responses(OwnedFileList, errors=OF_MANY))
 async def list_files(request: Request) -> Response:
     """Every upload, the oldest first, with the key that it is of: such stay when their key is revoked."""
     async with state_of(request).store.read() as connection:
@@ -193,7 +193,7 @@ async def list_files(request: Request) -> Response:
     return answer({"object": "list", "data": data})
 
 
-@router.delete("/files/{file_id}", summary="Delete anybody's upload", responses=responses(FileDeleted, errors=_OF_KEY))
+@router.delete("/files/{file_id}", summary="Delete anybody's upload", responses=responses(FileDeleted, errors=OF_ONE))
 async def delete_file(request: Request, file_id: str) -> Response:
     """Remove an upload, whoever made it; jobs that were made from it go on."""
     await uploads.remove(state_of(request), file_id, None)

@@ -20,7 +20,18 @@ from fundament.api.ids import FORM
 from fundament.api.inputs import check_some
 from fundament.api.jobs import Kind, base_url, cancel, describe, download, find, is_signed, submit
 from fundament.api.lines import ENDPOINT, documents_side
-from fundament.api.schemas import BatchAnswer, BatchJob, BatchList, BatchStatus, request_body, responses, streamed
+from fundament.api.schemas import (
+    OF_MANY,
+    OF_ONE,
+    OF_STATE,
+    BatchAnswer,
+    BatchJob,
+    BatchList,
+    BatchStatus,
+    request_body,
+    responses,
+    streamed,
+)
 from fundament.api.state import State, state_of
 from fundament.api.wire import answer
 from fundament.depot import on_thread
@@ -118,13 +129,10 @@ async def _placing(state: State, asked: BatchRequest, key_id: str) -> Callable[[
     return write
 
 
-_STATUS_ERRORS = (401, 403, 404, 429, 500, 503)
-
-
 @router.get(
     "/v1/batch/{batch_id}",
     summary="Get batch job status",
-    responses=responses(BatchAnswer, errors=_STATUS_ERRORS),
+    responses=responses(BatchAnswer, errors=OF_ONE),
 )
 async def status(request: Request, batch_id: str) -> Response:
     """How far a job is."""
@@ -135,7 +143,7 @@ async def status(request: Request, batch_id: str) -> Response:
 @router.delete(
     "/v1/batch/{batch_id}",
     summary="Cancel a batch job",
-    responses=responses(BatchAnswer, errors=(401, 403, 404, 409, 429, 500, 503)),
+    responses=responses(BatchAnswer, errors=OF_STATE),
 )
 async def stop(request: Request, batch_id: str) -> Response:
     """Stop a job that waits or runs; lines that are done stay."""
@@ -147,7 +155,7 @@ async def stop(request: Request, batch_id: str) -> Response:
 @router.get(
     "/v1/batches",
     summary="List batch jobs",
-    responses=responses(BatchList, errors=(401, 403, 429, 500, 503), fields=True),
+    responses=responses(BatchList, errors=OF_MANY, fields=True),
 )
 async def recent(
     request: Request,
@@ -171,7 +179,7 @@ async def recent(
     "/v1/batch/{batch_id}/output",
     summary="Download batch job output",
     response_class=Response,
-    responses=streamed("application/jsonl", errors=(401, 403, 404, 409, 429, 500, 503)),
+    responses=streamed("application/jsonl"),
 )
 async def output(request: Request, batch_id: str) -> Response:
     """The vectors: JSONL, a line for each line that has one, in the order of the input."""
@@ -182,7 +190,7 @@ async def output(request: Request, batch_id: str) -> Response:
     "/v1/batch/{batch_id}/errors",
     summary="Download batch job error file",
     response_class=Response,
-    responses=streamed("application/jsonl", errors=(401, 403, 404, 409, 429, 500, 503)),
+    responses=streamed("application/jsonl"),
 )
 async def errors(request: Request, batch_id: str) -> Response:
     """The lines that failed, each with its reason."""

@@ -10,7 +10,7 @@ from fundament.api.body import Body, Kept, read_body
 from fundament.api.files import link, page
 from fundament.api.jobs import base_url, cancel, describe, find, submit
 from fundament.api.lines import model_named
-from fundament.api.schemas import OpenAIBatch, request_body, responses
+from fundament.api.schemas import OF_ONE, OF_STATE, OpenAIBatch, request_body, responses
 from fundament.api.state import State, state_of
 from fundament.api.wire import answer
 from fundament.depot import of_upload
@@ -71,7 +71,7 @@ async def create(request: Request) -> Response:
 @router.get(
     "/v1/batches/{batch_id}",
     summary="Get a batch",
-    responses=responses(OpenAIBatch, errors=(401, 403, 404, 429, 500, 503)),
+    responses=responses(OpenAIBatch, errors=OF_ONE),
 )
 async def status(request: Request, batch_id: str) -> Response:
     """How far a batch is."""
@@ -82,7 +82,7 @@ async def status(request: Request, batch_id: str) -> Response:
 @router.post(
     "/v1/batches/{batch_id}/cancel",
     summary="Cancel a batch",
-    responses=responses(OpenAIBatch, errors=(401, 403, 404, 409, 429, 500, 503)),
+    responses=responses(OpenAIBatch, errors=OF_STATE),
 )
 async def stop(request: Request, batch_id: str) -> Response:
     """Stop a batch that waits or runs; lines that are done stay."""

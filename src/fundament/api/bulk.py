@@ -8,7 +8,7 @@ from fundament.api.auth import owner
 from fundament.api.body import echo
 from fundament.api.jobs import base_url, describe, find, signed_url, submit
 from fundament.api.multipart import read_form
-from fundament.api.schemas import BulkEmbeddingJobResponse, DownloadResultResponse, responses
+from fundament.api.schemas import OF_ONE, OF_STATE, BulkEmbeddingJobResponse, DownloadResultResponse, responses
 from fundament.api.state import state_of
 from fundament.api.wire import answer
 from fundament.depot import of_upload
@@ -81,7 +81,7 @@ async def create(request: Request) -> Response:
 @router.get(
     "/v1/bulk-embeddings/{job_id}",
     summary="Get a bulk embedding job",
-    responses=responses(BulkEmbeddingJobResponse, errors=(401, 403, 404, 429, 500, 503)),
+    responses=responses(BulkEmbeddingJobResponse, errors=OF_ONE),
 )
 async def status(request: Request, job_id: str) -> Response:
     """How far a job is."""
@@ -92,7 +92,7 @@ async def status(request: Request, job_id: str) -> Response:
 @router.post(
     "/v1/bulk-embeddings/{job_id}/download-result",
     summary="Get a link to the result",
-    responses=responses(DownloadResultResponse, errors=(401, 403, 404, 409, 429, 500, 503)),
+    responses=responses(DownloadResultResponse, errors=OF_STATE),
 )
 async def result(request: Request, job_id: str) -> Response:
     """A link that works without a key until the job expires."""

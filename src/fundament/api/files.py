@@ -12,7 +12,7 @@ from fundament.api.body import echo
 from fundament.api.ids import FORM, checked_id
 from fundament.api.jobs import KINDS, check_stored, download, find, gone, job_of_result, result_id, send
 from fundament.api.multipart import read_form
-from fundament.api.schemas import FileDeleted, FileList, FileObject, responses, streamed
+from fundament.api.schemas import OF_MANY, OF_ONE, OF_STATE, FileDeleted, FileList, FileObject, responses, streamed
 from fundament.api.state import State, state_of
 from fundament.api.wire import answer
 from fundament.depot import of_job, of_upload
@@ -89,9 +89,7 @@ async def upload(request: Request) -> Response:
     return answer(describe(file))
 
 
-@router.get(
-    "/v1/files", summary="List files", responses=responses(FileList, errors=(401, 403, 429, 500, 503), fields=True)
-)
+@router.get("/v1/files", summary="List files", responses=responses(FileList, errors=OF_MANY, fields=True))
 async def recent(
     request: Request,
     limit: Annotated[int, Query(ge=1, le=10_000)] = 100,
@@ -125,7 +123,7 @@ async def recent(
 @router.get(
     "/v1/files/{file_id}",
     summary="Get a file",
-    responses=responses(FileObject, errors=(401, 403, 404, 429, 500, 503)),
+    responses=responses(FileObject, errors=OF_ONE),
 )
 async def get(request: Request, file_id: str) -> Response:
     """What is known of a file."""
@@ -144,7 +142,7 @@ async def get(request: Request, file_id: str) -> Response:
     "/v1/files/{file_id}/content",
     summary="Download a file",
     response_class=Response,
-    responses=streamed(_ANY_BYTES, errors=(401, 403, 404, 409, 429, 500, 503)),
+    responses=streamed(_ANY_BYTES),
 )
 async def content(request: Request, file_id: str) -> Response:
     """The file's bytes."""
@@ -165,7 +163,7 @@ async def content(request: Request, file_id: str) -> Response:
 @router.delete(
     "/v1/files/{file_id}",
     summary="Delete a file",
-    responses=responses(FileDeleted, errors=(401, 403, 404, 409, 429, 500, 503)),
+    responses=responses(FileDeleted, errors=OF_STATE),
 )
 async def delete(request: Request, file_id: str) -> Response:
     """Remove an upload, and jobs that were made from it go on; or a file that a job made, once it has ended."""

@@ -536,6 +536,13 @@ _ERRORS = {
     504: "The request took longer than one may take here.",
 }
 
+OF_MANY = (401, 403, 429, 500, 503)
+"""The errors of a route that lists what a key may see."""
+OF_ONE = (401, 403, 404, 429, 500, 503)
+"""The errors of a route of one thing, by its id."""
+OF_STATE = (401, 403, 404, 409, 429, 500, 503)
+"""The same where it must be in a state for what is asked."""
+
 
 def responses(
     shape: type[Any], *, errors: tuple[int, ...] = (400, 401, 403, 413, 415, 429, 500, 503, 504), fields: bool = False
@@ -554,9 +561,9 @@ def responses(
     return documented
 
 
-def streamed(media_type: str, *, errors: tuple[int, ...]) -> dict[int | str, dict[str, Any]]:
-    """The same for a route that answers a file."""
-    documented = responses(Status, errors=errors)
+def streamed(media_type: str) -> dict[int | str, dict[str, Any]]:
+    """The same for a route that answers a file, once there is one."""
+    documented = responses(Status, errors=OF_STATE)
     documented[200] = {"description": "The file.", "content": {media_type: {"schema": {"type": "string"}}}}
     return documented
 
