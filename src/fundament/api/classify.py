@@ -18,7 +18,7 @@ from fundament.api.presence import while_awaited
 from fundament.api.routes import PlainRoute
 from fundament.api.schemas import ClassificationResponse, request_body, responses
 from fundament.api.state import State, state_of
-from fundament.api.wire import long_answer
+from fundament.api.wire import long_answer, written
 from fundament.catalog import ModelSpec
 from fundament.classifiers import Floats, apply, likeness, read_head
 from fundament.core import Embed, Embeddings, Input
@@ -300,11 +300,7 @@ async def classify_texts(request: Request) -> Response:
     asked = await read_body(request, ClassifyRequest)
     found = await while_awaited(request, classify(state_of(request), asked, owner(request)))
     request.state.log = {"model": found.model, "inputs": len(asked.input), "tokens": found.n_tokens}
-    return Response(
-        await _write(found, len(asked.input)),
-        headers={"X-Truncated-Inputs": str(found.n_truncated)},
-        media_type="application/json",
-    )
+    return written(await _write(found, len(asked.input)), found.n_truncated)
 
 
 async def _write(found: Classification, n_inputs: int) -> bytes:

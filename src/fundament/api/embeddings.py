@@ -20,6 +20,7 @@ from fundament.api.presence import while_awaited
 from fundament.api.routes import PlainRoute
 from fundament.api.schemas import EmbeddingResponse, request_body, responses
 from fundament.api.state import State, state_of
+from fundament.api.wire import written
 from fundament.catalog import ModelSpec
 from fundament.core import Bill, Embed, Output, Priority, Role
 from fundament.errors import Fault, InputError
@@ -167,11 +168,7 @@ async def answer_embeddings(request: Request, asked: EmbeddingsRequest) -> Respo
     """Run the verb while the client waits, and write what it answers."""
     answer = await while_awaited(request, embed(state_of(request), asked))
     request.state.log = {"model": answer.model, "inputs": len(asked.input), "tokens": answer.made.n_tokens}
-    return Response(
-        await write(answer),
-        headers={"X-Truncated-Inputs": str(answer.made.n_truncated)},
-        media_type="application/json",
-    )
+    return written(await write(answer), answer.made.n_truncated)
 
 
 def as_named(state: State, request: R) -> R:

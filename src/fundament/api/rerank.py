@@ -16,7 +16,7 @@ from fundament.api.routes import PlainRoute
 from fundament.api.schemas import RerankingResponse, request_body, responses
 from fundament.api.similarity import rank_by_vectors
 from fundament.api.state import State, state_of
-from fundament.api.wire import can_write, long_answer
+from fundament.api.wire import can_write, long_answer, written
 from fundament.catalog import ModelSpec
 from fundament.core import Media, Output, Ranking, Rerank
 from fundament.errors import Fault, InputError
@@ -229,11 +229,7 @@ async def _answer(request: Request, asked: RerankRequest) -> Response:
     answer = await while_awaited(request, rerank(state_of(request), asked))
     ranking = answer.ranking
     request.state.log = {"model": answer.model, "inputs": len(asked.documents), "tokens": ranking.n_tokens}
-    return Response(
-        await write(answer),
-        headers={"X-Truncated-Inputs": str(ranking.n_truncated)},
-        media_type="application/json",
-    )
+    return written(await write(answer), ranking.n_truncated)
 
 
 def _default(state: State) -> ModelSpec:

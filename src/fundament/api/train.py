@@ -20,7 +20,7 @@ from fundament.api.media import opened
 from fundament.api.presence import while_awaited
 from fundament.api.schemas import TrainingResponse, request_body, responses
 from fundament.api.state import State, state_of
-from fundament.api.wire import answer
+from fundament.api.wire import json_bytes, written
 from fundament.catalog import ModelSpec
 from fundament.classifiers import Examples, fit, read_examples, write_examples, write_head
 from fundament.core import Embeddings
@@ -309,4 +309,4 @@ async def train_classifier(request: Request) -> Response:
         "num_samples": found.n_samples,
         "usage": {"total_tokens": found.n_tokens},
     }
-    return answer(body, headers={"X-Truncated-Inputs": str(found.n_truncated)})
+    return written(json_bytes(body), found.n_truncated)

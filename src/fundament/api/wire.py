@@ -32,6 +32,11 @@ def answer(value: Any, *, status: int = 200, headers: dict[str, str] | None = No
     return Response(json_bytes(value), status, headers, media_type="application/json")
 
 
+def written(body: bytes, n_truncated: int) -> Response:
+    """A JSON answer that is written already, and how many inputs were cut for it."""
+    return Response(body, headers={"X-Truncated-Inputs": str(n_truncated)}, media_type="application/json")
+
+
 async def long_answer(
     head: dict[str, Any], key: str, rows: Sequence[T], row: Callable[[int, T], Any], *, numbers_per_row: int
 ) -> bytes:
