@@ -116,7 +116,7 @@ class TooLongTogetherError(FundamentError):
     status = 400
     code = "INPUT_TOKEN_LIMIT_EXCEEDED"
 
-    def __init__(self, *, n_tokens: int, limit: int, more: bool = False, lost: int | None = None) -> None:
+    def __init__(self, *, n_tokens: int, limit: int, more: bool, lost: int | None) -> None:
         cut = "Use 'truncate: true' to cut the end, 'late_chunking_window'"
         if lost is not None:
             cut = f"Cut there, nothing is left of input {lost}. Use 'late_chunking_window'"

@@ -103,9 +103,7 @@ async def _model(state: State, file_id: str) -> str | None:
         return None
 
 
-async def list_batches(
-    state: State, key_id: str, limit: int, after: str | None, *, oldest_first: bool = False
-) -> Response:
+async def list_batches(state: State, key_id: str, limit: int, after: str | None, *, oldest_first: bool) -> Response:
     """A page of a key's batches.
 
     Raises:

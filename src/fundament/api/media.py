@@ -19,9 +19,9 @@ _AT_ONCE = 16  # files of one caller that are fetched or decoded from base64
 _GROUPS = "groups of parts"
 
 
-def read_bare(spec: ModelSpec, sent: Sequence[Sent], field: str = "body -> input") -> list[Sent]:
+def read_bare(spec: ModelSpec, sent: Sequence[Sent]) -> list[Sent]:
     """The inputs, where a bare string that is a data URI is the media that it holds, if the model reads such media."""
-    return [read_bare_input(spec, value, f"{field} -> {index}") for index, value in enumerate(sent)]
+    return [read_bare_input(spec, value, f"body -> input -> {index}") for index, value in enumerate(sent)]
 
 
 def read_bare_input(spec: ModelSpec, value: Sent, origin: str) -> Sent:
@@ -31,16 +31,13 @@ def read_bare_input(spec: ModelSpec, value: Sent, origin: str) -> Sent:
     return value
 
 
-def check_media(
-    state: State, spec: ModelSpec, sent: Sequence[Sent], field: str = "body -> input", *, pages: bool = True
-) -> None:
+def check_media(state: State, spec: ModelSpec, sent: Sequence[Sent], *, pages: bool = True) -> None:
     """Refuse what the model does not read, naming those of its kind served here that do, and a PDF in company.
 
     Args:
         state: the application's parts.
         spec: the model.
         sent: every input.
-        field: where they are in the request.
         pages: whether one input may become several, as a PDF does.
 
     Raises:
@@ -55,13 +52,13 @@ def check_media(
         elif isinstance(value, Reference) and value.kind == "pdf" and (len(sent) > 1 or not pages):
             way_out = "Send it alone, as the whole input." if pages else "Send its pages as images."
             message = f"A PDF becomes one vector per page. {way_out}"
-            raise InputError(Fault(f"{field} -> {index}", message))
+            raise InputError(Fault(f"body -> input -> {index}", message))
         else:
             continue
         able = state.able(partial(_takes, kind=spec.kind, what=refused if refused == _GROUPS else missing[0]))
         raise InputError(
             Fault(
-                f"{field} -> {index}",
+                f"body -> input -> {index}",
                 f"Model '{spec.id}' takes {_listed(spec)}. Models served here that take {refused}: {able}.",
                 "modality",
             )

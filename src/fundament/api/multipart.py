@@ -35,7 +35,7 @@ class Form:
     n_bytes: int
 
 
-async def read_form(request: Request, depot: Depot, name: str, *, fields: Collection[str] = (), max_bytes: int) -> Form:
+async def read_form(request: Request, depot: Depot, name: str, *, fields: Collection[str], max_bytes: int) -> Form:
     """Read a form and write its part `file` to the depot; there is no file of that name where this fails.
 
     Args:
