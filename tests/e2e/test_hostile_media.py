@@ -104,6 +104,7 @@ HOSTILE_RECORDINGS = {
     "infinity": ("audio", wav([np.inf, -np.inf] * 4000), "samples that are not finite numbers"),
     "no samples": ("audio", wav([]), "no samples"),
     "a cut sound": ("audio", wav(np.zeros(100))[:30], "damaged or cut short"),
+    "a sound that unfolds": ("audio", wav(np.zeros(299), rate=1), "takes 299 seconds, and the model reads 30"),
     "a sound of a sample per second": ("audio", wav(np.zeros(400), rate=1), "longer than the 300 seconds allowed"),
     "no frames": ("video", video([]), "damaged or cut short"),
     "no frames, and an index": ("video", video([], "avi", codec="mpeg4"), "no frames|no pictures"),
@@ -127,7 +128,7 @@ TAKEN = {
 TAKEN_RECORDINGS = {
     "as many frames as are allowed": ("video", still(10_000, 16, 16)),
     "a frame of as many scans as are allowed": ("video", jpeg_video(many_scans(100))),
-    "a sound that unfolds": ("audio", wav(np.zeros(299), rate=1)),
+    "a sound of as much as is read": ("audio", wav(np.zeros(30), rate=1)),
 }
 ROWS = {name: (CLIP, *row) for name, row in {**HOSTILE, **TAKEN}.items()}
 ROWS |= {name: (OMNI, *row) for name, row in {**HOSTILE_RECORDINGS, **TAKEN_RECORDINGS}.items()}
