@@ -78,6 +78,7 @@ def test_a_path_that_is_not_there(client: httpx.Client) -> None:
     assert response.status_code == 404
     assert response.json()["code"] == "RESOURCE_NOT_FOUND"
     assert response.json()["detail"] == "There is no /v9/nowhere here; see /docs."
+    assert client.post("/v1", json={}).json()["detail"] == "There is no /v1 here; see /docs."
 
 
 @pytest.mark.parametrize(

@@ -76,6 +76,9 @@ async def submit(
         UnavailableError: the disk is full, or the bucket does not answer.
     """
     if url is not None and not is_listed(url, state.settings.input_buckets):
+        if url.startswith(("s3://", "gs://")):
+            message = "It is no object of a bucket that may be read here: the operator lists those in input_buckets."
+            raise InputError(Fault("body -> input_url", message, "url", echo(url)))
         _check_url("input_url", url)
     if webhook_url is not None:
         _check_url("webhook_url", webhook_url)
@@ -109,9 +112,6 @@ async def submit(
 
 
 def _check_url(field: str, url: str) -> None:
-    if field == "input_url" and url.startswith(("s3://", "gs://")):
-        message = "It is no object of a bucket that may be read here: the operator lists those in input_buckets."
-        raise InputError(Fault(f"body -> {field}", message, "url", echo(url)))
     try:
         check_form(url)
     except FetchError as error:

@@ -135,14 +135,14 @@ class CrossEncoder:
         items = []
         different = list(dict.fromkeys(documents))
         most, in_windows = call.max_document_tokens, self.spec.window_overlap is not None
-        looked_at = different
-        if most is not None or not in_windows:
-            looked_at = [self.tokenizer.beginning(text, room if most is None else most) for text in different]
-        for place, ids in enumerate(self.tokenizer.pieces(looked_at)):
+        if most is None and in_windows:  # however long they are
+            read = [(ids, True) for ids in self.tokenizer.pieces(different)]
+        else:
+            read = self.tokenizer.first_pieces(different, room if most is None else most)
+        for place, (ids, is_whole) in enumerate(read):
             if len(asked := ids[:most]) > room and not in_windows and not call.truncate:
-                more = most is None and len(looked_at[place]) < len(different[place])
                 name = f"Document {documents.index(different[place])}"
-                raise TooLongError(name, n_tokens=len(asked), limit=room, more=more)
+                raise TooLongError(name, n_tokens=len(asked), limit=room, more=most is None and not is_whole)
             starts = self._starts(len(asked), room)
             n_read = min(len(asked), starts[-1] + room)
             for start in starts:
@@ -173,11 +173,9 @@ class CrossEncoder:
     def _query(self, call: Rerank, text: str, limit: int) -> Array:
         """The query's ids; half the context at most, so that documents keep the other half."""
         most = call.max_query_tokens
-        looked_at = self.tokenizer.beginning(text, limit if most is None else most)
-        [ids] = self.tokenizer.pieces([looked_at])
+        [(ids, is_whole)] = self.tokenizer.first_pieces([text], limit if most is None else most)
         if len(asked := ids[:most]) > limit and not call.truncate:
-            more = most is None and len(looked_at) < len(text)
-            raise TooLongError("The query", n_tokens=len(asked), limit=limit, more=more)
+            raise TooLongError("The query", n_tokens=len(asked), limit=limit, more=most is None and not is_whole)
         return asked[:limit]
 
     def _starts(self, n_tokens: int, room: int) -> list[int]:

@@ -240,10 +240,9 @@ class OmniEmbedder:
         row, prompt = _Row(), self.text.prompt_of(call)
         for part in value.parts if isinstance(value, Group) else [value]:
             if isinstance(part, str):
-                text = prompt + part
-                looked_at = self.text.tokenizer.beginning(text, self.spec.context)
-                row.is_whole &= len(looked_at) == len(text)
-                row.add(self.text.tokenizer.pieces([looked_at])[0])
+                [(ids, is_whole)] = self.text.tokenizer.first_pieces([prompt + part], self.spec.context)
+                row.add(ids)
+                row.is_whole &= is_whole
                 prompt = ""  # once, before the first text
             else:
                 if part not in files:

@@ -130,6 +130,16 @@ class TextTokenizer:
             found += [np.array(encoding.ids, dtype=np.int64) for encoding in part]
         return found
 
+    def first_pieces(self, texts: Sequence[str], most: int) -> list[tuple[Array, bool]]:
+        """The same, where the first `most` are read: of a text with many more than these only some more are made.
+
+        Returns:
+            Of each text its ids, more than `most` where it has them, and whether they are all that it has.
+        """
+        looked_at = [self.beginning(text, most) for text in texts]
+        whole = [len(beginning) == len(text) for beginning, text in zip(looked_at, texts, strict=True)]
+        return list(zip(self.pieces(looked_at), whole, strict=True))
+
     def _enough(self, text: str, most: int) -> str:
         """The text; of a very long one a beginning of twice as many tokens, wherever it ends."""
         size = _CHARACTERS_PER_TOKEN * most

@@ -98,12 +98,11 @@ class VisionRanker:
                 message = f"This file has {len(pictures)} pages; send each as an image."
                 raise InputError(Fault(value.origin, message))
             return _Side(self.prompt.sizes.patches(pictures[0], value.origin))
-        looked_at = self.prompt.tokenizer.beginning(value, most)
-        [ids] = self.prompt.tokenizer.pieces([looked_at])
+        [(ids, is_whole)] = self.prompt.tokenizer.first_pieces([value], most)
         if len(ids) <= most:
             return _Side(value)
         if not call.truncate:
-            raise TooLongError(name, n_tokens=len(ids), limit=most, more=len(looked_at) < len(value))
+            raise TooLongError(name, n_tokens=len(ids), limit=most, more=not is_whole)
         return _Side(self.prompt.tokenizer.text_of(ids[:most]), truncated=True)
 
     def _row(self, document: _Side, query: _Side, *, first: bool) -> Item:

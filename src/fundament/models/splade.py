@@ -203,8 +203,7 @@ class SPLADE:
         """Ids over weights, `[2, n]`: each distinct word piece of the text once, however often it stands there."""
         assert self.query_weights is not None
         most = self.tokenizer.context
-        looked_at = [self.tokenizer.beginning(text, most) for text in texts]
-        distinct = [np.unique(ids[:most]) for ids in self.tokenizer.pieces(looked_at)]
+        distinct = [np.unique(ids[:most]) for ids, _ in self.tokenizer.first_pieces(texts, most)]
         return [sparse(ids, self.query_weights[ids]) for ids in distinct]
 
     def forward(self, items: Sequence[Item]) -> list[Array]:
