@@ -277,6 +277,29 @@ def test_a_key_is_made_listed_topped_up_rotated_and_revoked() -> None:
         assert "there is no key" in err
 
 
+def test_a_key_is_given_another_name_tier_and_end() -> None:
+    _, key_id = make_key("--expires", "30d")
+    assert fundament("keys", "change", key_id, "--expires", "2099-01-31")[1] == (
+        f"{key_id} is 'ci' of tier free, and expires 2099-01-31 00:00 UTC\n"
+    )
+    assert fundament("keys", "change", key_id, "--name", "search", "--tier", "tier2", "--expires", "never")[1] == (
+        f"{key_id} is 'search' of tier tier2, and does not expire\n"
+    )
+    refused = {
+        (key_id,): "--name, --tier or --expires",
+        (key_id, "--tier", "gold"): "free, tier1, tier2",
+        (key_id, "--name", ""): "a name has",
+        (key_id, "--expires", "2020-01-01"): "--expires",
+        ("nobody", "--tier", "free"): "there is no key",
+    }
+    for arguments, reason in refused.items():
+        code, out, err = fundament("keys", "change", *arguments)
+        assert (code, out) == (1, "")
+        assert reason in err
+    [listed] = json.loads(fundament("keys", "list", "--json")[1])
+    assert (listed["name"], listed["tier"], listed["expires_at"]) == ("search", "tier2", None)
+
+
 @pytest.mark.parametrize(
     "when", ["yesterday", "2020-01-01", "0d", "-3h", "d", "99999999999d", "9999-12-31T23:59:59-10:00"]
 )

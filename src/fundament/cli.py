@@ -218,10 +218,7 @@ def create_key(
 ) -> None:
     """Make a key, and show it this once."""
     settings = _settings(data_dir=data_dir)
-    if settings.tier(tier) is None:
-        _refuse(f"there is no tier '{tier}': {', '.join(settings.tier_names())}")
-    if not name.isprintable() or not 0 < len(name) <= 200:
-        _refuse("a name has 1 to 200 printable characters")
+    _check_key(settings, name=name, tier=tier)
     from fundament.store import keys as table
     from fundament.store.database import locate
 
@@ -244,6 +241,31 @@ def list_keys(data_dir: DataDir = None, as_json: Json = False) -> None:
     rows = [describe_key(key) for key in _in_store(_settings(data_dir=data_dir), table.everyone)]
     names = ("id", "name", "tier", "balance", "admin", "state", "expires_at", "last_used_at")
     _show(rows, names, as_json=as_json, right=(3,))
+
+
+@keys.command("change")
+def change_key(
+    key_id: KeyId,
+    name: Annotated[str | None, typer.Option(help="What its owner calls it.")] = None,
+    tier: Annotated[str | None, typer.Option(help="Its limits.")] = None,
+    expires: Annotated[str | None, typer.Option(metavar="WHEN", help="30d, 12h, a day: 2027-01-31, or never.")] = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Give a key another name, tier or end, within a second on every process."""
+    settings = _settings(data_dir=data_dir)
+    _check_key(settings, name=name, tier=tier)
+    values: dict[str, object] = {key: value for key, value in (("name", name), ("tier", tier)) if value is not None}
+    if expires is not None:
+        values["expires_at"] = None if expires == "never" else _moment(expires)
+    if not values:
+        _refuse("say what changes: --name, --tier or --expires")
+    from fundament.store import keys as table
+
+    key = _in_store(settings, lambda store: table.change(store, key_id, values))
+    if key is None:
+        _refuse(f"there is no key {key_id} that is not revoked: fundament keys list")
+    end = f"expires {key.expires_at:%Y-%m-%d %H:%M} UTC" if key.expires_at else "does not expire"
+    typer.echo(f"{key.id} is '{key.name}' of tier {key.tier}, and {end}")
 
 
 @keys.command("revoke")
@@ -542,6 +564,14 @@ def _in_store(settings: Settings, work: "Callable[[AsyncConnection], Awaitable[T
         return asyncio.run(run(Database(url)))
     except FundamentError as error:
         _refuse(error.detail)
+
+
+def _check_key(settings: Settings, *, name: str | None, tier: str | None) -> None:
+    """Refuse limits that there are not, and what is no name."""
+    if tier is not None and settings.tier(tier) is None:
+        _refuse(f"there is no tier '{tier}': {', '.join(settings.tier_names())}")
+    if name is not None and not (name.isprintable() and 0 < len(name) <= 200):
+        _refuse("a name has 1 to 200 printable characters")
 
 
 def _moment(text: str) -> datetime:

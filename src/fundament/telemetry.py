@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import Literal
 
 import orjson
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -73,6 +73,10 @@ class Metrics:
             "fundament_failed_rows", "Rows whose forward pass failed.", ("model",), registry=self.registry
         )
         self.loads = Counter("fundament_model_loads", "Times a model was loaded.", ("model",), registry=self.registry)
+        self.jobs = Gauge("fundament_jobs", "Batch jobs in the store.", ("state",), registry=self.registry)
+        self.job_lines = Gauge(
+            "fundament_job_lines", "Lines of batch jobs that have not run.", ("state",), registry=self.registry
+        )
 
     def gauge(self, name: str, documentation: str, read: GaugeReader) -> None:
         """Show a value that is read when somebody looks: `read` gives pairs of a model's id and a number."""

@@ -164,6 +164,13 @@ def test_an_admin_manages_keys(guarded: Served, admin: str) -> None:
         assert embed(guarded, key).status_code == 403
         assert http.post(f"{path}/credit", json={"tokens": 11}).json()["balance"] == 12
         assert embed(guarded, key).status_code == 200
+        end = "2099-01-30T23:00:00+00:00"
+        asked = {"name": "find", "tier": "tier2", "expires_at": "2099-01-31T00:00:00+01:00"}
+        changed = http.patch(path, json=asked).json()
+        assert (changed["name"], changed["tier"], changed["expires_at"]) == ("find", "tier2", end)
+        kept = http.patch(path, json={"expires_at": None}).json()
+        assert kept == changed | {"expires_at": None, "last_used_at": kept["last_used_at"]}
+        wait_until(lambda: account(guarded, key)["limits"]["requests_per_minute"] == 5000, "the new tier")
         again = http.post(f"{path}/rotate").json()["key"]
         assert embed(guarded, again).status_code == 200
         wait_until(lambda: embed(guarded, key).status_code == 401, "the old secret to stop")
@@ -173,6 +180,7 @@ def test_an_admin_manages_keys(guarded: Served, admin: str) -> None:
         assert http.get(path).json()["revoked_at"]
         for gone in (http.post(f"{path}/rotate"), http.get("/v1/admin/keys/nobody"), http.get(f"{path}x")):
             assert gone.status_code == 404
+        assert http.patch(path, json={"tier": "free"}).status_code == 404
         wait_until(lambda: http.get("/v1/admin/usage", params={"key": made["id"]}).json()["data"], "usage")
         [line] = http.get("/v1/admin/usage", params={"key": made["id"]}).json()["data"]
         assert (line["model"], line["endpoint"], line["requests"], line["tokens"]) == (MODEL, "/v1/embeddings", 2, 12)
@@ -204,6 +212,38 @@ def test_an_admin_manages_keys(guarded: Served, admin: str) -> None:
 )
 def test_a_key_that_cannot_be_made(guarded: Served, admin: str, wrong: dict[str, object]) -> None:
     assert guarded.http.post("/v1/admin/keys", json=wrong, headers=bearer(admin)).status_code == 422
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {},
+        {"name": ""},
+        {"name": None},
+        {"tier": "none"},
+        {"tier": ""},
+        {"tier": None},
+        {"expires_at": "2020-01-01T00:00:00Z"},
+        {"expires_at": "never"},
+        {"balance": 5},
+        {"tier": "free", "admin": True},
+    ],
+)
+def test_a_change_that_cannot_be_made(guarded: Served, admin: str, wrong: dict[str, object]) -> None:
+    key = new_key(guarded)
+    path = f"/v1/admin/keys/{id_of(key)}"
+    before = guarded.http.get(path, headers=bearer(admin)).json()
+    assert guarded.http.patch(path, json=wrong, headers=bearer(admin)).status_code == 422
+    assert guarded.http.get(path, headers=bearer(admin)).json() == before
+
+
+def test_an_admin_comes_in_when_its_limit_is_reached(guarded: Served) -> None:
+    key = new_key(guarded, tier="tiny", admin=True)
+    assert [embed(guarded, key).status_code for _ in range(4)] == [200, 200, 200, 429]
+    for path in ("/v1/admin/keys", "/metrics"):
+        answer = guarded.http.get(path, headers=bearer(key))
+        assert answer.status_code == 200
+        assert "x-ratelimit-limit-requests" not in answer.headers
 
 
 def test_a_caller_that_is_no_admin_is_told_so(guarded: Served) -> None:

@@ -379,3 +379,15 @@ def test_many_workers_take_every_chunk_once(store: Database, table: Table, runne
     taken = runner.run(race())
     assert sorted(number for each in taken for number in each) == [3 * number for number in range(40)]
     assert (table.get().state, table.get().n_completed) == ("completed", 80)
+
+
+def test_the_backlog_counts_what_has_not_ended(table: Table) -> None:
+    assert table.do(jobs.backlog) == {"queued": (0, 0), "running": (0, 0)}
+    table.running()
+    table.add("batch_2", key_id="other")
+    assert table.do(jobs.backlog) == {"queued": (1, 0), "running": (1, 6)}
+    for left in (3, 0):
+        chunk = table.take("one")
+        assert chunk is not None
+        assert table.finish(chunk, "one")
+        assert table.do(jobs.backlog) == {"queued": (1, 0), "running": (1, 3) if left else (0, 0)}

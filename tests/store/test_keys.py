@@ -1,6 +1,7 @@
 """Keys: made, proved, ended; and their balance, which many spend at once."""
 
 import asyncio
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -91,6 +92,22 @@ def test_a_rotated_key_has_a_new_secret_only(store: Database, runner: asyncio.Ru
             found = keys.split(each)
             assert found is not None
             assert new.proves(found[1]) is right
+
+    runner.run(work())
+
+
+def test_a_changed_key_is_otherwise_the_same(store: Database, runner: asyncio.Runner) -> None:
+    async def work() -> None:
+        key, _ = await make(store, balance=7, expires_at=datetime.now(UTC) + timedelta(days=1))
+        other, _ = await make(store)
+        async with store.write() as connection:
+            changed = await keys.change(connection, key.id, {"tier": "tier2", "expires_at": None})
+            assert changed == replace(key, tier="tier2", expires_at=None)
+            assert await keys.get(connection, key.id) == changed
+            assert await keys.get(connection, other.id) == other
+            await keys.revoke(connection, key.id)
+            assert await keys.change(connection, key.id, {"tier": "free"}) is None
+            assert await keys.change(connection, "nobody", {"tier": "free"}) is None
 
     runner.run(work())
 

@@ -66,22 +66,33 @@ def _whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and abs(value) <= MOST_TOKENS and value.is_integer() else value
 
 
+_Name = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f]+$")]
+_Moment = Annotated[AwareDatetime, Strict(False), BeforeValidator(_text), AfterValidator(_within)]
+
+
 class KeyRequest(BaseModel):
     """A key to be made."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    name: Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f]+$")] = Field(
-        description="What its owner calls it.", examples=["search"]
-    )
+    name: _Name = Field(description="What its owner calls it.", examples=["search"])
     tier: str = Field("free", description="The name of its limits.")
     balance: Annotated[int, Field(ge=0, le=MOST_TOKENS), BeforeValidator(_whole)] | None = Field(
         None, description="Tokens that it may spend; null counts none."
     )
     admin: bool = Field(False, description="Whether it manages keys and sees everybody's usage.")
-    expires_at: Annotated[AwareDatetime, Strict(False), BeforeValidator(_text), AfterValidator(_within)] | None = Field(
-        None, description="When it stops, with a time zone."
-    )
+    expires_at: _Moment | None = Field(None, description="When it stops, with a time zone.")
+
+
+class KeyChange(BaseModel):
+    """What becomes different about a key; what is left out stays."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, json_schema_extra={"minProperties": 1})
+
+    # What a factory makes is no default to the document: a client that filled it in would be refused.
+    name: _Name = Field(default_factory=str, description="What its owner calls it.", examples=["search"])
+    tier: str = Field(default_factory=str, description="The name of its limits.", examples=["tier1"])
+    expires_at: _Moment | None = Field(None, description="When it stops, with a time zone; null is never.")
 
 
 class CreditRequest(BaseModel):
@@ -102,12 +113,9 @@ class CreditRequest(BaseModel):
 )
 async def create_key(request: Request) -> Response:
     """Make a key; the answer is the only place where it is ever shown."""
-    asked, state = await read_body(request, KeyRequest), state_of(request)
-    if asked.tier not in (names := state.settings.tier_names()):
-        raise InputError(Fault("body -> tier", f"Input should be one of {', '.join(names)}.", "enum", echo(asked.tier)))
-    if asked.expires_at is not None and asked.expires_at <= datetime.now(UTC):
-        raise InputError(Fault("body -> expires_at", "It lies in the past.", "value_error"))
-    async with state.store.write() as connection:
+    asked = await read_body(request, KeyRequest)
+    _check(request, tier=asked.tier, expires_at=asked.expires_at)
+    async with state_of(request).store.write() as connection:
         key, shown = await keys.create(connection, **asked.model_dump())
     return answer(describe_key(key) | {"key": shown})
 
@@ -125,6 +133,23 @@ async def get_key(request: Request, key_id: str) -> Response:
     """One key, without its secret."""
     async with state_of(request).store.read() as connection:
         return answer(describe_key(_found(key_id, await keys.get(connection, checked_id(key_id, _not_found)))))
+
+
+@router.patch(
+    "/keys/{key_id}",
+    summary="Change a key",
+    openapi_extra=request_body(KeyChange),
+    responses=responses(KeyInfo, errors=(*_WITH_BODY, 404)),
+)
+async def change_key(request: Request, key_id: str) -> Response:
+    """Give a key another name, tier or end, within a second on every process. One that is revoked stays as it is."""
+    asked = (await read_body(request, KeyChange)).model_dump(exclude_unset=True)
+    if not asked:
+        raise InputError(Fault("body", "Give one of name, tier, expires_at.", "missing"))
+    _check(request, tier=asked.get("tier"), expires_at=asked.get("expires_at"))
+    async with state_of(request).store.write() as connection:
+        changed = await keys.change(connection, checked_id(key_id, _not_found), asked)
+    return answer(describe_key(_found(key_id, changed)))
 
 
 @router.delete("/keys/{key_id}", summary="Revoke a key", responses=responses(KeyInfo, errors=OF_ONE))
@@ -246,6 +271,14 @@ def _day(text: str | None, name: str) -> date | None:
     except ValueError:
         message = "Input should be a day like 2026-11-21."
         raise InputError(Fault(f"query -> {name}", message, "date_parsing", echo(text))) from None
+
+
+def _check(request: Request, *, tier: str | None, expires_at: datetime | None) -> None:
+    """Refuse limits that there are not, and an end that is over."""
+    if tier is not None and tier not in (names := state_of(request).settings.tier_names()):
+        raise InputError(Fault("body -> tier", f"Input should be one of {', '.join(names)}.", "enum", echo(tier)))
+    if expires_at is not None and expires_at <= datetime.now(UTC):
+        raise InputError(Fault("body -> expires_at", "It lies in the past.", "value_error"))
 
 
 def _found(key_id: str, key: Key | None) -> Key:

@@ -636,6 +636,15 @@ async def kept(connection: AsyncConnection, ids: Collection[str]) -> set[str]:
     return await known(connection, jobs.c.id, ids, jobs.c.state != "expired")
 
 
+async def backlog(connection: AsyncConnection) -> Mapping[State, tuple[int, int]]:
+    """How many jobs wait or run, in each of these states, and their lines that are known and have not run."""
+    left = func.sum(func.coalesce(jobs.c.n_lines, 0) - jobs.c.n_completed - jobs.c.n_failed)
+    found = await connection.execute(
+        select(jobs.c.state, func.count(), left).where(jobs.c.state.in_(ACTIVE)).group_by(jobs.c.state)
+    )
+    return dict.fromkeys(ACTIVE, (0, 0)) | {row[0]: (row[1], int(row[2])) for row in found}
+
+
 async def elsewhere(connection: AsyncConnection, depot: str) -> int:
     """How many jobs wait or run whose files lie in another depot."""
     count = select(func.count()).select_from(jobs).where(jobs.c.state.in_(ACTIVE), jobs.c.depot != depot)

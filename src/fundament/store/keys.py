@@ -157,6 +157,13 @@ def working() -> Select[int]:
     return select(func.count()).select_from(keys).where(works())
 
 
+async def change(connection: AsyncConnection, key_id: str, values: Mapping[str, Any]) -> Key | None:
+    """Give a key another name, tier or end; None where there is no such key, or it is revoked."""
+    statement = keys.update().where(keys.c.id == key_id, keys.c.revoked_at.is_(None)).values(**values)
+    found = (await connection.execute(statement.returning(*keys.c))).one_or_none()
+    return None if found is None else _key(found)
+
+
 async def revoke(connection: AsyncConnection, key_id: str) -> Key | None:
     """Stop a key for good; one that is revoked already stays as it is. None where there is no such key."""
     now = datetime.now(UTC)
