@@ -17,7 +17,7 @@ from fundament.backbone.chunking import cut, merge, sentences, windows
         ("It has 3.85 million.", ["It has 3.85 million."]),
         ("See e.g. this one. Yes", ["See e.g. this one.", " Yes"]),
         ('He said "No." Then… (Gone!) End', ['He said "No."', " Then…", " (Gone!)", " End"]),
-        ("東京は首都です。人口は？多い！", ["東京は首都です。", "人口は？", "多い！"]),  # noqa: RUF001
+        ("東京は首都です。人口は？多い！", ["東京は首都です。", "人口は？", "多い！"]),
         ("Title\n\nText one\r\nText two.\n", ["Title", "\n\nText one", "\r\nText two.\n"]),
         ("हाँ। नहीं।", ["हाँ।", " नहीं।"]),
         ("هل؟ نعم", ["هل؟", " نعم"]),

@@ -13,6 +13,7 @@ from fundament.catalog import ModelSpec
 from fundament.core import Array
 from fundament.errors import CheckpointError
 
+_MARKS = " \n。、，！？"  # between words, or right behind one
 _CHARACTERS_PER_TOKEN = 32  # of texts that are looked at whole: several times what languages have
 _SLICE = 64  # texts at a time: letting go of thousands of encodings at once would hold up every other thread
 
@@ -84,7 +85,7 @@ class TextTokenizer:
         self._tokenizer.no_truncation()
         self.context = context
         self.n_before, self.n_after = self._special_tokens_around()
-        marks = "".join(mark for mark in " \n" if _divides(self._tokenizer, mark))
+        marks = "".join(mark for mark in _MARKS if _divides(self._tokenizer, mark))
         self._word_end = re.compile(f"(?<=[^\\W_])[{marks}]") if marks else None
 
     @property
@@ -188,8 +189,8 @@ class TextTokenizer:
     def beginning(self, text: str, most: int) -> str:
         """The text; of a very long one a beginning that has the same first `most` tokens, and more than those.
 
-        It ends with a word, before a space: for a tokenizer that takes words one by one its tokens are those of the
-        whole text.
+        It ends with a word, before a space or, as Chinese and Japanese have none, a comma or stop of theirs: for a
+        tokenizer that takes words one by one its tokens are those of the whole text.
         """
         size = _CHARACTERS_PER_TOKEN * most
         while self._word_end is not None and 2 * size < len(text):
@@ -274,11 +275,17 @@ class TextTokenizer:
 
 
 def _divides(tokenizer: Tokenizer, mark: str) -> bool:
-    """Whether words with the mark between them are tokenized apart; some tokenizers read a text as one word."""
-    text, normalizer, divider = f"a{mark}b", tokenizer.normalizer, tokenizer.pre_tokenizer
-    if normalizer is not None:
-        text = normalizer.normalize_str(text)
-    return divider is not None and len(divider.pre_tokenize_str(text)) > 1
+    """Whether a word is tokenized apart from a mark that follows it; some tokenizers read a text as one word."""
+    normalizer, divider = tokenizer.normalizer, tokenizer.pre_tokenizer
+    if divider is None:
+        return False
+    for word in "a", "字":
+        text = f"{word}{mark}{word}"
+        if normalizer is not None:
+            word, text = normalizer.normalize_str(word).rstrip(), normalizer.normalize_str(text)
+        if not any(stop == len(word) for _, (_, stop) in divider.pre_tokenize_str(text)):
+            return False
+    return True
 
 
 def _own(encoding: Encoding) -> list[int]:
