@@ -45,6 +45,7 @@ from tests.checkpoints.cross_encoder import (
 )
 from tests.checkpoints.jina_bert import jina_bert
 from tests.checkpoints.jina_vlm import jina_vlm
+from tests.checkpoints.mpnet import mpnet
 from tests.checkpoints.t5 import t5
 from tests.checkpoints.xlm_roberta import xlm_roberta
 from tests.conftest import FLOAT32
@@ -216,6 +217,7 @@ KINDS = {
         load_ranker("listwise"),
         PAIRS,
     ),
+    "mpnet": Kind(mpnet, of("mpnet", context=256), each(None)),
     "t5": Kind(t5, of("t5"), each(None)),
     "t5, gated": Kind(lambda directory: t5(directory, gated=True), of("t5"), each(None)),
     **{

@@ -74,10 +74,11 @@ def test_rows_of_several_adapters_equal_merged_weights() -> None:
         {"pre_norm": True, "norm": "rms", "causal": True, "n_kv_heads": 1, "qk_norm": "head", "gated": True},
         {"pre_norm": True, "positions": "rotary", "inner_norms": True, "gated": True},
         {"positions": "alibi", "inner_residual": True, "qk_norm": "all"},
-        {"positions": "bucketed", "n_positions": 8, "max_distance": 20, "pre_norm": True, "norm": "rms"},
+        {"positions": None, "n_buckets": 8, "max_distance": 20, "pre_norm": True, "norm": "rms"},
+        {"positions": "absolute", "n_positions": 40, "position_offset": 2, "n_buckets": 8, "max_distance": 20},
         {"causal": True, "window": (None, 3)},
     ],
-    ids=["v3", "qwen3", "eva02", "jina-bert", "t5", "window"],
+    ids=["v3", "qwen3", "eva02", "jina-bert", "t5", "mpnet", "window"],
 )
 def test_an_edge_is_what_all_tokens_become_there(change: dict[str, Any]) -> None:
     shape = replace(SHAPE, **change)

@@ -115,16 +115,15 @@ def rank(model: Model, query: str, documents: Sequence[str], **fields: Any) -> R
     return made
 
 
-def word_piece() -> Tokenizer:
-    """BERT's kind: lower case, pieces of words, `[CLS] … [SEP]`."""
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+def word_piece(special: Sequence[str] = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")) -> Tokenizer:
+    """BERT's kind: lower case, pieces of words, the third of the special tokens before a text and the fourth behind."""
     pieces = [*string.ascii_lowercase, *(f"##{letter}" for letter in string.ascii_lowercase), "the", "##ing", "search"]
     tokenizer = Tokenizer(models.WordPiece({t: i for i, t in enumerate([*special, *pieces])}, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece()
     tokenizer.add_special_tokens([AddedToken(token, special=True) for token in special])
-    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    tokenizer.post_processor = processors.BertProcessing((special[3], 3), (special[2], 2))
     return tokenizer
 
 

@@ -39,6 +39,7 @@ from fundament.telemetry import Metrics
 from tests.checkpoints import load, qwen_reranker, random_tensors, resave, save, word_piece
 from tests.checkpoints.clip import clip
 from tests.checkpoints.jina_bert import jina_bert
+from tests.checkpoints.mpnet import mpnet
 from tests.checkpoints.omni import HIDDEN as OMNI_DIM
 from tests.checkpoints.omni import omni
 from tests.checkpoints.qwen_vl import qwen_vl
@@ -421,6 +422,7 @@ V4, OMNI = CATALOG["jina-embeddings-v4"].tasks, CATALOG["jina-embeddings-v5-omni
     [
         ("jina_bert", jina_bert, {}),
         ("xlm_roberta", xlm_roberta, {}),
+        ("mpnet", mpnet, {}),
         ("t5", t5, {}),
         ("clip", clip, {}),
         ("omni", partial(omni, size="small"), OMNI),

@@ -53,7 +53,7 @@ def read_shape(config: Config) -> Shape:
         norm_eps=1e-5,
         pre_norm=True,
         final_norm=False,
-        positions="rotary",  # none: places are added to the states, and no rotation is given
+        positions=None,  # places are added to the states
         activation=read_activation(config.get("activation_function", "gelu")),
     )
 

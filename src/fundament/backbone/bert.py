@@ -86,7 +86,7 @@ def read_shape(config: Mapping[str, Any]) -> Shape:
         head_dim=config["hidden_size"] // config["num_attention_heads"],
         norm_eps=config["layer_norm_eps"],
         n_positions=config["max_position_embeddings"],
-        n_types=config["type_vocab_size"],
+        n_types=config.get("type_vocab_size", 0),  # MPNet has none
         embedding_norm=True,
         activation=read_activation(config.get("hidden_act", "gelu")),  # some configs leave out what is usual
     )

@@ -102,9 +102,9 @@ def read_context(checkpoint: Checkpoint) -> int:
     config = checkpoint.config
     table = int(config.get("max_position_embeddings", 512))
     if "roberta" in f"{config.get('model_type')} {config.get('architectures')}".lower() or (
-        config.get("model_type") == "jina_embeddings_v3"
+        config.get("model_type") in ("jina_embeddings_v3", "mpnet")
     ):
-        # RoBERTa and its descendants count positions from the one after the padding token's id.
+        # RoBERTa, its descendants and MPNet count positions from the one after the padding token's id.
         table -= config.get("pad_token_id", 1) + 1
     if table < 1:
         raise CheckpointError(f"{checkpoint.directory}: config.json leaves no position for a token")

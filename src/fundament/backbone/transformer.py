@@ -33,11 +33,13 @@ class Shape:
         norm: layer normalisation with a bias, or root-mean-square without.
         pre_norm: norms before attention and MLP; otherwise after each residual sum.
         final_norm: with `pre_norm`, one more at the end.
-        positions: a learned table, rotations of queries and keys, a bias that grows with distance (ALiBi), or a learned
-            bias per bucket of distances (T5).
-        n_positions: rows of the table of positions or buckets.
-        max_distance: from where on all tokens are in the last bucket.
+        positions: a learned table, rotations of queries and keys, a bias that grows with distance (ALiBi), or None of
+            them.
+        n_positions: rows of the table of positions.
         position_offset: the first row of the position table in use (RoBERTa starts at 2).
+        n_buckets: rows of the table of a learned bias per bucket of distances, which T5 has in place of positions and
+            MPNet beside them; 0 where there is none.
+        max_distance: from where on all tokens are in the last bucket.
         n_types: rows of the token-type table; every token has type 0.
         attention_scale: what scores are multiplied by; None means `1 / sqrt(head_dim)`.
         qk_norm: normalise queries and keys per head, or over all heads together.
@@ -58,9 +60,10 @@ class Shape:
     norm_eps: float
     pre_norm: bool = False
     final_norm: bool = True
-    positions: Literal["absolute", "rotary", "alibi", "bucketed"] = "absolute"
+    positions: Literal["absolute", "rotary", "alibi"] | None = "absolute"
     n_positions: int = 0
     position_offset: int = 0
+    n_buckets: int = 0
     max_distance: int = 0
     rope_theta: float = 10_000.0
     n_types: int = 0
@@ -102,8 +105,8 @@ def parameters(shape: Shape) -> dict[str, tuple[int, ...]]:
 
     if shape.positions == "absolute":
         names["positions.weight"] = (shape.n_positions, shape.hidden)
-    if shape.positions == "bucketed":
-        names["distances.weight"] = (shape.n_positions, shape.n_heads)
+    if shape.n_buckets:
+        names["distances.weight"] = (shape.n_buckets, shape.n_heads)
     if shape.n_types:
         names["types.weight"] = (shape.n_types, shape.hidden)
     if shape.embedding_norm:
@@ -173,7 +176,7 @@ class Transformer:
         self.nearness: Nearness | None = None
         if shape.positions == "alibi":
             self.nearness = alibi(shape.n_heads, self.tokens.device)
-        if shape.positions == "bucketed":
+        if shape.n_buckets:
             self.nearness = bucketed(weights["distances.weight"], shape.max_distance)
         self.embedding_norm = _Norm(shape, weights, "embedding_norm") if shape.embedding_norm else None
         self.token_terms = [adapter.get("tokens") for adapter in adapters]

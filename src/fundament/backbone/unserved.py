@@ -22,7 +22,7 @@ _WITHOUT_EFFECT = {
 }
 """Arguments of sentence-transformers' loading that change no vector but for rounding."""
 
-# Of `tokenizer_config.json`, of the normalizer, and what a BERT tokenizer takes where the first says nothing.
+# Of `tokenizer_config.json`, of the normalizer, and what a tokenizer of BERT's kind takes where the first says nothing.
 _BERT_WORDS = (
     ("do_lower_case", "lowercase", True),
     ("strip_accents", "strip_accents", None),
@@ -104,7 +104,7 @@ def _words(checkpoint: Checkpoint, told: Mapping[str, Any]) -> Iterator[tuple[st
     """Where transformers would read words otherwise than tokenizer.json says."""
     whole = checkpoint.json("tokenizer.json")
     normalizer = whole.get("normalizer") or {}
-    bert = str(told.get("tokenizer_class")).startswith(("BertTokenizer", "DistilBertTokenizer"))
+    bert = str(told.get("tokenizer_class")).startswith(("BertTokenizer", "DistilBertTokenizer", "MPNetTokenizer"))
     if bert and normalizer.get("type") == "BertNormalizer":
         for key, own, usual in _BERT_WORDS:
             if (value := told.get(key, usual)) != normalizer.get(own):
