@@ -51,6 +51,7 @@ def directory(tmp_path: Path) -> Path:
 
 
 def write(directory: Path, name: str, **config: Any) -> None:
+    (directory / name).parent.mkdir(exist_ok=True)
     (directory / name).write_text(json.dumps(config))
 
 
@@ -134,6 +135,21 @@ def test_prompts_for_either_side_of_a_search_rank(directory: Path) -> None:
         (SENTENCE, {"modality_config": 5}, "is one of its files wrong"),
         (TOKENIZER, {"added_tokens_decoder": {"900": {"content": "[NEW]"}}}, r"lacks: '\[NEW\]'"),
         (POOLING, {"pooling_mode_cls_token": 1}, "pooling .* is not served"),
+        ("config.json", {"auto_map": {"AutoModel": "modeling.Mine"}}, r"config\.json asks for code of its own"),
+        (TOKENIZER, {"auto_map": {"AutoTokenizer": ["mine.Mine", None]}}, r"config\.json asks for code of its own"),
+        (SENTENCE, {"modality_config": {"text": {"method_output_name": ["hidden_states", -2]}}}, "hidden_states"),
+        (SENTENCE, {"modality_config": {"text": {"method_output_name": "logits"}}}, "logits of forward"),
+        (SENTENCE, {"modality_config": {"text": {"method": "get_text_features"}}}, "get_text_features"),
+        (SENTENCE, {"query_length": 8, "document_length": None}, "asks for query_length, which"),
+        (SENTENCE, {"max_seq_length": True}, "max_seq_length should be a number"),
+        (SENTENCE, {"max_seq_length": 2}, "a context of 2 leaves no room"),
+        (TOKENIZER, {"tokenizer_class": None, "do_lower_case": True}, "means do_lower_case True"),
+        (TOKENIZER, {"tokenizer_class": "ElectraTokenizer", "do_lower_case": True}, "means do_lower_case True"),
+        (TOKENIZER, {"split_special_tokens": True}, "split_special_tokens"),
+        (TOKENIZER, {"additional_special_tokens": ["[NEW]"]}, r"lacks: '\[NEW\]'"),
+        ("special_tokens_map.json", {"additional_special_tokens": ["[NEW]"]}, r"lacks: '\[NEW\]'"),
+        ("tokenizer.json", {"truncation": {"direction": "Left", "max_length": 9, "stride": 0}}, "at their beginning"),
+        ("2_Normalize/config.json", {"module_input_name": "token_embeddings"}, "scales what is no vector"),
     ],
 )
 def test_what_would_change_vectors_and_is_not_served_is_refused(
@@ -147,12 +163,34 @@ def test_what_would_change_vectors_and_is_not_served_is_refused(
         load_model(from_argument(f"mine={directory}", directory), FLOAT32)
 
 
+@pytest.mark.parametrize(
+    ("kinds", "words"),
+    [
+        (["Transformer", "Normalize", "Pooling"], "orders its modules as Transformer, Normalize, Pooling"),
+        (["Transformer", "Pooling", "Pooling"], "orders its modules"),
+        (["Transformer", "mine.Pooling", "Normalize"], r"code of its own \(mine\.Pooling\)"),
+        (["custom_st.Transformer", "Pooling"], r"code of its own \(custom_st\.Transformer\)"),
+    ],
+)
+def test_modules_in_another_order_or_of_other_code_are_refused(directory: Path, kinds: list[str], words: str) -> None:
+    modules = [
+        {"path": name and f"{n}_{name}", "type": kind if "." in kind else f"sentence_transformers.models.{kind}"}
+        for n, kind in enumerate(kinds)
+        for name in [kind.rpartition(".")[2].removeprefix("Transformer")]
+    ]
+    (directory / "modules.json").write_text(json.dumps(modules))
+    with pytest.raises(CheckpointError, match=words):
+        from_argument(f"mine={directory}", directory)
+
+
 def test_what_changes_no_vector_is_served(directory: Path) -> None:
     forward = {"method": "forward", "method_output_name": "last_hidden_state"}
     for file, said in (
         ("config.json", {"is_decoder": True, "is_causal": False}),
         (SENTENCE, {"modality_config": {"text": forward}, "module_output_name": "token_embeddings"}),
         (SENTENCE, {"processor_kwargs": {"padding_side": "right"}}),
+        (SENTENCE, {"transformer_task": "feature-extraction", "unpad_inputs": None, "query_length": None}),
+        ("config.json", {"auto_map": {"AutoConfig": "configuration.Mine"}}),
         (PROMPTS, {"truncate_dim": None, "prompts": {"query": "", "document": ""}}),
         (TOKENIZER, {"truncation_side": "right", "added_tokens_decoder": {"0": {"content": "[PAD]"}}}),
     ):

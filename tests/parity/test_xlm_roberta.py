@@ -70,7 +70,7 @@ def hidden_states(model: nn.Module, ids: Any) -> Tensor:
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_float32_equals_transformers(name: str, directories: dict[str, Path], models: dict[str, Model]) -> None:
     model, options = models[name], LAYOUTS[name]
-    inputs = ["", "a", *texts([1, 2, 3, 3, 5, 9, 12]), "a" * 400]
+    inputs = ["", "a", "<pad>", "a <pad><pad> b", *texts([1, 2, 3, 3, 5, 9, 12]), "a" * 400]
     items = model.prepare(Embed(inputs=inputs, truncate=True))
     rows = [item.features["ids"] for item in items]
     assert len(rows[-1]) == CONTEXT, "the last position of the table is in use"

@@ -93,8 +93,8 @@ def read_sentence(checkpoint: Checkpoint) -> tuple[str, dict[str, Any]]:
 def read_context(checkpoint: Checkpoint) -> int:
     """Most tokens of an input: what sentence-transformers reads, and no more than the position table holds.
 
-    That is `max_seq_length` of `sentence_bert_config.json`, else the less of `model_max_length` of
-    `tokenizer_config.json` and `max_position_embeddings`.
+    That is `max_seq_length` of `sentence_bert_config.json`, else the less of `max_position_embeddings` and
+    `model_max_length` of `tokenizer_config.json`, which was called `max_len` once.
 
     Raises:
         CheckpointError: one that is no length, or a table without a position for a token.
@@ -113,10 +113,11 @@ def read_context(checkpoint: Checkpoint) -> int:
     for file, key, told in (
         (name, "max_seq_length", sentence.get("max_seq_length")),
         ("tokenizer_config.json", "model_max_length", tokenizer.get("model_max_length")),
+        ("tokenizer_config.json", "max_len", tokenizer.get("max_len")),
     ):
         if told is not None:
-            if not isinstance(told, int | float) or told < 1:
+            if not isinstance(told, int | float) or isinstance(told, bool) or told < 1:
                 raise CheckpointError(f"{checkpoint.directory / file}: {key} should be a number above 0, not {told!r}")
-            bounded = key == "model_max_length" or config.get("model_type") not in _WITHOUT_TABLE
+            bounded = key != "max_seq_length" or config.get("model_type") not in _WITHOUT_TABLE
             return int(min(told, table) if bounded else told)
     return table

@@ -85,6 +85,8 @@ class TextTokenizer:
         self._tokenizer.no_truncation()
         self.context = context
         self.n_before, self.n_after = self._special_tokens_around()
+        if context <= self.n_before + self.n_after:
+            raise CheckpointError(f"a context of {context} leaves no room for a text beside special tokens")
         marks = "".join(mark for mark in _MARKS if _divides(self._tokenizer, mark))
         self._word_end = re.compile(f"(?<=[^\\W_])[{marks}]") if marks else None
 

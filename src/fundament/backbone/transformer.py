@@ -36,7 +36,8 @@ class Shape:
         positions: a learned table, rotations of queries and keys, a bias that grows with distance (ALiBi), or None of
             them.
         n_positions: rows of the table of positions.
-        position_offset: the first row of the position table in use (RoBERTa starts at 2).
+        position_offset: the first row of the position table in use: RoBERTa's kind starts at the one after that of
+            the padding token's id, which such a token takes wherever a text spells it.
         n_buckets: rows of the table of a learned bias per bucket of distances, which T5 has in place of positions and
             MPNet beside them; 0 where there is none.
         max_distance: from where on all tokens are in the last bucket.
@@ -168,7 +169,7 @@ class Transformer:
             self.tokens = weights["layers.0.attention_norm.weight"].new_empty(0, shape.hidden)
         self.positions: Tensor | None = None
         if shape.positions == "absolute":
-            self.positions = weights["positions.weight"][shape.position_offset :]
+            self.positions = weights["positions.weight"][max(0, shape.position_offset - 1) :]
         # Every token is of type 0, so its row is a constant that is added once, here.
         self.type = weights["types.weight"][0] if shape.n_types else None
         if self.positions is not None and self.type is not None:
@@ -202,7 +203,8 @@ class Transformer:
         for span in packed.spans:
             self._adapt_embeddings(x, packed.ids, span)
         if self.positions is not None:
-            x = x + F.embedding(packed.positions, self.positions)
+            places = self._counted(packed) if self.shape.position_offset else packed.positions
+            x = x + F.embedding(places, self.positions)
         if self.type is not None:
             x = x + self.type
         if self.embedding_norm is not None:
@@ -225,6 +227,13 @@ class Transformer:
         x = layer(x, rows, rotation, self.nearness, edge)
         x = x[: rows.n_tokens if edge is None else len(edge.offsets) - 1]
         return self.final_norm(x) if self.final_norm is not None else x
+
+    def _counted(self, packed: Packed) -> Tensor:
+        """Places from 1 on in each row, as RoBERTa's code counts them: a token of padding has place 0."""
+        counts = packed.ids != self.shape.position_offset - 1
+        ends = counts.cumsum(0)
+        firsts = torch.arange(len(counts), device=counts.device) - packed.positions
+        return (ends - (ends - counts.long())[firsts]) * counts
 
     def _adapt_embeddings(self, x: Tensor, ids: Tensor, span: Span) -> None:
         if (term := self.token_terms[span.adapter]) is not None:

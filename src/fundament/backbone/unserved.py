@@ -5,7 +5,10 @@ catalogue's models need none of it.
 """
 
 from collections.abc import Iterator, Mapping
+from pathlib import PurePosixPath
 from typing import Any
+
+import orjson
 
 from fundament.backbone.checkpoint import Checkpoint
 from fundament.backbone.sentence import PROMPTS, read_prompts, read_sentence
@@ -21,6 +24,14 @@ _WITHOUT_EFFECT = {
     *("revision", "use_fast", "use_safetensors", "low_cpu_mem_usage", "local_files_only", "cache_dir", "token"),
 }
 """Arguments of sentence-transformers' loading that change no vector but for rounding."""
+
+_IN_TRANSFORMERS = ("qwen2", "qwen3", "distilbert", "t5", "mpnet")  # what is served is what stands there
+_READ = {"max_seq_length", "do_lower_case", "modality_config", *_ARGUMENTS}
+_SAID_ELSEWHERE = {"transformer_task", "module_output_name", "unpad_inputs"}  # by the family, by the modules
+_OUTPUTS = ("last_hidden_state", "logits")
+
+_TYPED_TOKENIZERS = ("BertTokenizer", "ElectraTokenizer", "MobileBertTokenizer")
+_GENERIC_TOKENIZERS = ("PreTrainedTokenizerFast", "TokenizersBackend")  # which read tokenizer.json as it is
 
 # Of `tokenizer_config.json`, of the normalizer, and what a tokenizer of BERT's kind takes where the first says nothing.
 _BERT_WORDS = (
@@ -79,36 +90,93 @@ def _wishes(checkpoint: Checkpoint, *, prompts: bool, pairs: bool) -> Iterator[t
         yield "config.json", "asks for attention to earlier tokens alone" if causal else "asks for attention both ways"
     if (checkpoint.directory / "adapter_config.json").exists():
         yield "adapter_config.json", "puts an adapter on the weights (merge it into them)"
-    name, sentence = read_sentence(checkpoint)
-    if "message" in (sentence.get("modality_config") or {}):
-        yield name, "sends texts through a chat template (modality_config: message)"
-    for arguments in _ARGUMENTS:
-        if others := sorted(set(_keys(sentence.get(arguments))) - _WITHOUT_EFFECT):
-            yield name, f"asks for {', '.join(others)} ({arguments})"
+    alibi = config.get("position_embedding_type") == "alibi"  # JinaBERT, which says that it is a BERT
+    if (kind in _IN_TRANSFORMERS or (kind == "bert" and not alibi)) and _names_code(config):
+        yield "config.json", "asks for code of its own (auto_map)"
+    if _names_code(tokenizer):
+        yield "tokenizer_config.json", "asks for code of its own (auto_map)"
+    yield from _modules(checkpoint)
+    yield from _transformer(*read_sentence(checkpoint), dense=prompts)
     saved = checkpoint.json(PROMPTS, default={})
     for key in ("truncate_dim", "max_active_dims"):
         if saved.get(key) is not None:
             yield PROMPTS, f"cuts vectors ({key})"
     if not prompts and read_prompts(checkpoint)[0]:
         yield PROMPTS, "puts prompts before texts, for a model of this kind"
-    if tokenizer.get("truncation_side") == "left":
-        yield "tokenizer_config.json", "cuts long texts at their beginning (truncation_side)"
-    names = tokenizer.get("model_input_names") or ("token_type_ids",)
-    typed = pairs and config.get("type_vocab_size", 1) > 1 and "token_type_ids" not in names
-    if typed and TextTokenizer(checkpoint.directory, config["max_position_embeddings"]).pair_frame(led=False).typed:
-        yield "tokenizer_config.json", "leaves out types of tokens that tokenizer.json gives (model_input_names)"
+    if pairs and config.get("type_vocab_size", 1) > 1:
+        yield from _types(checkpoint, tokenizer)
     yield from _words(checkpoint, tokenizer)
+
+
+def _modules(checkpoint: Checkpoint) -> Iterator[tuple[str, str]]:
+    """Modules whose code is the model's own, or that stand where they do something else."""
+    path = checkpoint.directory / "modules.json"
+    modules = orjson.loads(path.read_bytes()) if path.exists() else []
+    kinds = [str(module["type"]) for module in modules]
+    for kind in kinds:  # jina-embeddings-v3 has code of its own, which chooses the adapter
+        if not kind.startswith("sentence_transformers.") and "lora_adaptations" not in checkpoint.config:
+            yield path.name, f"asks for code of its own ({kind})"
+    names = [kind.rpartition(".")[2] for kind in kinds]
+    if "Pooling" in [name for name in names if name in ("Pooling", "Normalize")][1:]:
+        yield path.name, f"orders its modules as {', '.join(names)}"
+    for name, module in zip(names, modules, strict=True):
+        file = str(PurePosixPath(module.get("path", "")) / "config.json")
+        told = checkpoint.json(file, default={}) if name == "Normalize" else {}
+        if {told.get("module_input_name"), told.get("module_output_name")} - {"sentence_embedding", None}:
+            yield file, "scales what is no vector of a text"
+
+
+def _transformer(name: str, told: Mapping[str, Any], *, dense: bool) -> Iterator[tuple[str, str]]:
+    """What the file of the first module asks for beside the longest input."""
+    modes = told.get("modality_config") or {}
+    if "message" in modes:
+        yield name, "sends texts through a chat template (modality_config: message)"
+    if text := modes.get("text"):
+        method, output = text.get("method", "forward"), text.get("method_output_name", _OUTPUTS[0])
+        if method != "forward" or output not in (_OUTPUTS[:1] if dense else _OUTPUTS):
+            yield name, f"takes {output} of {method} (modality_config)"
+    for arguments in _ARGUMENTS:
+        if others := sorted(set(_keys(told.get(arguments))) - _WITHOUT_EFFECT):
+            yield name, f"asks for {', '.join(others)} ({arguments})"
+    if others := sorted(key for key in told.keys() - _READ - _SAID_ELSEWHERE if told[key] is not None):
+        yield name, f"asks for {', '.join(others)}"
+
+
+def _types(checkpoint: Checkpoint, told: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Types of tokens that tokenizer.json gives and transformers may not pass on."""
+    if (
+        not TextTokenizer(checkpoint.directory, checkpoint.config["max_position_embeddings"])
+        .pair_frame(led=False)
+        .typed
+    ):
+        return
+    names, kind = told.get("model_input_names"), told.get("tokenizer_class")
+    if names and "token_type_ids" not in names:
+        yield "tokenizer_config.json", "leaves out types of tokens that tokenizer.json gives (model_input_names)"
+    if not names and kind and not str(kind).startswith(_TYPED_TOKENIZERS):
+        yield "tokenizer_config.json", f"leaves open whether a {kind} gives types of tokens (write model_input_names)"
 
 
 def _words(checkpoint: Checkpoint, told: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Where transformers would read words otherwise than tokenizer.json says."""
     whole = checkpoint.json("tokenizer.json")
     normalizer = whole.get("normalizer") or {}
-    bert = str(told.get("tokenizer_class")).startswith(("BertTokenizer", "DistilBertTokenizer", "MPNetTokenizer"))
-    if bert and normalizer.get("type") == "BertNormalizer":
+    if told.get("truncation_side") == "left":
+        yield "tokenizer_config.json", "cuts long texts at their beginning (truncation_side)"
+    if (whole.get("truncation") or {}).get("direction") == "Left":
+        yield "tokenizer.json", "cuts long texts at their beginning (truncation)"
+    if told.get("split_special_tokens"):
+        yield "tokenizer_config.json", "divides special tokens that a text spells (split_special_tokens)"
+    kind = str(told.get("tokenizer_class"))
+    if kind not in _GENERIC_TOKENIZERS and normalizer.get("type") == "BertNormalizer":
         for key, own, usual in _BERT_WORDS:
             if (value := told.get(key, usual)) != normalizer.get(own):
                 yield "tokenizer_config.json", f"means {key} {value}, and tokenizer.json says {normalizer.get(own)}"
+    asked = told.get("add_prefix_space", False if kind.startswith("Roberta") else None)
+    for divider in _dividers(whole.get("pre_tokenizer") or {}):
+        spaced = divider.get("add_prefix_space", divider.get("prepend_scheme", "never") != "never")
+        if divider.get("type") in ("ByteLevel", "Metaspace") and asked not in (None, spaced):
+            yield "tokenizer_config.json", f"means add_prefix_space {asked}, and tokenizer.json says {spaced}"
     known = {token.get("content") for token in whole.get("added_tokens") or ()} | _vocabulary(whole)
     for name, added in _added(checkpoint, told):
         if added not in known:
@@ -118,17 +186,29 @@ def _words(checkpoint: Checkpoint, told: Mapping[str, Any]) -> Iterator[tuple[st
 def _added(checkpoint: Checkpoint, told: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """The tokens that files beside tokenizer.json add."""
     yield from (("added_tokens.json", token) for token in checkpoint.json("added_tokens.json", default={}))
-    for key in ("added_tokens_decoder", "extra_special_tokens"):
-        entries = told.get(key) or ()
-        for token in entries.values() if isinstance(entries, dict) else entries:
-            word = token.get("content") if isinstance(token, dict) else token
-            if isinstance(word, str):
-                yield "tokenizer_config.json", word
+    marks = "special_tokens_map.json"
+    for file, says in ("tokenizer_config.json", told), (marks, checkpoint.json(marks, default={})):
+        for key in ("added_tokens_decoder", "extra_special_tokens", "additional_special_tokens"):
+            entries = says.get(key) or ()
+            for token in entries.values() if isinstance(entries, dict) else entries:
+                word = token.get("content") if isinstance(token, dict) else token
+                if isinstance(word, str):
+                    yield file, word
+
+
+def _dividers(pre_tokenizer: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """A pre-tokenizer, or those that it is a sequence of."""
+    yield from pre_tokenizer.get("pretokenizers") or (pre_tokenizer,)
 
 
 def _vocabulary(tokenizer: Mapping[str, Any]) -> set[Any]:
     vocabulary = (tokenizer.get("model") or {}).get("vocab") or ()
     return set(vocabulary) if isinstance(vocabulary, dict) else {entry[0] for entry in vocabulary}
+
+
+def _names_code(told: Mapping[str, Any]) -> bool:
+    """Whether classes are named whose code lies beside the file; one that only reads settings changes nothing."""
+    return bool(set(told.get("auto_map") or ()) - {"AutoConfig"})
 
 
 def _keys(arguments: Any) -> Iterator[str]:
