@@ -1,9 +1,12 @@
 """The server's own protocol: connections that ask nothing, or stop in the middle."""
 
 import asyncio
+import signal
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +14,7 @@ import uvicorn
 from uvicorn.server import ServerState
 
 from fundament import server
+from fundament.config import Settings
 
 
 async def answering(scope: dict[str, Any], receive: Any, send: Any) -> None:
@@ -190,3 +194,63 @@ def test_an_answer_that_nobody_takes_is_cut_and_one_that_is_taken_slowly_is_not(
             await close(out, other)
 
     runner.run(scenario())
+
+
+def test_what_was_sent_before_the_port_closed_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a connection that is kept, and on one that nobody had accepted."""
+
+    async def work() -> None:
+        sockets = server.listen("127.0.0.1", 0)
+        address = sockets[0].getsockname()
+        late: list[socket.socket] = []
+
+        def backlog(listening: Any) -> Any:
+            late.append(socket.create_connection(address))
+            return accept(listening)
+
+        accept = server._backlog
+        monkeypatch.setattr(server, "_backlog", backlog)
+        settings = Settings(drain_seconds=0.001)
+        ending = server._Server(server.configured(Application(), settings))  # type: ignore[arg-type]
+        ending.settings = settings
+        async with asyncio.timeout(60):
+            serving = asyncio.create_task(ending.serve(sockets))
+            while not ending.started:
+                await asyncio.sleep(0.01)
+            came, out = await asyncio.open_connection(*address)
+            assert await ask(came, out) == ANSWERED
+            await came.readuntil(b"ok")
+            ending._end(signal.SIGTERM)
+            while not late:
+                await asyncio.sleep(0.01)
+            with pytest.raises(ConnectionRefusedError):
+                await asyncio.open_connection(*address)
+            assert await ask(came, out) == ANSWERED
+            came_late, out_late = await asyncio.open_connection(sock=late[0])
+            assert await ask(came_late, out_late) == ANSWERED
+            await close(out, out_late)
+            serving.cancel()
+            with suppress(asyncio.CancelledError):
+                await serving
+
+    monkeypatch.setattr(server, "_LAST_SECONDS", 60)
+    asyncio.run(work())
+
+
+class Application:
+    """What answers, with the parts that the server asks for."""
+
+    def __init__(self) -> None:
+        self.state = SimpleNamespace(parts=SimpleNamespace(served=dict, n_running=0, closing=False, deadline=None))
+
+    async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
+        assert scope["type"] == "http"
+        await answering(scope, receive, send)
+
+
+ANSWERED = b"HTTP/1.1 200 OK\r\n"
+
+
+async def ask(came: asyncio.StreamReader, out: asyncio.StreamWriter) -> bytes:
+    out.write(GET + b"\r\n")
+    return await came.readline()

@@ -12,8 +12,10 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -41,6 +43,7 @@ _UNREAD_SECONDS = 300.0
 _KEPT_SECONDS = 75  # longer than proxies keep one (60, nginx and AWS): who closes first never loses a request
 _MOST_FILES = 65_536  # connections are files: the usual limit of 1,024 is for programs that look at each in turn
 _SWITCH_SECONDS = 0.001  # Python's own is five times as long
+_LAST_SECONDS = 0.5  # that what had been sent when the port closed may take to get here
 _IDLE_THREAD_SECONDS = 0.5  # that a thread with nothing to do may take to end
 
 
@@ -359,10 +362,21 @@ def _refusal(where: str, error: OSError, option: str) -> FundamentError:
     return FundamentError(f"cannot listen on {where}: {why}. Choose another with {option}.")
 
 
+def _backlog(sockets: Iterable[socket.socket]) -> Iterator[socket.socket]:
+    """The connections that clients have made and nobody has accepted: closing the port would reset them."""
+    for listening in sockets:
+        with suppress(OSError):
+            while True:
+                connection, _ = listening.accept()
+                connection.setblocking(False)
+                yield connection
+
+
 class _Server(uvicorn.Server):
     """Uvicorn that drains on SIGTERM: `/ready` says 503 first, the port closes later, the exit code is 0."""
 
     settings: Settings
+    _drains = False  # whether callers may still send, and do not know yet that this server ends
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         """Serve until a signal; nothing waits for threads that are busy after the deadline."""
@@ -388,6 +402,18 @@ class _Server(uvicorn.Server):
         host = f"[{self.settings.host}]" if ":" in self.settings.host else self.settings.host
         say("serving", version=__version__, url=f"http://{host}:{port}", models=",".join(self._models()))
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Close the port, then connections; after a drain what is on its way meanwhile is still answered."""
+        if self._drains:
+            arrived = list(_backlog(sockets or ()))
+            for server in self.servers:
+                server.close()
+            for connection in arrived:
+                made = partial(_Protocol, self.config, self.server_state, self.lifespan.state)
+                await asyncio.get_running_loop().connect_accepted_socket(made, connection)
+            await asyncio.sleep(_LAST_SECONDS)
+        await super().shutdown(sockets)
+
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """A signal before the start is complete."""
         del frame
@@ -404,5 +430,6 @@ class _Server(uvicorn.Server):
         already, parts.closing = parts.closing, True
         wait = 0 if already or number == signal.SIGINT or not self.started else self.settings.drain_seconds
         parts.deadline = time.monotonic() + wait + self.settings.shutdown_seconds
+        self._drains = wait > 0
         say("closing", running=parts.n_running)
         asyncio.get_running_loop().call_later(wait, setattr, self, "should_exit", True)

@@ -121,8 +121,9 @@ def test_sigterm_lets_running_requests_finish(tmp_path: Path) -> None:
         conforms(closing)
         assert closing.status_code == 503
         assert "closing" in closing.json()["detail"]
-        # Load balancers have not all looked away yet: it still serves, on new connections too.
-        assert httpx.get(f"{server.url}/v1/models").status_code == 200
+        # Load balancers have not all looked away yet: it still serves, on new connections too, and keeps none.
+        late = httpx.get(f"{server.url}/v1/models")
+        assert (late.status_code, late.headers["connection"]) == (200, "close")
         server.signal(signal.SIGTERM)  # a second one ends the wait
         wait_until(lambda: refuses_connections(server), "the port to close")
         head, _, body = caller.answer().partition(b"\r\n\r\n")

@@ -46,6 +46,8 @@ class RequestMiddleware:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 message["headers"].append((b"x-request-id", request_id.encode()))
+                if self.state.closing:  # the next request goes to another server, or comes too late
+                    message["headers"].append((b"connection", b"close"))
                 message["headers"].extend(rate_headers(details.get("visit")))
             await send(message)
 
