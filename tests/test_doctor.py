@@ -2,9 +2,11 @@
 
 import json
 import os
+import resource
 import shutil
 import socket
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -28,6 +30,7 @@ from fundament.doctor import (
     check_files,
     check_memory,
     check_models,
+    check_open_files,
     check_port,
     check_redis,
     check_store,
@@ -383,12 +386,23 @@ def test_the_bucket_of_the_files_is_tried(s3_url: str, tmp_path: Path, monkeypat
         assert check_files(Settings(files_url=f"{url}/x")) == [Finding("ok", "files", f"{url}/x answers")]
         [missing] = check_files(Settings(files_url=f"{url}-not"))
         assert (missing.level, "404" in missing.detail) == ("problem", True)
+        with monkeypatch.context() as patch:  # a read-only root
+            patch.setattr(tempfile, "tempdir", None)
+            patch.setattr(tempfile, "_candidate_tempdir_list", lambda: [str(tmp_path / "not")])
+            [nowhere] = check_files(Settings(files_url=f"{url}/x"))
+            assert (nowhere.level, "Set TMPDIR" in nowhere.detail) == ("problem", True)
         monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
         [silent] = check_files(Settings(files_url=url))
         assert (silent.level, "does not answer" in silent.detail) == ("problem", True)
         monkeypatch.setitem(sys.modules, "obstore", None)
         [absent] = check_files(Settings(files_url=url))
         assert (absent.level, "fundament[cloud]" in absent.detail) == ("problem", True)
+
+
+def test_few_open_files_are_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    for most, findings in ((64, 1), (4096, 0), (resource.RLIM_INFINITY, 0)):
+        monkeypatch.setattr(resource, "getrlimit", lambda _, most=most: (most, most))
+        assert [finding.level for finding in check_open_files()] == ["warning"] * findings
 
 
 def test_the_redis_of_the_limits_is_asked(redis_url: str) -> None:

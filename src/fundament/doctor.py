@@ -2,7 +2,9 @@
 
 import asyncio
 import os
+import resource
 import shutil
+import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +41,7 @@ from fundament.store.database import connected, is_sqlite, locate
 Level = Literal["ok", "warning", "problem"]
 
 _LITTLE_DISK_BYTES, _NO_DISK_BYTES = 1_000_000_000, 10_000_000
+_FEW_FILES = 4096
 _PROBE = "fundament:doctor"
 
 
@@ -69,6 +72,7 @@ def examine(settings: Settings) -> list[Finding]:
     return [
         *findings,
         check_data_dir(settings.data_dir),
+        *check_open_files(),
         *check_files(settings),
         *check_buckets(settings),
         *check_store(settings),
@@ -285,6 +289,15 @@ def check_store(settings: Settings) -> list[Finding]:
     return [*findings, Finding("ok", "keys", "none are asked for: only this machine's users can call")]
 
 
+def check_open_files() -> list[Finding]:
+    """Whether the process may open as many files as callers may come; nothing where it may."""
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    if most == resource.RLIM_INFINITY or most >= _FEW_FILES:
+        return []
+    told = f"{most} at most, connections included; who comes then is turned away. Allow {_FEW_FILES}: ulimit -n"
+    return [Finding("warning", "open files", told)]
+
+
 def check_files(settings: Settings) -> list[Finding]:
     """Whether the bucket of uploads and jobs lets us write, read and remove; nothing where there is none."""
     if not (url := settings.files_url):
@@ -297,6 +310,10 @@ def check_files(settings: Settings) -> list[Finding]:
         ]
     except FundamentError as error:
         return [Finding("problem", "files", error.detail)]
+    try:
+        tempfile.gettempdir()  # where a job's input is copied to be divided
+    except OSError as error:
+        return [Finding("problem", "files", f"jobs need a temporary directory: {error.strerror}. Set TMPDIR.")]
     return [Finding("ok", "files", f"{url} answers")]
 
 

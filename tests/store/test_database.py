@@ -12,11 +12,13 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import inspect, text
+from sqlalchemy.exc import ProgrammingError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from fundament.errors import FundamentError, UnavailableError
 from fundament.store import database
 from fundament.store.database import Database, connected, locate, name_of
+from tests.servers import database_on
 
 # Its first row takes a while and more follow, so who is cancelled meanwhile leaves an unfinished statement behind.
 _SLOW = text(
@@ -104,6 +106,28 @@ def test_a_postgresql_that_is_held_still_is_given_up(
     finally:
         os.kill(held, signal.SIGCONT)
     runner.run(store.close())
+
+
+def test_a_schema_that_a_newer_release_has_changed_is_waited_out(
+    postgres_url: str, postgres_template: str, runner: asyncio.Runner
+) -> None:
+    async def scenario(store: Database) -> None:
+        for statement, asked in (
+            ("ALTER TABLE keys RENAME COLUMN tier TO level", "SELECT tier FROM keys"),
+            ("ALTER TABLE keys RENAME TO callers", "SELECT id FROM keys"),
+        ):
+            async with store.write() as connection:
+                await connection.execute(text(statement))
+            with pytest.raises(UnavailableError, match="another release's schema"):
+                async with store.read() as connection:
+                    await connection.execute(text(asked))
+        with pytest.raises(ProgrammingError):  # a mistake of ours is one
+            async with store.read() as connection:
+                await connection.execute(text("SELEC"))
+        await store.close()
+
+    with database_on(postgres_url, like=postgres_template) as url:
+        runner.run(scenario(Database(locate(url, Path()))))
 
 
 def test_what_the_url_says_of_timeouts_goes_before() -> None:

@@ -12,7 +12,14 @@ from typing import Any
 from sqlalchemy import Dialect, Engine, create_engine, event
 from sqlalchemy.engine import URL, Connection, make_url
 from sqlalchemy.engine.interfaces import DBAPIConnection
-from sqlalchemy.exc import ArgumentError, DatabaseError, InterfaceError, NoSuchModuleError, OperationalError
+from sqlalchemy.exc import (
+    ArgumentError,
+    DatabaseError,
+    InterfaceError,
+    NoSuchModuleError,
+    OperationalError,
+    ProgrammingError,
+)
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
@@ -22,6 +29,7 @@ from fundament.telemetry import say_rarely
 _BUSY_SECONDS = 10  # how long a writer of SQLite waits for another process's transaction
 _MOST_SECONDS = 30.0  # of a transaction: a database that is held still keeps its connections, and says nothing
 _FULL = ("disk is full", "No space left on device")  # SQLite's words, PostgreSQL's
+_OTHER_SCHEMA = ("42703", "42P01")  # PostgreSQL's codes of a column and of a table that are not there
 _ASYNC = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+psycopg"}
 _SYNC = {"sqlite": "sqlite+pysqlite", "postgresql": "postgresql+psycopg"}
 
@@ -263,6 +271,12 @@ def _answering() -> Iterator[None]:
         if "readonly database" in str(error):
             raise UnavailableError("The store cannot be written; the server's log says why.") from error
         raise UnavailableError("The store does not answer. Try again shortly.") from error
+    except ProgrammingError as error:
+        if getattr(error.orig, "sqlstate", None) not in _OTHER_SCHEMA:
+            raise
+        # An upgrade that this process has not followed yet: what is asked waits until it is restarted.
+        say_rarely("store failed", reason=_first_line(error))
+        raise UnavailableError("The store has another release's schema: restart this server.") from error
 
 
 def _first_line(error: Exception) -> str:
