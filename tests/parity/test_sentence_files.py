@@ -1,20 +1,26 @@
 """A directory of one's own gives sentence-transformers' vectors, by what the files beside its weights say."""
 
 import json
+from dataclasses import replace
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from sentence_transformers import SentenceTransformer
 from tokenizers.normalizers import BertNormalizer
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
+from fundament.backbone.device import Placement
+from fundament.catalog import CATALOG
 from fundament.core import Embed
 from fundament.engine.local import finish, load_model
-from fundament.engine.weights import from_argument
+from fundament.engine.weights import Local, from_argument
 from fundament.errors import CheckpointError
-from tests.checkpoints import word_piece
+from tests.checkpoints import assert_same_alone, embed, random_tensors, texts, word_piece
 from tests.conftest import FLOAT32
 
 POOLING, SENTENCE = "1_Pooling/config.json", "sentence_bert_config.json"
@@ -233,3 +239,93 @@ def test_lower_case_is_the_tokenizers_work(directory: Path) -> None:
     tokenizer.normalizer = BertNormalizer(lowercase=True)
     tokenizer.save(str(directory / "tokenizer.json"))
     check(directory)
+
+
+TANH, IDENTITY = "torch.nn.modules.activation.Tanh", "torch.nn.modules.linear.Identity"
+
+
+def write_dense(directory: Path, sizes: list[int], *, bias: bool, pickled: bool = False, **config: Any) -> None:
+    """Layers from one size to the next, as LaBSE and EmbeddingGemma have theirs between pooling and normalisation."""
+    modules = json.loads((directory / "modules.json").read_text())
+    for place, (n_in, n_out) in enumerate(pairwise(sizes), start=2):
+        folder = f"{place}_Dense"
+        (directory / folder).mkdir()
+        write(directory, f"{folder}/config.json", in_features=n_in, out_features=n_out, bias=bias, **config)
+        shapes: dict[str, tuple[int, ...]] = {"linear.weight": (n_out, n_in)}
+        tensors = random_tensors(shapes | ({"linear.bias": (n_out,)} if bias else {}), seed=place)
+        if pickled:
+            torch.save(tensors, directory / folder / "pytorch_model.bin")
+        else:
+            save_file(tensors, directory / folder / "model.safetensors")
+        kind = "sentence_transformers.models.Dense"
+        modules.insert(place, {"idx": place, "name": folder, "path": folder, "type": kind})
+    for place, module in enumerate(modules):
+        module |= {"idx": place, "name": str(place)}
+    (directory / "modules.json").write_text(json.dumps(modules))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "options"),
+    [
+        ([48, 48], {"bias": True, "activation_function": TANH}),
+        ([48, 20], {"bias": False, "activation_function": IDENTITY, "pickled": True}),
+        ([48, 96, 24], {"bias": True, "activation_function": IDENTITY, "module_output_name": None}),
+        ([48, 20], {"bias": True}),
+    ],
+)
+@pytest.mark.parametrize("pooling", ["mean_tokens", "cls_token"])
+def test_dense_layers_follow_the_pooling(
+    directory: Path, pooling: str, sizes: list[int], options: dict[str, Any]
+) -> None:
+    write(directory, POOLING, word_embedding_dimension=48, **{f"pooling_mode_{pooling}": True})
+    write_dense(directory, sizes, **options)
+    local = from_argument(f"mine={directory}", directory)
+    assert local.spec.dim == sizes[-1]
+    check(directory)
+    model = load_model(local, FLOAT32)
+    reference = SentenceTransformer(str(directory), device="cpu")
+    inputs = ["", *texts([1, 2, 3, 5, 20])]
+    features = reference.preprocess(inputs)
+    with torch.inference_mode():
+        for module in [*reference][:-1]:  # before they are normalised
+            features = module(features)
+    torch.testing.assert_close(embed(model, inputs), features["sentence_embedding"], atol=1e-5, rtol=1e-5)
+    assert_same_alone(partial(embed, model), inputs)
+    assert load_model(local, Placement(torch.device("cpu"), torch.bfloat16)).dense[-1].weight.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ({"activation_function": "torch.nn.modules.activation.ReLU"}, "activation_function .*ReLU' is not served"),
+        ({"activation_function": None}, "activation_function None is not served"),
+        ({"use_residual": True}, "use_residual True is not served"),
+        ({"module_input_name": "token_embeddings"}, "module_input_name 'token_embeddings' is not served"),
+        ({"scale": 2}, "scale 2 is not served"),
+        ({"out_features": "24"}, "out_features should be a number"),
+        ({"out_features": 25}, r"linear\.weight should have the shape \[25, 48\]"),
+        ({"bias": False}, r"not known to the model: linear\.bias"),
+    ],
+)
+def test_a_dense_layer_that_does_something_else_is_refused(directory: Path, said: dict[str, Any], words: str) -> None:
+    write_dense(directory, [48, 24], bias=True, activation_function=TANH)
+    path = "2_Dense/config.json"
+    write(directory, path, **json.loads((directory / path).read_text()) | said)
+    with pytest.raises(CheckpointError, match=words):
+        load_model(from_argument(f"mine={directory}", directory), FLOAT32)
+
+
+@pytest.mark.parametrize("order", [[0, 2, 1, 3], [0, 1, 3, 2], [1, 0, 2, 3]])
+def test_a_dense_layer_elsewhere_than_behind_the_pooling_is_refused(directory: Path, order: list[int]) -> None:
+    write_dense(directory, [48, 48], bias=True, activation_function=TANH)
+    modules = json.loads((directory / "modules.json").read_text())
+    (directory / "modules.json").write_text(json.dumps([modules[place] for place in order]))
+    with pytest.raises(CheckpointError, match="behind Pooling and before Normalize"):
+        from_argument(f"mine={directory}", directory)
+
+
+def test_no_dense_layer_follows_parts_of_a_text(directory: Path) -> None:
+    write_dense(directory, [48, 48], bias=True, activation_function=TANH)
+    spec = replace(CATALOG["all-minilm-l6-v2"], dim=48, context=64, late_chunking=True)
+    with pytest.raises(CheckpointError, match="has no dense layer behind its pooling"):
+        load_model(Local(spec, directory), FLOAT32)

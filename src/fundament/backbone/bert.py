@@ -6,6 +6,7 @@ from typing import Any
 from fundament.backbone import cross_encoder
 from fundament.backbone.checkpoint import Checkpoint, Source
 from fundament.backbone.cross_encoder import CrossEncoder, HeadKind, bert_head
+from fundament.backbone.dense import read_dense
 from fundament.backbone.device import Placement
 from fundament.backbone.embedder import TextEmbedder
 from fundament.backbone.linear import read_activation
@@ -168,6 +169,7 @@ def load_embedder(
         read_pooling(checkpoint, pooling),
         spec,
         adapters[1],
+        read_dense(checkpoint, shape.hidden, placement),
     )
 
 

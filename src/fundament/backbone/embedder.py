@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from fundament.backbone import chunking
+from fundament.backbone.dense import Dense
 from fundament.backbone.packed import BASE, Packed, pack
 from fundament.backbone.pooling import Pooling, pool, pool_parts, pooled
 from fundament.backbone.tokenizing import TextTokenizer, check_vocabulary
@@ -26,9 +27,11 @@ class TextEmbedder:
         spec: what each task means, and how long a vector is.
         adapters: the place in the transformer of each adapter that the spec's tasks name; `BASE` where its terms are
             merged into the weights. A task whose adapter is not among them is refused.
+        dense: layers behind the pooling, in their order.
 
     Raises:
-        CheckpointError: the transformer's vectors have another length, or its tokenizer more tokens.
+        CheckpointError: its vectors have another length, its tokenizer more tokens, or dense layers are asked for parts
+            of a text.
     """
 
     def __init__(
@@ -38,16 +41,20 @@ class TextEmbedder:
         pooling: Pooling,
         spec: ModelSpec,
         adapters: Mapping[str, int] | None = None,
+        dense: Sequence[Dense] = (),
     ) -> None:
-        if (dim := transformer.shape.hidden) != spec.dim:
+        if (dim := len(dense[-1].weight) if dense else transformer.shape.hidden) != spec.dim:
             raise CheckpointError(
                 f"a vector of '{spec.id}' has {spec.dim} numbers, one of this checkpoint {dim}; is it another model?"
             )
+        if dense and spec.late_chunking:  # parts are averaged over windows, which no layer may follow
+            raise CheckpointError(f"'{spec.id}' has no dense layer behind its pooling, and this checkpoint has one")
         check_vocabulary(tokenizer, spec, transformer.shape.vocab)
         self.tokenizer = tokenizer
         self.transformer = transformer
         self.pooling: Pooling = pooling
-        self.n_bytes = transformer.n_bytes
+        self.dense = dense
+        self.n_bytes = transformer.n_bytes + sum(layer.n_bytes for layer in dense)
         self.spec = spec
         self.adapters: dict[str | None, int] = {None: BASE}
         self.adapters.update(adapters or {})
@@ -148,7 +155,7 @@ class TextEmbedder:
             return self.pool(items, *self.run(items))
         order, packed = self.pack(items)
         with torch.inference_mode():
-            vectors = pooled(self.transformer, packed, self.pooling).cpu().numpy()
+            vectors = self._condense(pooled(self.transformer, packed, self.pooling)).cpu().numpy()
         return list(vectors[np.argsort(order)])
 
     def run(self, items: Sequence[Item]) -> tuple[list[int], Packed, Tensor]:
@@ -171,7 +178,7 @@ class TextEmbedder:
     def pool(self, items: Sequence[Item], order: Sequence[int], packed: Packed, hidden: Tensor) -> list[Array]:
         """What `forward` gives, of what `run` gave."""
         with torch.inference_mode():
-            vectors = pool(hidden, packed, self.pooling).cpu().numpy()
+            vectors = self._condense(pool(hidden, packed, self.pooling)).cpu().numpy()
             arrays: list[Array] = list(vectors[np.argsort(order)])
             borders: dict[int, Array] = {}
             for row, place in enumerate(order):
@@ -180,6 +187,11 @@ class TextEmbedder:
             for place, means in zip(borders, pool_parts(hidden, [*borders.values()]), strict=True):
                 arrays[place] = means
         return arrays
+
+    def _condense(self, vectors: Tensor) -> Tensor:
+        for layer in self.dense:
+            vectors = layer(vectors)
+        return vectors
 
     def adapter_of(self, task: str | None) -> int:
         """The place of a task's adapter in the transformer, or `BASE`.

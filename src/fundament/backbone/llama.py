@@ -7,6 +7,7 @@ from fundament.backbone import cross_encoder
 from fundament.backbone.adapters import read_adapters
 from fundament.backbone.checkpoint import Checkpoint, Source
 from fundament.backbone.cross_encoder import CrossEncoder, HeadKind
+from fundament.backbone.dense import read_dense
 from fundament.backbone.device import Placement
 from fundament.backbone.embedder import TextEmbedder
 from fundament.backbone.linear import read_activation
@@ -152,6 +153,7 @@ def load_embedder(
         pooling,
         spec,
         places,
+        read_dense(checkpoint, shape.hidden, placement),
     )
 
 

@@ -35,8 +35,9 @@ WITHOUT_SAFETENSORS = {"bge-m3": ("pytorch_model.bin", "sparse_linear.pt", "colb
 
 ELSER, PROGRAM = "elser-v2", "torchscript"  # the model that is published as a program, and the family that runs such
 
-# What turns hidden states into vectors besides the pooling: a normalisation changes no direction, a dense layer would.
+# What turns hidden states into vectors: a normalisation changes no direction, and a dense layer is part of an embedder.
 _SERVED_MODULES = {"Transformer", "Pooling", "Normalize"}
+_SERVED_DENSE_MODULES = _SERVED_MODULES | {"Dense"}
 _SERVED_SPARSE_MODULES = {"Transformer", "MLMTransformer", "SpladePooling", "Router", "SparseStaticEmbedding"}
 
 
@@ -288,12 +289,13 @@ def _own(name: str, directory: Path) -> ModelSpec:
     _refuse_without_entry(name, family, checkpoint)
     ranks = PAIRS if is_classifier(checkpoint) else LISTWISE if family == "listwise" else {}
     outputs, dim = (("dense",), 0) if ranks is PAIRS else _outputs(checkpoint, family)
-    _refuse_other_modules(checkpoint, _SERVED_SPARSE_MODULES if outputs == ("sparse",) else _SERVED_MODULES)
+    prompted = outputs == ("dense",) and not ranks
+    served = _SERVED_SPARSE_MODULES if outputs == ("sparse",) else _SERVED_MODULES
+    _refuse_other_modules(checkpoint, _SERVED_DENSE_MODULES if prompted else served)
     if not isinstance(dim, int):
         raise CheckpointError(
             f"{directory}/config.json has no hidden_size or d_model, so the length of its vectors is not known"
         )
-    prompted = outputs == ("dense",) and not ranks
     refuse_unserved(checkpoint, prompts=prompted, pairs=ranks is PAIRS)
     changed = datetime.fromtimestamp((directory / "config.json").stat().st_mtime, UTC).date()
     prompts, default = read_prompts(checkpoint) if prompted else ({}, None)
@@ -338,17 +340,18 @@ def _refuse_without_entry(name: str, family: str, checkpoint: "Checkpoint") -> N
 
 def _outputs(checkpoint: "Checkpoint", family: str) -> tuple[tuple[Output, ...], int | None]:
     """What a directory's model makes of an input, and of how many numbers: its files say it."""
-    from fundament.backbone.colbert import is_colbert, read_dim
+    from fundament.backbone import colbert
+    from fundament.backbone.dense import read_dim
     from fundament.backbone.token_heads import has_heads
     from fundament.models import listwise
 
-    if is_colbert(checkpoint.config):
-        return ("multi",), read_dim(checkpoint)
+    if colbert.is_colbert(checkpoint.config):
+        return ("multi",), colbert.read_dim(checkpoint)
     if family == "listwise":
         return ("dense",), listwise.read_dim(checkpoint)
     if family == "splade":
         return ("sparse",), checkpoint.config.get("vocab_size")
-    dim = checkpoint.config.get("hidden_size") or checkpoint.config.get("d_model")
+    dim = read_dim(checkpoint, checkpoint.config.get("hidden_size") or checkpoint.config.get("d_model"))
     return ("dense", "sparse", "multi") if has_heads(checkpoint) else ("dense",), dim
 
 

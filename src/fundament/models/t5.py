@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from fundament.backbone.checkpoint import Checkpoint, Source
+from fundament.backbone.dense import read_dense
 from fundament.backbone.device import Placement
 from fundament.backbone.embedder import TextEmbedder
 from fundament.backbone.linear import read_activation
@@ -63,7 +64,11 @@ def load(checkpoint: Checkpoint, spec: ModelSpec, placement: Placement) -> TextE
         ignored=UNUSED,
     )
     return TextEmbedder(
-        TextTokenizer(checkpoint.directory, spec.context), Transformer(shape, weights), read_pooling(checkpoint), spec
+        TextTokenizer(checkpoint.directory, spec.context),
+        Transformer(shape, weights),
+        read_pooling(checkpoint),
+        spec,
+        dense=read_dense(checkpoint, shape.hidden, placement),
     )
 
 
