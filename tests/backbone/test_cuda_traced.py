@@ -41,6 +41,7 @@ from tests.checkpoints.cross_encoder import (
     distilbert_ranker,
     jina_bert_ranker,
     llama_ranker,
+    roberta_ranker,
     xlm_roberta_ranker,
 )
 from tests.checkpoints.jina_bert import jina_bert
@@ -192,6 +193,7 @@ KINDS = {
     ),
     "xlm_roberta, tokens": Kind(colbert_v2, of("xlm_roberta", **TOKENS), SIDES),
     "xlm_roberta, pairs": Kind(xlm_roberta_ranker, of("xlm_roberta", **PAIR), PAIRS),
+    "xlm_roberta, pairs of bytes": Kind(roberta_ranker, of("xlm_roberta", **PAIR), PAIRS),
     "xlm_roberta, woven adapters": Kind(
         jina_v3.woven, load_v3, [*each(None, *V3), replace(LATE, task=V3[0])], n_downloads=2
     ),

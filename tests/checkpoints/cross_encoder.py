@@ -20,6 +20,8 @@ from transformers import (
     Qwen2ForSequenceClassification,
     Qwen3Config,
     Qwen3ForSequenceClassification,
+    RobertaConfig,
+    RobertaForSequenceClassification,
 )
 
 from tests.checkpoints import byte_bpe, llama, random_tensors, resave, save, word_piece
@@ -58,6 +60,7 @@ CLASSES: dict[str, tuple[type[PreTrainedConfig], type[PreTrainedModel]]] = {
     "eurobert": (EuroBertConfig, EuroBertForSequenceClassification),
     "qwen2": (Qwen2Config, Qwen2ForSequenceClassification),
     "qwen3": (Qwen3Config, Qwen3ForSequenceClassification),
+    "roberta": (RobertaConfig, RobertaForSequenceClassification),
 }
 
 
@@ -76,6 +79,13 @@ def distilbert_ranker(directory: Path) -> Path:
     """A cross-encoder on DistilBERT, whose tokens have no types."""
     sizes = {"dim": HIDDEN, "n_heads": 6, "n_layers": 2, "hidden_dim": 40}
     return classifier(directory, "distilbert", word_piece(), max_position_embeddings=130, **sizes)
+
+
+def roberta_ranker(directory: Path) -> Path:
+    """A cross-encoder like those of STS benchmark: RoBERTa, whose tokenizer reads bytes."""
+    sizes = {"hidden_size": HIDDEN, "num_attention_heads": 6, "num_hidden_layers": 2, "intermediate_size": 40}
+    table = {"max_position_embeddings": 130, "type_vocab_size": 1, "layer_norm_eps": 1e-5}
+    return classifier(directory, "roberta", byte_bpe(), **sizes, **table)
 
 
 def llama_ranker(directory: Path, kind: str, *, pair: str | None = f"$A $B {llama.END}", **config: Any) -> Path:

@@ -15,7 +15,12 @@ from sentence_transformers import CrossEncoder as SentenceTransformersCrossEncod
 from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerFast, XLMRobertaConfig, XLMRobertaForSequenceClassification
+from transformers import (
+    PreTrainedTokenizerFast,
+    RobertaTokenizer,
+    XLMRobertaConfig,
+    XLMRobertaForSequenceClassification,
+)
 
 from fundament.core import Model, Rerank
 from fundament.engine.local import load_model
@@ -29,6 +34,7 @@ from tests.checkpoints.cross_encoder import (
     distilbert_ranker,
     jina_bert_ranker,
     llama_ranker,
+    roberta_ranker,
     xlm_roberta_ranker,
 )
 from tests.checkpoints.xlm_roberta import POSITIONS, flash_tensors, renamed
@@ -46,6 +52,7 @@ FAMILIES = {
     "jina": "jina_bert",
     "qwen2": "qwen",
     "qwen3": "qwen",
+    "roberta": "xlm_roberta",
     "stock": "xlm_roberta",
 }
 
@@ -63,6 +70,7 @@ def directories(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "flash": xlm_roberta_ranker(root / "flash", names="flash"),
         "distilbert": distilbert_ranker(root / "distilbert"),
         "eurobert": llama_ranker(root / "eurobert", "eurobert"),
+        "roberta": roberta_ranker(root / "roberta"),
         "qwen2": llama_ranker(root / "qwen2", "qwen2"),
         "qwen3": llama_ranker(root / "qwen3", "qwen3", pair=f"$A {llama.END} $B {llama.END}", pad_token_id=None),
     }
@@ -343,6 +351,16 @@ def test_pairs_are_read_as_sentence_transformers_reads_them(tmp_path: Path) -> N
     pairs = [(QUERY, document) for document in DOCUMENTS]
     expected = SentenceTransformersCrossEncoder(str(directory), device="cpu").predict(pairs)
     np.testing.assert_allclose(rank(open_model("qwen3", directory), QUERY, DOCUMENTS).scores, expected, atol=1e-5)
+
+
+def test_pairs_of_bytes_are_read_as_sentence_transformers_reads_them(tmp_path: Path) -> None:
+    directory = roberta_ranker(tmp_path)
+    RobertaTokenizer.from_pretrained(directory, model_max_length=CONTEXT).save_pretrained(directory)
+    expected = SentenceTransformersCrossEncoder(str(directory), device="cpu").predict(
+        [(QUERY, document) for document in DOCUMENTS]
+    )
+    model = load_model(from_argument(f"mine={directory}", tmp_path), FLOAT32)
+    np.testing.assert_allclose(rank(model, QUERY, DOCUMENTS).scores, expected, atol=1e-5)
 
 
 def test_a_classifier_that_is_prompted_is_refused(tmp_path: Path) -> None:

@@ -35,6 +35,18 @@ def read_modules(checkpoint: Checkpoint) -> dict[str, str]:
         raise CheckpointError(f"{path} is not a list of modules: {error!r}") from error
 
 
+def drops_predictions(checkpoint: Checkpoint) -> bool:
+    """Whether it is saved as a masked language model, and its states are pooled: it predicts no tokens then."""
+    named = " ".join(map(str, checkpoint.config.get("architectures") or ()))
+    return named.endswith("ForMaskedLM") and "Pooling" in read_modules(checkpoint)
+
+
+def known_by(checkpoint: Checkpoint) -> dict[str, Any]:
+    """`config.json` as families know their own by it: without the name of a head that nothing is made of."""
+    config = checkpoint.config
+    return config | {"architectures": None} if drops_predictions(checkpoint) else config
+
+
 def read_prompts(checkpoint: Checkpoint) -> tuple[dict[str, str], str | None]:
     """What `config_sentence_transformers.json` says goes before a text, by name, and which of it does unasked.
 
@@ -102,7 +114,7 @@ def read_context(checkpoint: Checkpoint) -> int:
     config = checkpoint.config
     table = int(config.get("max_position_embeddings", 512))
     if "roberta" in f"{config.get('model_type')} {config.get('architectures')}".lower() or (
-        config.get("model_type") in ("jina_embeddings_v3", "mpnet")
+        config.get("model_type") in ("camembert", "jina_embeddings_v3", "mpnet")
     ):
         # RoBERTa, its descendants and MPNet count positions from the one after the padding token's id.
         table -= config.get("pad_token_id", 1) + 1

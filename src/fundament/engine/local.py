@@ -17,6 +17,7 @@ import torch
 from fundament.backbone.checkpoint import Checkpoint
 from fundament.backbone.decoder import PREFIX_BYTES
 from fundament.backbone.device import Dtype, Placement, free_bytes, n_cores, place, use_cores
+from fundament.backbone.sentence import known_by
 from fundament.backbone.tower_states import CAPACITY_BYTES
 from fundament.catalog import ModelSpec
 from fundament.core import (
@@ -410,11 +411,11 @@ def family_for(checkpoint: Checkpoint, spec: ModelSpec) -> Family:
     its_own = family(spec.family)
     if spec.family == PROGRAM:  # it has no config.json to be known by: the operator said what it is
         return its_own
-    if its_own.recognises(config := checkpoint.config):
+    if its_own.recognises(config := known_by(checkpoint)):
         return its_own
     told = (
         f"{checkpoint.directory} is not of family {spec.family} as '{spec.id}' is: config.json says model_type "
-        f"'{config.get('model_type')}', architectures {config.get('architectures')}"
+        f"'{config.get('model_type')}', architectures {checkpoint.config.get('architectures')}"
     )
     if other := family_of(config):
         raise CheckpointError(

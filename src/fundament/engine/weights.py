@@ -275,11 +275,11 @@ def refuse_another(local: Local, others: Iterable[Local]) -> None:
 def _own(name: str, directory: Path) -> ModelSpec:
     from fundament.backbone.checkpoint import Checkpoint
     from fundament.backbone.cross_encoder import is_classifier
-    from fundament.backbone.sentence import read_context, read_prompts
+    from fundament.backbone.sentence import known_by, read_context, read_prompts
     from fundament.backbone.unserved import refuse_unserved
 
     checkpoint = Checkpoint(directory)
-    family = family_of(checkpoint.config)
+    family = family_of(known_by(checkpoint))
     if family is None:
         raise CheckpointError(
             f"{directory} is of no known family: config.json says model_type "

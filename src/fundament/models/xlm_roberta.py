@@ -1,6 +1,7 @@
 """XLM-RoBERTa (Conneau et al., 2020): bge-m3, with rotary positions jina-embeddings-v3 and jina-colbert-v2, rerankers.
 
-The same post-norm encoder is published under three sets of tensor names. The names decide the layout, `config.json` the
+RoBERTa (Liu et al., 2019) and CamemBERT (Martin et al., 2020) differ in their tokenizers and weights alone. The same
+post-norm encoder is published under three sets of tensor names. The names decide the layout, `config.json` the
 positions. jina-embeddings-v3 has five adapters, in its weights or in folders beside them; without a task none is used.
 """
 
@@ -70,10 +71,15 @@ PLAIN_ROTATION = {"rotary_emb_scale_base": None, "rotary_emb_interleaved": False
 
 
 def recognises(config: dict[str, object]) -> bool:
-    """XLM-RoBERTa by its own name, jina-embeddings-v3 by its port's, jina-reranker-v2 by its architecture alone."""
+    """Each by its own name, jina-embeddings-v3 by its port's, jina-reranker-v2 by its architecture alone.
+
+    RoBERTa with a masked-language-model head is an encoder of sparse vectors, which is another family.
+    """
     if "model_type" not in config:
         return config.get("architectures") == ["XLMRobertaForSequenceClassification"]
-    return config["model_type"] in ("xlm-roberta", "jina_embeddings_v3")
+    if config["model_type"] == "roberta":
+        return config.get("architectures") != ["RobertaForMaskedLM"]
+    return config["model_type"] in ("xlm-roberta", "camembert", "jina_embeddings_v3")
 
 
 def load(
@@ -86,6 +92,8 @@ def load(
     Raises:
         CheckpointError: the checkpoint does not fit, or its config asks for what is not served.
     """
+    if not spec.repo:
+        check_spaces(checkpoint)
     shape = read_positions(checkpoint.config, read_shape(checkpoint.config))
     layout = read_layout(checkpoint)
     if is_colbert(checkpoint.config):
@@ -115,6 +123,24 @@ def load(
     )
     heads = read_heads(checkpoint, shape.hidden, placement)
     return HeadedEmbedder(embedder, heads) if heads else embedder
+
+
+def check_spaces(checkpoint: Checkpoint) -> None:
+    """Compare what goes before a text: RoBERTa's tokenizer heeds `tokenizer_config.json`, whatever tokenizer.json says.
+
+    Raises:
+        CheckpointError: the two differ.
+    """
+    told = checkpoint.json("tokenizer_config.json", default={})
+    kind = told.get("tokenizer_class") or checkpoint.config.get("model_type")
+    if kind not in ("roberta", "RobertaTokenizer", "RobertaTokenizerFast"):
+        return
+    spaced, divider = told.get("add_prefix_space", False), checkpoint.json("tokenizer.json").get("pre_tokenizer") or {}
+    if divider.get("type") != "ByteLevel" or divider.get("add_prefix_space") != spaced:
+        raise CheckpointError(
+            f"{checkpoint.directory}/tokenizer_config.json means RoBERTa's words with add_prefix_space {spaced}, and "
+            f"tokenizer.json divides them by {divider}"
+        )
 
 
 def load_adapters(
