@@ -44,6 +44,7 @@ from tests.checkpoints.cross_encoder import (
     roberta_ranker,
     xlm_roberta_ranker,
 )
+from tests.checkpoints.dense import distilbert
 from tests.checkpoints.jina_bert import jina_bert
 from tests.checkpoints.jina_vlm import jina_vlm
 from tests.checkpoints.mpnet import mpnet
@@ -181,6 +182,7 @@ KINDS = {
     ),
     "jina_bert, tokens": Kind(colbert_v1, of("jina_bert", **TOKENS), SIDES),
     "jina_bert, pairs": Kind(jina_bert_ranker, of("jina_bert", **PAIR), PAIRS),
+    "distilbert, dense layer": Kind(distilbert, of("distilbert", context=128, dim=24), each(None)),
     "distilbert, pairs": Kind(distilbert_ranker, of("distilbert", **PAIR), PAIRS),
     "eurobert, pairs": Kind(lambda directory: llama_ranker(directory, "eurobert"), of("eurobert", **PAIR), PAIRS),
     "qwen, pairs": Kind(lambda directory: llama_ranker(directory, "qwen3"), of("qwen", **PAIR), PAIRS),

@@ -18,6 +18,9 @@ from transformers import (
     CamembertConfig,
     CamembertForMaskedLM,
     CamembertModel,
+    DistilBertConfig,
+    DistilBertForMaskedLM,
+    DistilBertModel,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
@@ -31,7 +34,7 @@ from fundament.core import Embed
 from fundament.engine.local import finish, load_model
 from fundament.engine.weights import from_argument
 from fundament.errors import CheckpointError
-from tests.checkpoints import assert_same_alone, byte_bpe, embed, random_tensors, texts, unigram
+from tests.checkpoints import assert_same_alone, byte_bpe, embed, random_tensors, texts, unigram, word_piece
 from tests.conftest import FLOAT32
 
 POSITIONS = 40
@@ -46,6 +49,7 @@ INPUTS = [
 ]
 SIZES = {"hidden_size": 48, "num_attention_heads": 6, "num_hidden_layers": 2, "intermediate_size": 40}
 ROBERTA = SIZES | {"max_position_embeddings": POSITIONS + 2, "type_vocab_size": 1, "pad_token_id": 1}
+DISTILBERT = {"dim": 48, "n_heads": 6, "n_layers": 2, "hidden_dim": 40, "max_position_embeddings": POSITIONS}
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +66,7 @@ class Kind:
 
 KINDS = {
     "roberta": Kind(RobertaConfig, RobertaModel, RobertaForMaskedLM, byte_bpe, ROBERTA, RobertaTokenizer),
+    "distilbert": Kind(DistilBertConfig, DistilBertModel, DistilBertForMaskedLM, word_piece, DISTILBERT),
     "camembert": Kind(CamembertConfig, CamembertModel, CamembertForMaskedLM, unigram, ROBERTA),
 }
 

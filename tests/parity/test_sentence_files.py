@@ -3,13 +3,11 @@
 import json
 from dataclasses import replace
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
 from sentence_transformers import SentenceTransformer
 from tokenizers.normalizers import BertNormalizer
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
@@ -20,7 +18,8 @@ from fundament.core import Embed
 from fundament.engine.local import finish, load_model
 from fundament.engine.weights import Local, from_argument
 from fundament.errors import CheckpointError
-from tests.checkpoints import assert_same_alone, embed, random_tensors, texts, word_piece
+from tests.checkpoints import assert_same_alone, embed, texts, word_piece
+from tests.checkpoints.dense import IDENTITY, TANH, write_dense
 from tests.conftest import FLOAT32
 
 POOLING, SENTENCE = "1_Pooling/config.json", "sentence_bert_config.json"
@@ -239,29 +238,6 @@ def test_lower_case_is_the_tokenizers_work(directory: Path) -> None:
     tokenizer.normalizer = BertNormalizer(lowercase=True)
     tokenizer.save(str(directory / "tokenizer.json"))
     check(directory)
-
-
-TANH, IDENTITY = "torch.nn.modules.activation.Tanh", "torch.nn.modules.linear.Identity"
-
-
-def write_dense(directory: Path, sizes: list[int], *, bias: bool, pickled: bool = False, **config: Any) -> None:
-    """Layers from one size to the next, as LaBSE and EmbeddingGemma have theirs between pooling and normalisation."""
-    modules = json.loads((directory / "modules.json").read_text())
-    for place, (n_in, n_out) in enumerate(pairwise(sizes), start=2):
-        folder = f"{place}_Dense"
-        (directory / folder).mkdir()
-        write(directory, f"{folder}/config.json", in_features=n_in, out_features=n_out, bias=bias, **config)
-        shapes: dict[str, tuple[int, ...]] = {"linear.weight": (n_out, n_in)}
-        tensors = random_tensors(shapes | ({"linear.bias": (n_out,)} if bias else {}), seed=place)
-        if pickled:
-            torch.save(tensors, directory / folder / "pytorch_model.bin")
-        else:
-            save_file(tensors, directory / folder / "model.safetensors")
-        kind = "sentence_transformers.models.Dense"
-        modules.insert(place, {"idx": place, "name": folder, "path": folder, "type": kind})
-    for place, module in enumerate(modules):
-        module |= {"idx": place, "name": str(place)}
-    (directory / "modules.json").write_text(json.dumps(modules))
 
 
 @pytest.mark.parametrize(

@@ -294,7 +294,7 @@ def _own(name: str, directory: Path) -> ModelSpec:
     _refuse_other_modules(checkpoint, _SERVED_DENSE_MODULES if prompted else served)
     if not isinstance(dim, int):
         raise CheckpointError(
-            f"{directory}/config.json has no hidden_size or d_model, so the length of its vectors is not known"
+            f"{directory}/config.json has no hidden_size, d_model or dim, so the length of its vectors is not known"
         )
     refuse_unserved(checkpoint, prompts=prompted, pairs=ranks is PAIRS)
     changed = datetime.fromtimestamp((directory / "config.json").stat().st_mtime, UTC).date()
@@ -351,7 +351,8 @@ def _outputs(checkpoint: "Checkpoint", family: str) -> tuple[tuple[Output, ...],
         return ("dense",), listwise.read_dim(checkpoint)
     if family == "splade":
         return ("sparse",), checkpoint.config.get("vocab_size")
-    dim = read_dim(checkpoint, checkpoint.config.get("hidden_size") or checkpoint.config.get("d_model"))
+    sizes = (checkpoint.config.get(key) for key in ("hidden_size", "d_model", "dim"))
+    dim = read_dim(checkpoint, next(filter(None, sizes), None))
     return ("dense", "sparse", "multi") if has_heads(checkpoint) else ("dense",), dim
 
 
