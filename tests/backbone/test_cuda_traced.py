@@ -10,6 +10,7 @@ where there is a GPU.
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -182,7 +183,12 @@ KINDS = {
     ),
     "jina_bert, tokens": Kind(colbert_v1, of("jina_bert", **TOKENS), SIDES),
     "jina_bert, pairs": Kind(jina_bert_ranker, of("jina_bert", **PAIR), PAIRS),
-    "distilbert, dense layer": Kind(distilbert, of("distilbert", context=128, dim=24), each(None)),
+    **{
+        f"distilbert, {pooling} and a dense layer": Kind(
+            partial(distilbert, pooling=pooling), of("distilbert", context=128, dim=24), each(None)
+        )
+        for pooling in ("mean_tokens", "cls_token", "max_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens")
+    },
     "distilbert, pairs": Kind(distilbert_ranker, of("distilbert", **PAIR), PAIRS),
     "eurobert, pairs": Kind(lambda directory: llama_ranker(directory, "eurobert"), of("eurobert", **PAIR), PAIRS),
     "qwen, pairs": Kind(lambda directory: llama_ranker(directory, "qwen3"), of("qwen", **PAIR), PAIRS),

@@ -42,13 +42,13 @@ def write_dense(directory: Path, sizes: list[int], *, bias: bool, pickled: bool 
     (directory / "modules.json").write_text(json.dumps(modules))
 
 
-def distilbert(directory: Path) -> Path:
-    """A sentence encoder like distiluse: DistilBERT, the mean, and a layer with tanh to 24 numbers."""
+def distilbert(directory: Path, *, pooling: str = "mean_tokens") -> Path:
+    """A sentence encoder like distiluse: DistilBERT, the mean or another pooling, a layer with tanh to 24 numbers."""
     tokenizer = word_piece()
     sizes = {"dim": 48, "n_heads": 6, "n_layers": 2, "hidden_dim": 40, "max_position_embeddings": 130}
     config = DistilBertConfig(vocab_size=tokenizer.get_vocab_size(), architectures=["DistilBertModel"], **sizes)
     shapes = {name: tuple(t.shape) for name, t in DistilBertModel(config).state_dict().items()}
-    save(directory, config.to_dict(), random_tensors(shapes), tokenizer, pooling="mean_tokens")
+    save(directory, config.to_dict(), random_tensors(shapes), tokenizer, pooling=pooling)
     kinds = {"": "Transformer", "1_Pooling": "Pooling"}
     modules = [{"path": path, "type": f"sentence_transformers.models.{kind}"} for path, kind in kinds.items()]
     (directory / "modules.json").write_text(json.dumps(modules))

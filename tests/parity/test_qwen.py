@@ -1,6 +1,7 @@
 """Qwen2, Qwen3 and jina-embeddings-v5-text-small against transformers' own classes in float32."""
 
 import json
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -223,16 +224,30 @@ def test_tensors_missing_and_unknown_are_listed(tmp_path: Path) -> None:
     assert "layers.0.self_attn.q_proj.bias" in caught.value.detail
 
 
-def test_another_pooling_is_refused(tmp_path: Path) -> None:
+def test_another_pooling_of_a_published_model_is_refused(tmp_path: Path) -> None:
+    published = replace(llama.spec("qwen"), repo="owner/name")
     directory = llama.save(tmp_path, qwen.QWEN3, qwen.weights(qwen.QWEN3))
     (directory / "1_Pooling").mkdir()
     for mode, message in (("pooling_mode_lasttoken", None), ("pooling_mode_mean_tokens", "should pool the last token")):
         (directory / "1_Pooling" / "config.json").write_text(json.dumps({mode: True}))
         if message is None:
-            assert llama.load(directory, llama.spec("qwen")).pooling == "last"
+            assert llama.load(directory, published).pooling == "last"
             continue
         with pytest.raises(CheckpointError, match=message):
-            llama.load(directory, llama.spec("qwen"))
+            llama.load(directory, published)
+
+
+def test_a_directory_of_ones_own_pools_as_it_says(tmp_path: Path) -> None:
+    directory = llama.save(tmp_path, qwen.QWEN3, qwen.weights(qwen.QWEN3))
+    (directory / "1_Pooling").mkdir()
+    (directory / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode": "mean"}))
+    assert llama.load(directory, llama.spec("qwen")).pooling == "mean"
+    code = {"auto_map": {"AutoModel": "modeling.Both"}}
+    (directory / "config.json").write_text(json.dumps(qwen.QWEN3 | code))
+    with pytest.raises(CheckpointError, match="behind code of its own"):
+        llama.load(directory, llama.spec("qwen"))
+    (directory / "config.json").write_text(json.dumps(qwen.QWEN3 | code | {"is_causal": True}))
+    assert llama.load(directory, llama.spec("qwen")).pooling == "mean"
 
 
 def test_memory_is_counted_with_adapters(small: Path, v5: TextEmbedder) -> None:

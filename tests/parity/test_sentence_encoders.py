@@ -24,6 +24,12 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen2Model,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    Qwen3Model,
     RobertaConfig,
     RobertaForMaskedLM,
     RobertaModel,
@@ -34,7 +40,7 @@ from fundament.core import Embed
 from fundament.engine.local import finish, load_model
 from fundament.engine.weights import from_argument
 from fundament.errors import CheckpointError
-from tests.checkpoints import assert_same_alone, byte_bpe, embed, random_tensors, texts, unigram, word_piece
+from tests.checkpoints import assert_same_alone, byte_bpe, embed, llama, random_tensors, texts, unigram, word_piece
 from tests.conftest import FLOAT32
 
 POSITIONS = 40
@@ -50,6 +56,9 @@ INPUTS = [
 SIZES = {"hidden_size": 48, "num_attention_heads": 6, "num_hidden_layers": 2, "intermediate_size": 40}
 ROBERTA = SIZES | {"max_position_embeddings": POSITIONS + 2, "type_vocab_size": 1, "pad_token_id": 1}
 DISTILBERT = {"dim": 48, "n_heads": 6, "n_layers": 2, "hidden_dim": 40, "max_position_embeddings": POSITIONS}
+
+QWEN = SIZES | {"num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": POSITIONS}
+POOLINGS = ("mean", "cls", "lasttoken", "max", "mean_sqrt_len_tokens", "weightedmean")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +77,8 @@ KINDS = {
     "roberta": Kind(RobertaConfig, RobertaModel, RobertaForMaskedLM, byte_bpe, ROBERTA, RobertaTokenizer),
     "distilbert": Kind(DistilBertConfig, DistilBertModel, DistilBertForMaskedLM, word_piece, DISTILBERT),
     "camembert": Kind(CamembertConfig, CamembertModel, CamembertForMaskedLM, unigram, ROBERTA),
+    "qwen2": Kind(Qwen2Config, Qwen2Model, Qwen2ForCausalLM, partial(llama.tokenizer, ends=True), QWEN),
+    "qwen3": Kind(Qwen3Config, Qwen3Model, Qwen3ForCausalLM, partial(llama.tokenizer, ends=True), QWEN),
 }
 
 
@@ -80,6 +91,8 @@ def write(directory: Path, name: str, *, pooling: str = "mean", **config: Any) -
     model.save_pretrained(plain)
     tokenizer.save(str(plain / "tokenizer.json"))
     ends = {"pad_token": "<pad>", "unk_token": "<unk>", "cls_token": "<s>", "sep_token": "</s>"}
+    if name.startswith("qwen"):
+        ends = {"pad_token": llama.END, "padding_side": "left"}
     if name == "distilbert":
         ends = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
     kind.wrap.from_pretrained(plain, model_max_length=POSITIONS, **ends).save_pretrained(plain)
@@ -103,13 +116,28 @@ def check(directory: Path) -> None:
     assert_same_alone(partial(embed, model), INPUTS)
 
 
-@pytest.mark.parametrize("pooling", ["mean", "cls"])
 @pytest.mark.parametrize("name", KINDS)
-def test_vectors_are_sentence_transformers(name: str, pooling: str, tmp_path: Path) -> None:
-    check(write(tmp_path, name, pooling=pooling))
+def test_vectors_are_sentence_transformers(name: str, tmp_path: Path) -> None:
+    directory = write(tmp_path, name)
+    path = directory / "1_Pooling" / "config.json"
+    for pooling in POOLINGS:
+        path.write_text(json.dumps({"word_embedding_dimension": 48, "pooling_mode": pooling}))
+        check(directory)
 
 
-@pytest.mark.parametrize("name", KINDS)
+def test_poolings_by_their_older_names(tmp_path: Path) -> None:
+    directory = write(tmp_path, "distilbert")
+    path = directory / "1_Pooling" / "config.json"
+    for key in ("max_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens"):
+        path.write_text(json.dumps({"word_embedding_dimension": 48, f"pooling_mode_{key}": True}))
+        check(directory)
+    for several in ({"pooling_mode": ["max", "mean"]}, {f"pooling_mode_{key}_tokens": True for key in ("max", "mean")}):
+        path.write_text(json.dumps({"word_embedding_dimension": 48} | several))
+        with pytest.raises(CheckpointError, match=r"pooling .* is not served"):
+            load_model(from_argument(f"mine={directory}", directory), FLOAT32)
+
+
+@pytest.mark.parametrize("name", ["roberta", "distilbert", "camembert"])
 def test_a_head_that_predicts_tokens_is_not_used(name: str, tmp_path: Path) -> None:
     """all-distilroberta-v1 says that it is a masked language model; a few have the head's tensors, too."""
     directory, kind = write(tmp_path, name), KINDS[name]

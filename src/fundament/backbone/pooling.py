@@ -11,7 +11,7 @@ from fundament.backbone.packed import Packed, edge_of
 from fundament.backbone.transformer import Transformer
 from fundament.core import Array
 
-Pooling = Literal["mean", "first", "last"]
+Pooling = Literal["mean", "first", "last", "max", "root_mean", "weighted_mean"]
 
 
 def pool(hidden: Tensor, packed: Packed, pooling: Pooling) -> Tensor:
@@ -20,7 +20,9 @@ def pool(hidden: Tensor, packed: Packed, pooling: Pooling) -> Tensor:
     Args:
         hidden: `[tokens, hidden]`.
         packed: where rows begin and end.
-        pooling: the mean over all tokens, special tokens included; the first token (CLS); or the last.
+        pooling: the mean over all tokens, special tokens included; the first token (CLS); the last; the greatest of
+            each number; the sum over the root of the number of tokens (sentence-transformers' mean_sqrt_len_tokens);
+            or a mean in which the n-th token weighs n (SGPT, Muennighoff 2022).
     """
     match pooling:
         case "mean":
@@ -29,13 +31,21 @@ def pool(hidden: Tensor, packed: Packed, pooling: Pooling) -> Tensor:
             return hidden[packed.offsets[:-1]].float()
         case "last":
             return hidden[packed.offsets[1:] - 1].float()
+        case "max":
+            return torch.segment_reduce(hidden.float(), "max", lengths=packed.lengths, unsafe=True)
+        case "root_mean":
+            return pool(hidden, packed, "mean") * packed.lengths[:, None].float().sqrt()
+        case "weighted_mean":
+            places = packed.positions[: packed.n_tokens, None].float() + 1
+            n = packed.lengths[:, None].float()
+            return pool(hidden.float() * places, packed, "mean") * (2 / (n + 1))  # n weights of 1 to n, n (n + 1) / 2
 
 
 def pooled(transformer: Transformer, packed: Packed, pooling: Pooling) -> Tensor:
     """The same of a batch that runs for nothing else: its last layer makes only the states that are pooled."""
-    if pooling == "mean":
-        return pool(transformer(packed), packed, pooling)
-    return transformer(packed, edge_of(packed, pooling)).float()
+    if pooling == "first" or pooling == "last":
+        return transformer(packed, edge_of(packed, pooling)).float()
+    return pool(transformer(packed), packed, pooling)
 
 
 def pool_parts(hidden: Tensor, borders: Sequence[Array]) -> list[Array]:

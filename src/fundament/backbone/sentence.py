@@ -12,11 +12,21 @@ _POOLINGS: dict[str, Pooling] = {
     "pooling_mode_cls_token": "first",
     "pooling_mode_mean_tokens": "mean",
     "pooling_mode_lasttoken": "last",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_sqrt_len_tokens": "root_mean",
+    "pooling_mode_weightedmean_tokens": "weighted_mean",
 }
 _KINDS = ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
 _WITHOUT_TABLE = ("qwen2", "qwen3", "eurobert", "t5")  # which read on behind what `config.json` names as most
 PROMPTS = "config_sentence_transformers.json"
-_NAMES: dict[str, Pooling] = {"cls": "first", "mean": "mean", "lasttoken": "last"}
+_NAMES: dict[str, Pooling] = {
+    "cls": "first",
+    "mean": "mean",
+    "lasttoken": "last",
+    "max": "max",
+    "mean_sqrt_len_tokens": "root_mean",
+    "weightedmean": "weighted_mean",
+}
 
 
 def read_modules(checkpoint: Checkpoint) -> dict[str, str]:
