@@ -188,7 +188,7 @@ def test_a_missing_folder_is_named(tmp_path: Path) -> None:
 
 
 def test_weights_without_adapters_are_refused_under_the_models_own_id(tmp_path: Path) -> None:
-    bare = xlm_roberta(tmp_path, names="flash", positions="rotary", lora_adaptations=list(ORDER))
+    bare = xlm_roberta(tmp_path, names="flash", positions="rotary", pooling="mean_tokens", lora_adaptations=list(ORDER))
     with pytest.raises(CheckpointError, match="none of the adapters"):
         jina_v3.load(bare)
     assert jina_v3.load(bare, of=jina_v3.spec(tasks={})).adapters == {None: -1}

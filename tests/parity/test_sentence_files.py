@@ -300,8 +300,15 @@ def test_a_dense_layer_elsewhere_than_behind_the_pooling_is_refused(directory: P
         from_argument(f"mine={directory}", directory)
 
 
-def test_no_dense_layer_follows_parts_of_a_text(directory: Path) -> None:
-    write_dense(directory, [48, 48], bias=True, activation_function=TANH)
+def test_parts_of_a_text_are_means_alone(directory: Path) -> None:
     spec = replace(CATALOG["all-minilm-l6-v2"], dim=48, context=64, late_chunking=True)
-    with pytest.raises(CheckpointError, match="has no dense layer behind its pooling"):
+    load_model(Local(spec, directory), FLOAT32)
+    write(directory, POOLING, word_embedding_dimension=48, pooling_mode="max")
+    with pytest.raises(
+        CheckpointError, match="takes the mean, of parts of a text too, and this checkpoint pools 'max'"
+    ):
+        load_model(Local(spec, directory), FLOAT32)
+    write(directory, POOLING, word_embedding_dimension=48, pooling_mode="mean")
+    write_dense(directory, [48, 48], bias=True, activation_function=TANH)
+    with pytest.raises(CheckpointError, match="pools 'mean' before a dense layer"):
         load_model(Local(spec, directory), FLOAT32)

@@ -30,8 +30,8 @@ class TextEmbedder:
         dense: layers behind the pooling, in their order.
 
     Raises:
-        CheckpointError: its vectors have another length, its tokenizer more tokens, or dense layers are asked for parts
-            of a text.
+        CheckpointError: its vectors have another length, its tokenizer more tokens, or parts of a text have vectors,
+            and these are not their means.
     """
 
     def __init__(
@@ -47,8 +47,11 @@ class TextEmbedder:
             raise CheckpointError(
                 f"a vector of '{spec.id}' has {spec.dim} numbers, one of this checkpoint {dim}; is it another model?"
             )
-        if dense and spec.late_chunking:  # parts are averaged over windows, which no layer may follow
-            raise CheckpointError(f"'{spec.id}' has no dense layer behind its pooling, and this checkpoint has one")
+        if spec.late_chunking and (dense or pooling != "mean"):
+            raise CheckpointError(
+                f"'{spec.id}' takes the mean, of parts of a text too, and this checkpoint pools '{pooling}'"
+                f"{' before a dense layer' if dense else ''}; serve it under a name of its own"
+            )
         check_vocabulary(tokenizer, spec, transformer.shape.vocab)
         self.tokenizer = tokenizer
         self.transformer = transformer

@@ -27,6 +27,7 @@ _NAMES: dict[str, Pooling] = {
     "mean_sqrt_len_tokens": "root_mean",
     "weightedmean": "weighted_mean",
 }
+_BY_CONFIG: tuple[Pooling, ...] = ("first", "mean", "last")  # that `emb_pooler` may name
 
 
 def read_modules(checkpoint: Checkpoint) -> dict[str, str]:
@@ -98,7 +99,7 @@ def read_pooling(checkpoint: Checkpoint, default: Pooling | None = "mean") -> Po
         return default
     asked = [named] if isinstance(named, str) else [key for key, on in config.items() if on and "mode" in key]
     known = [_NAMES.get(mode) or _POOLINGS.get(mode) for mode in asked]
-    if len(known) != 1 or known[0] is None:
+    if len(known) != 1 or known[0] is None or (not config and known[0] not in _BY_CONFIG):
         raise CheckpointError(f"{checkpoint.directory}: pooling {asked} is not served; known are {sorted(_NAMES)}")
     if known != ["last"] and not config.get("include_prompt", True) and read_prompts(checkpoint)[0]:
         raise CheckpointError(f"{checkpoint.directory}: pooling without the prompt (include_prompt) is not served")
