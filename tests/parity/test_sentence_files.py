@@ -312,3 +312,14 @@ def test_parts_of_a_text_are_means_alone(directory: Path) -> None:
     write_dense(directory, [48, 48], bias=True, activation_function=TANH)
     with pytest.raises(CheckpointError, match="pools 'mean' before a dense layer"):
         load_model(Local(spec, directory), FLOAT32)
+
+
+def test_a_dropout_changes_nothing(directory: Path) -> None:
+    (directory / "4_Dropout").mkdir()
+    write(directory, "4_Dropout/config.json", dropout=0.9)
+    modules = json.loads((directory / "modules.json").read_text())
+    dropout = {"idx": 9, "name": "9", "path": "4_Dropout", "type": "sentence_transformers.models.Dropout"}
+    (directory / "modules.json").write_text(json.dumps([*modules[:2], dropout, *modules[2:]]))
+    check(directory)
+    write_dense(directory, [48, 24], bias=True, activation_function=TANH)
+    check(directory)

@@ -99,7 +99,7 @@ def _folders(checkpoint: Checkpoint) -> list[str]:
     modules = orjson.loads(path.read_bytes())
     kinds = " ".join(str(module["type"]).rpartition(".")[2] for module in modules)
     folders = [str(module.get("path") or "") for module in modules if str(module["type"]).endswith(".Dense")]
-    if not re.fullmatch("Transformer Pooling( Dense)+( Normalize)?", kinds) or not all(folders):
+    if not re.fullmatch("Transformer Pooling( Dense)+( Normalize)?", kinds.replace(" Dropout", "")) or not all(folders):
         raise CheckpointError(
             f"{path}: Dense is served in a folder of its own, behind Pooling and before Normalize; it says {kinds}"
         )

@@ -35,9 +35,10 @@ WITHOUT_SAFETENSORS = {"bge-m3": ("pytorch_model.bin", "sparse_linear.pt", "colb
 
 ELSER, PROGRAM = "elser-v2", "torchscript"  # the model that is published as a program, and the family that runs such
 
-# What turns hidden states into vectors: a normalisation changes no direction, and a dense layer is part of an embedder.
+# What turns hidden states into vectors: a normalisation changes no direction, a dropout nothing once a model is
+# trained, and a dense layer is part of an embedder.
 _SERVED_MODULES = {"Transformer", "Pooling", "Normalize"}
-_SERVED_DENSE_MODULES = _SERVED_MODULES | {"Dense"}
+_SERVED_DENSE_MODULES = _SERVED_MODULES | {"Dense", "Dropout"}
 _SERVED_SPARSE_MODULES = {"Transformer", "MLMTransformer", "SpladePooling", "Router", "SparseStaticEmbedding"}
 
 
