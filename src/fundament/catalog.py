@@ -10,7 +10,8 @@ from fundament.core import Output
 
 Kind = Literal["embedding", "reranker", "chat"]
 Score = Literal["probability", "cosine", "maxsim", "dot"]
-"""What a relevance score is: 0 to 1; -1 to 1; the best cosine of each query token, summed; a product of weights."""
+"""What a relevance score is: 0 to 1; -1 to 1; the best cosine of each query token, summed; a product of weights, or of
+vectors as they are."""
 RerankField = Literal["instruction", "max_doc_length", "max_query_length", "return_embeddings"]
 
 
@@ -54,7 +55,8 @@ class ModelSpec:
         n_parameters: of the published checkpoint, adapters included.
         late_chunking: whether the parts of one long text can be pooled each on its own.
         refusals: fields that other models take and this one refuses, each with the reason.
-        ranks_by: what a reranker's scores are; None where they come from vectors, see `score`.
+        ranks_by: what a reranker's scores are, or those of an embedding model whose vectors are compared otherwise than
+            others of their kind; None elsewhere, see `score`.
         takes: fields of a rerank request that not every model takes.
         window_overlap: tokens that the windows share in which a reranker reads a document longer than its context;
             None cuts such a document.

@@ -76,6 +76,12 @@ def cosine(query: Floats, documents: Floats) -> Floats:
     return np.clip(scores, -1, 1)  # unit lengths are rounded
 
 
+def product(query: Floats, documents: Floats) -> Floats:
+    """The inner product of one vector with each of others, of any lengths: `[dim]` and `[documents, dim]`."""
+    scores: Floats = documents @ query
+    return scores
+
+
 def maxsim(query: Floats, documents: Sequence[Floats]) -> Floats:
     """Late interaction (Khattab and Zaharia, 2020, equation 3): for each query vector the best cosine, summed.
 

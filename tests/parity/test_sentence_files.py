@@ -20,7 +20,9 @@ from fundament.engine.weights import Local, from_argument
 from fundament.errors import CheckpointError
 from tests.checkpoints import assert_same_alone, embed, texts, word_piece
 from tests.checkpoints.dense import IDENTITY, TANH, write_dense
+from tests.checkpoints.splade import splade
 from tests.conftest import FLOAT32
+from tests.inprocess import running
 
 POOLING, SENTENCE = "1_Pooling/config.json", "sentence_bert_config.json"
 PROMPTS, TOKENIZER = "config_sentence_transformers.json", "tokenizer_config.json"
@@ -323,3 +325,48 @@ def test_a_dropout_changes_nothing(directory: Path) -> None:
     check(directory)
     write_dense(directory, [48, 24], bias=True, activation_function=TANH)
     check(directory)
+
+
+def test_the_similarity_that_is_named_ranks(directory: Path) -> None:
+    """Vectors have lengths of their own here: nothing makes them one, so that products order otherwise than cosines."""
+    modules = json.loads((directory / "modules.json").read_text())
+    (directory / "modules.json").write_text(json.dumps(modules[:2]))
+    documents = ["search", "people " * 30, "what people search", "a", "the the", "engine of the search"]
+    orders = {}
+    for named, score in (("dot", "dot"), ("dot_score", "dot"), ("cosine", "cosine"), (None, "cosine")):
+        write(directory, PROMPTS, similarity_fn_name=named)
+        with running(directory / "data", models=[f"mine={directory}"], dtype="float32") as api:
+            asked = {"model": "mine", "query": TEXTS[0], "documents": documents}
+            results = api.run(api.client.post("/v1/rerank", json=asked)).json()["results"]
+            [listed] = api.run(api.client.get("/v1/models")).json()["data"]
+        assert listed["score"] == score
+        write(directory, PROMPTS, similarity_fn_name="dot" if score == "dot" else named)
+        reference = SentenceTransformer(str(directory), device="cpu")
+        [expected] = reference.similarity(reference.encode([TEXTS[0]]), reference.encode(documents))
+        found = {result["index"]: result["relevance_score"] for result in results}
+        torch.testing.assert_close(
+            torch.tensor([found[place] for place in range(len(documents))]), expected, atol=1e-4, rtol=1e-4
+        )
+        orders[score] = [result["index"] for result in results]
+    assert orders["dot"] != orders["cosine"]
+
+
+def test_products_of_vectors_of_unit_length_are_cosines(directory: Path) -> None:
+    write(directory, PROMPTS, similarity_fn_name="dot")
+    assert from_argument(f"mine={directory}", directory).spec.score == "cosine"
+
+
+@pytest.mark.parametrize("named", ["euclidean", "manhattan", "maxsim", ["dot"]])
+def test_a_similarity_that_is_not_served_is_refused(directory: Path, named: Any) -> None:
+    write(directory, PROMPTS, similarity_fn_name=named)
+    with pytest.raises(CheckpointError, match="is not served for dense vectors, of which cosine or dot is"):
+        from_argument(f"mine={directory}", directory)
+
+
+def test_weights_of_tokens_are_compared_by_their_product_alone(tmp_path: Path) -> None:
+    splade(tmp_path, "bert")
+    write(tmp_path, PROMPTS, similarity_fn_name="dot")
+    assert from_argument(f"mine={tmp_path}", tmp_path).spec.score == "dot"
+    write(tmp_path, PROMPTS, similarity_fn_name="cosine")
+    with pytest.raises(CheckpointError, match="'cosine' is not served for sparse vectors, of which dot is"):
+        from_argument(f"mine={tmp_path}", tmp_path)

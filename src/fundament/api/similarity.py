@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from fundament.api.state import Engine
-from fundament.catalog import ModelSpec
+from fundament.catalog import ModelSpec, Score
 from fundament.core import (
     Embed,
     Embedded,
@@ -22,7 +22,7 @@ from fundament.core import (
     SparseVectors,
 )
 from fundament.errors import Fault, InputError, TooLongError
-from fundament.vectors import Floats, cosine, dot, maxsim
+from fundament.vectors import Floats, cosine, dot, maxsim, product
 
 # What is embedded at a time, so that the vectors of thousands of long documents are never held together.
 _SLICE_DOCUMENTS, _SLICE_CHARACTERS = 256, 256 * 1024
@@ -33,9 +33,9 @@ async def rank_by_vectors(engine: Engine, spec: ModelSpec, call: Rerank, output:
 
     Args:
         engine: what embeds.
-        spec: the embedding model; its tasks for queries and passages are used where it has them.
+        spec: the embedding model; its tasks for queries and passages are used where it has them, and its own score.
         call: what is asked.
-        output: what is compared: one vector each (cosine), one per token (MaxSim), or weights (product).
+        output: what is compared: one vector each (cosine, or product), one per token (MaxSim), or weights (product).
 
     Raises:
         FundamentError: what the model cannot read, named as the query or by the document's place.
@@ -63,7 +63,7 @@ async def rank_by_vectors(engine: Engine, spec: ModelSpec, call: Rerank, output:
     scores, n_tokens, n_truncated = np.empty(len(different), dtype=np.float32), query.n_tokens, 0
     for part in slices(different):
         found = await embed(different[part], document_task, "document")
-        scores[part] = await asyncio.to_thread(compare, query, found)
+        scores[part] = await asyncio.to_thread(compare, query, found, spec.score)
         n_tokens, n_truncated = n_tokens + found.n_tokens, n_truncated + found.n_truncated
     place_of = {value: place for place, value in enumerate(different)}
     places = [place_of[value] for value in call.documents]
@@ -83,9 +83,17 @@ def slices(documents: Sequence[str | Media]) -> Iterator[slice]:
     yield slice(start, len(documents))
 
 
-def compare(query: Embedded, documents: Embedded) -> Floats:
-    """The score of each document with the one query, `[documents]`; both are of the same kind."""
+def compare(query: Embedded, documents: Embedded, score: Score | None) -> Floats:
+    """The score of each document with the one query, `[documents]`; both are of the same kind.
+
+    Args:
+        query: of one input.
+        documents: of any number.
+        score: the model's own: `dot` compares single vectors with their lengths.
+    """
     match query, documents:
+        case Embeddings(), Embeddings() if score == "dot":
+            return product(query.vectors[0], documents.vectors)
         case Embeddings(), Embeddings():
             return cosine(query.vectors[0], documents.vectors)
         case MultiVectors(), MultiVectors():

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import orjson
 
-from fundament.catalog import CATALOG, EMBEDDED, LISTWISE, PAIRS, ModelSpec, Task, find
+from fundament.catalog import CATALOG, EMBEDDED, LISTWISE, PAIRS, ModelSpec, Score, Task, find
 from fundament.core import Output
 from fundament.errors import CheckpointError, near
 from fundament.models import families, family_of
@@ -40,6 +40,13 @@ ELSER, PROGRAM = "elser-v2", "torchscript"  # the model that is published as a p
 _SERVED_MODULES = {"Transformer", "Pooling", "Normalize"}
 _SERVED_DENSE_MODULES = _SERVED_MODULES | {"Dense", "Dropout"}
 _SERVED_SPARSE_MODULES = {"Transformer", "MLMTransformer", "SpladePooling", "Router", "SparseStaticEmbedding"}
+
+# What is served of sentence-transformers' `similarity_fn_name`, and of its functions' names, by what is compared.
+_SIMILARITIES: Mapping[Output, Mapping[str, Score]] = {
+    "dense": {"cosine": "cosine", "cos_sim": "cosine", "dot": "dot", "dot_score": "dot"},
+    "sparse": {"dot": "dot", "dot_score": "dot"},
+    "multi": {"maxsim": "maxsim"},
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -300,6 +307,7 @@ def _own(name: str, directory: Path) -> ModelSpec:
     refuse_unserved(checkpoint, prompts=prompted, pairs=ranks is PAIRS)
     changed = datetime.fromtimestamp((directory / "config.json").stat().st_mtime, UTC).date()
     prompts, default = read_prompts(checkpoint) if prompted else ({}, None)
+    ranks = ranks or {"ranks_by": _read_similarity(checkpoint, outputs[0])}
     return ModelSpec(
         id=name,
         family=family,
@@ -355,6 +363,26 @@ def _outputs(checkpoint: "Checkpoint", family: str) -> tuple[tuple[Output, ...],
     sizes = (checkpoint.config.get(key) for key in ("hidden_size", "d_model", "dim"))
     dim = read_dim(checkpoint, next(filter(None, sizes), None))
     return ("dense", "sparse", "multi") if has_heads(checkpoint) else ("dense",), dim
+
+
+def _read_similarity(checkpoint: "Checkpoint", output: Output) -> Score | None:
+    """How the model's vectors are compared, as `config_sentence_transformers.json` says; None where it does not.
+
+    Raises:
+        CheckpointError: in a way that is not served.
+    """
+    from fundament.backbone.sentence import PROMPTS, read_modules
+
+    told, known = checkpoint.json(PROMPTS, default={}).get("similarity_fn_name"), _SIMILARITIES[output]
+    if told is None:
+        return None
+    if (score := known.get(str(told).lower())) is None:
+        raise CheckpointError(
+            f"{checkpoint.directory / PROMPTS}: similarity_fn_name '{told}' is not served for {output} vectors, of "
+            f"which {' or '.join(sorted(set(known.values())))} is; name that if its scores will do, or none"
+        )
+    # Products of vectors of unit length are cosines.
+    return "cosine" if output == "dense" and "Normalize" in read_modules(checkpoint) else score
 
 
 def find_program(argument: str, given: Path, *, allowed: bool) -> Path | None:
