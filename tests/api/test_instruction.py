@@ -21,6 +21,8 @@ TEXTS = ["the inner city", "x"]
 def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
     folder = tmp_path_factory.mktemp("instruction")
     directory = llama.save(folder / "qwen3", qwen.QWEN3, qwen.weights(qwen.QWEN3))
+    (directory / "1_Pooling").mkdir()
+    (directory / "1_Pooling" / "config.json").write_text('{"pooling_mode": "lasttoken"}')
     named = [f"{QWEN3}={directory}", f"plain={directory}", MODEL]
     with running(folder / "data", dims={QWEN3: 32}, models=named, dtype="float32") as api:
         yield api

@@ -170,6 +170,7 @@ def spec(family: str, *, tasks: Mapping[str, Task] = MappingProxyType({}), conte
     return ModelSpec(
         id="tiny",
         family=family,
+        repo="somebody/tiny",  # one of one's own must say how it pools
         name="Tiny",
         released=date(2026, 1, 1),
         licence="x",

@@ -16,10 +16,12 @@ from fundament.backbone.embedder import TextEmbedder
 from fundament.backbone.packed import pack
 from fundament.catalog import CATALOG, Task
 from fundament.core import Embed
+from fundament.engine.local import load_model
+from fundament.engine.weights import Local, from_argument
 from fundament.errors import CheckpointError, InputError
 from fundament.models import families, family
 from tests.checkpoints import assert_same_alone, llama, qwen
-from tests.conftest import BFLOAT16
+from tests.conftest import BFLOAT16, FLOAT32
 
 TEXTS = ["the other", "x", "", "in the inner city", "naïve 東京 🙂", "the " * 70, "in", "in the inner citY"]
 ASKED = [(text, task) for text in TEXTS[:5] for task in (*llama.TASKS, None) if text or task]
@@ -248,6 +250,22 @@ def test_a_directory_of_ones_own_pools_as_it_says(tmp_path: Path) -> None:
         llama.load(directory, llama.spec("qwen"))
     (directory / "config.json").write_text(json.dumps(qwen.QWEN3 | code | {"is_causal": True}))
     assert llama.load(directory, llama.spec("qwen")).pooling == "mean"
+
+
+@pytest.mark.parametrize("config", [qwen.QWEN2, qwen.QWEN3], ids=["qwen2", "qwen3"])
+def test_one_of_ones_own_says_that_it_makes_vectors(tmp_path: Path, config: llama.Config) -> None:
+    """Qwen3-Reranker has the same files but for the pooling's: as an embedding model it would rank at random."""
+    directory = llama.save(tmp_path / "own", config, qwen.weights(config))
+    local = from_argument(f"mine={directory}", tmp_path)
+    ways = rf'"pooling_mode": "lasttoken".*--model qwen3-reranker-0\.6b={directory} or .*qwen3-reranker-4b='
+    with pytest.raises(CheckpointError, match=ways):
+        load_model(local, FLOAT32)
+    known = from_argument(f"qwen3-embedding-0.6b={directory}", tmp_path)
+    load_model(Local(replace(known.spec, dim=32, context=64), directory), FLOAT32)
+    (directory / "1_Pooling").mkdir()
+    (directory / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode": "lasttoken"}))
+    assert isinstance(model := load_model(local, FLOAT32), TextEmbedder)
+    assert model.pooling == "last"
 
 
 def test_memory_is_counted_with_adapters(small: Path, v5: TextEmbedder) -> None:

@@ -14,9 +14,12 @@ from fundament.backbone.embedder import TextEmbedder
 from fundament.backbone.generative import GenerativeReranker, load_generative
 from fundament.backbone.llama import last_token, load_cross_encoder, load_embedder, read_qwen_shape
 from fundament.backbone.pooling import Pooling
-from fundament.backbone.sentence import read_pooling
-from fundament.catalog import ModelSpec
+from fundament.backbone.sentence import read_modules, read_pooling
+from fundament.catalog import CATALOG, ModelSpec
 from fundament.errors import CheckpointError
+
+
+_POOLING = "1_Pooling/config.json"
 
 
 def recognises(config: dict[str, Any]) -> bool:
@@ -43,18 +46,20 @@ def load(
 
 
 def read_own_pooling(checkpoint: Checkpoint, spec: ModelSpec) -> Pooling:
-    """The last token, or what a directory of one's own says.
+    """The last token, or what a directory of one's own says, which must say something.
 
     Raises:
-        CheckpointError: a pooling that is not served, or one of all tokens behind code that may attend both ways.
+        CheckpointError: a pooling that is not served, or none, as in the directory of a reranker or a model that writes.
     """
     if spec.repo or checkpoint.config["model_type"] == "jina_embeddings_v5":
         return last_token(checkpoint)
-    pooling = read_pooling(checkpoint, "last")
-    # Models that pool all tokens often come with code that lets tokens see those behind them.
-    if pooling != "last" and checkpoint.config.get("auto_map") and not checkpoint.config.get("is_causal"):
+    told = "Pooling" in read_modules(checkpoint) or checkpoint.json(_POOLING, default={})
+    if not (told or checkpoint.config.get("emb_pooler")):
+        rankers = [spec.id for spec in CATALOG.values() if (spec.family, spec.kind) == ("qwen", "reranker")]
+        served = " or ".join(f"--model {ranker}={checkpoint.directory}" for ranker in rankers)
         raise CheckpointError(
-            f"{checkpoint.directory} pools '{pooling}' behind code of its own, auto_map in config.json, which is not "
-            'run; if attention there is to earlier tokens alone, say so in config.json: "is_causal": true'
+            f"{checkpoint.directory} has no {_POOLING}, so nothing says that it makes vectors: rerankers and models "
+            'that write look alike. If it makes them, write one that says {"pooling_mode": "lasttoken"}. '
+            f"If it is Qwen3-Reranker: {served}. Other rerankers that answer yes or no are not served"
         )
-    return pooling
+    return read_pooling(checkpoint, "last")
