@@ -1,5 +1,6 @@
 """Cross-encoders against the classes of transformers, and JinaBERT's against the plain forward pass."""
 
+import json
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -363,14 +364,45 @@ def test_pairs_of_bytes_are_read_as_sentence_transformers_reads_them(tmp_path: P
     np.testing.assert_allclose(rank(model, QUERY, DOCUMENTS).scores, expected, atol=1e-5)
 
 
-def test_a_classifier_that_is_prompted_is_refused(tmp_path: Path) -> None:
+QWEN2_CHAT = (  # of Qwen2-Instruct: it writes any role
+    "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system\n' }}"
+    "{% endif %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}"
+)
+NAMED = "".join(
+    f"{{{{ messages | selectattr('role', 'eq', '{role}') | map(attribute='content') | first }}}}"
+    for role in ("query", "document")
+)
+PARTS = "{% for message in messages %}{{ message['content'][0]['text'] | upper }}{% endfor %}"
+
+
+@pytest.mark.parametrize("template", [QWEN2_CHAT, NAMED, PARTS, "{{ messages }}", "{% unknown %}"])
+def test_a_classifier_that_is_prompted_is_refused(tmp_path: Path, template: str) -> None:
     directory = llama_ranker(tmp_path, "qwen3")
-    template = "".join(f"{{{{ messages | selectattr('role', 'eq', '{role}') }}}}" for role in ("query", "document"))
-    (directory / "chat_template.jinja").write_text("{{ messages }}")
-    open_model("qwen3", directory)
+    for told in (template, [{"name": "tool", "template": ""}, {"name": "default", "template": template}]):
+        (directory / "tokenizer_config.json").write_text(json.dumps({"chat_template": told}))
+        with pytest.raises(CheckpointError, match=r"chat template that writes a query and a document.*take the temp"):
+            open_model("qwen3", directory)
     (directory / "chat_template.jinja").write_text(template)
-    with pytest.raises(CheckpointError, match="has a chat template for a query and a document"):
+    (directory / "tokenizer_config.json").unlink()
+    with pytest.raises(CheckpointError, match="chat template that writes a query and a document"):
         open_model("qwen3", directory)
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for message in messages if message['role'] == 'user' %}{{ message['content'] }}{% endfor %}",
+        "{{ messages[0]['content'] }}",
+        "{{ raise_exception('only users') }}",
+    ],
+)
+def test_a_template_that_writes_no_pairs_is_let_be(tmp_path: Path, template: str) -> None:
+    directory = llama_ranker(tmp_path, "qwen3")
+    (directory / "chat_template.jinja").write_text(template)
+    open_model("qwen3", directory)
+    (directory / "chat_template.jinja").write_text(NAMED)
+    (directory / "sentence_bert_config.json").write_text(json.dumps({"modality_config": {"text": {}}}))
+    open_model("qwen3", directory)
 
 
 def test_the_catalogues_rerankers_are_no_classifiers(tmp_path: Path) -> None:

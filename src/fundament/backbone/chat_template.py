@@ -1,11 +1,11 @@
 """A conversation as the prompt that a checkpoint was trained on: its own chat template, in Jinja."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 from typing import Any, NoReturn
 
-from jinja2 import TemplateError
+from jinja2 import Template, TemplateError
 from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -31,13 +31,11 @@ class ChatTemplate:
     """
 
     def __init__(self, source: str, *, picture: str, marks: Sequence[str], **given: Any) -> None:
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
-        environment.globals["raise_exception"] = _refuse
         self.picture = picture
         self._given = {"image_prompt_token": picture, **given}
         self._marks = re.compile("|".join(map(re.escape, sorted(marks, key=len, reverse=True))))
         try:
-            self._template = environment.from_string(source)
+            self._template = _environment().from_string(source)
             parts = [{"type": "image"}, {"type": "text", "text": _PROBE}]
             probed = self._render([{"role": "user", "content": parts}])
         except _BROKEN as error:
@@ -105,6 +103,39 @@ def read_chat_template(checkpoint: Checkpoint) -> str:
         if isinstance(found, str):
             return found
     raise CheckpointError(f"{checkpoint.directory} has no chat template: chat_template.jinja is missing")
+
+
+def writes_pairs(source: str) -> bool:
+    """Whether a template writes the texts of messages whose roles are `query` and `document`.
+
+    sentence-transformers has it write what a cross-encoder reads. Many templates write every role and name none, so it
+    is rendered: what it writes should change with each text. One that is not understood here may do so; one that
+    refuses such messages does not.
+    """
+    try:
+        template = _environment().from_string(source)
+    except _BROKEN:
+        return True
+    return any(_moves(template, content) for content in (str, lambda text: [{"type": "text", "text": text}]))
+
+
+def _moves(template: Template, content: Callable[[str], Any]) -> bool:
+    pairs = (_PROBE, "b"), ("a", "b"), (_PROBE, _PROBE)
+    told = [
+        [{"role": role, "content": content(text)} for role, text in zip(("query", "document"), pair, strict=True)]
+        for pair in pairs
+    ]
+    try:
+        first, *others = (template.render(messages=messages) for messages in told)
+    except _BROKEN:
+        return False
+    return first not in others
+
+
+def _environment() -> ImmutableSandboxedEnvironment:
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
+    environment.globals |= {"raise_exception": _refuse, "strftime_now": str}
+    return environment
 
 
 def _refuse(message: str) -> NoReturn:

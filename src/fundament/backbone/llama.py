@@ -5,6 +5,7 @@ from typing import Any
 
 from fundament.backbone import cross_encoder
 from fundament.backbone.adapters import read_adapters
+from fundament.backbone.chat_template import writes_pairs
 from fundament.backbone.checkpoint import Checkpoint, Source
 from fundament.backbone.cross_encoder import CrossEncoder, HeadKind
 from fundament.backbone.dense import read_dense
@@ -12,7 +13,7 @@ from fundament.backbone.device import Placement
 from fundament.backbone.embedder import TextEmbedder
 from fundament.backbone.linear import read_activation
 from fundament.backbone.pooling import Pooling
-from fundament.backbone.sentence import read_pooling
+from fundament.backbone.sentence import read_pooling, read_sentence
 from fundament.backbone.tokenizing import TextTokenizer
 from fundament.backbone.transformer import Shape, Transformer, parameters
 from fundament.catalog import ModelSpec
@@ -181,11 +182,16 @@ def load_cross_encoder(
     """
     path = checkpoint.directory / "chat_template.jinja"
     told = checkpoint.json("tokenizer_config.json", default={}).get("chat_template")
-    template = path.read_text() if path.is_file() else str(told)
-    if "query" in template and "document" in template:
+    if isinstance(told, list):  # several, by name
+        named = {str(one.get("name")): one.get("template") for one in told if isinstance(one, dict)}
+        told = named.get("default")
+    template = path.read_text() if path.is_file() else told
+    plain = read_sentence(checkpoint)[1].get("modality_config")  # with messages in it, it was refused before
+    if template is not None and not plain and writes_pairs(str(template)):
         raise CheckpointError(
-            f"{checkpoint.directory} has a chat template for a query and a document, and a classifier is served that "
-            "reads the two as its tokenizer joins them: its scores would be wrong"
+            f"{checkpoint.directory} has a chat template that writes a query and a document, as sentence-transformers "
+            "would have it do, and a classifier is served that reads the two as its tokenizer joins them. If it was "
+            f"trained on such pairs, take the template away: {path.name}, or chat_template of tokenizer_config.json"
         )
     return cross_encoder.load(
         checkpoint, spec, placement, shape, LAYOUT, kind, prefixes=PREFIXES, unused=IGNORED, padding=padding
