@@ -177,6 +177,65 @@ def test_a_file_that_is_missing_is_said(own: Path, tmp_path: Path, name: str) ->
         from_argument(f"mine={own}", tmp_path)
 
 
+@pytest.mark.parametrize("name", ["vocab.txt", "sentencepiece.bpe.model"])
+def test_a_vocabulary_of_another_form_has_a_way_out(own: Path, tmp_path: Path, name: str) -> None:
+    (own / "tokenizer.json").rename(own / name)
+    with pytest.raises(CheckpointError, match=rf"has no tokenizer\.json, and {name} .*\.save_pretrained\('{own}'\)"):
+        from_argument(f"mine={own}", tmp_path)
+
+
+ROUTES = {"query": ["query_0_SparseStaticEmbedding"], "document": ["document_0_MLMTransformer", "1_SpladePooling"]}
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        ({"adapter_config.json": {"base_model_name_or_path": "x/y"}}, r"has no config\.json: .* for x/y\. Merge"),
+        ({"modules.json": [{"type": "st.StaticEmbedding", "path": ""}]}, r"table of vectors \(StaticEmbedding\)"),
+        ({"modules.json": [{"type": "st.Transformer", "path": "0_T"}]}, "model is in 0_T: give --model that directory"),
+        (
+            {"modules.json": [{"type": "st.Router", "path": ""}], "router_config.json": {"structure": ROUTES}},
+            'is a Router, and its model is in document_0_MLMTransformer.* write "" for its name',
+        ),
+        ({"modules.json": [{"type": "st.Router", "path": ""}]}, "a Router of several models, which is not served"),
+        ({"modules.json": [{"type": "st.Other", "path": ""}]}, r"has no config\.json; is it a model directory"),
+    ],
+)
+def test_what_is_no_model_with_its_config_is_called_what_it_is(
+    tmp_path: Path, files: dict[str, Any], words: str
+) -> None:
+    for name, told in files.items():
+        (tmp_path / name).write_text(json.dumps(told))
+    with pytest.raises(CheckpointError, match=words):
+        from_argument(f"mine={tmp_path}", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ({"position_embedding_type": "relative_key"}, "not served is its position_embedding_type 'relative_key'"),
+        (
+            {"model_type": "distilbert", "architectures": ["DistilBertModel"]},
+            "Served of this model_type is DistilBertForMaskedLM or DistilBertForSequenceClassification$",
+        ),
+        ({"model_type": "roberta", "architectures": None}, "of this model_type is RobertaForMaskedLM$"),
+    ],
+)
+def test_the_setting_that_makes_a_model_unknown_is_said(
+    own: Path, tmp_path: Path, said: dict[str, Any], words: str
+) -> None:
+    edit(own / "config.json", **said)
+    with pytest.raises(CheckpointError, match=words):
+        from_argument(f"mine={own}", tmp_path)
+
+
+def test_a_pooled_model_whose_family_makes_no_dense_vectors_is_said(own: Path, tmp_path: Path) -> None:
+    edit(own / "config.json", model_type="roberta", architectures=["RobertaForMaskedLM"])
+    (own / "modules.json").write_text(json.dumps([{"type": "st.Pooling", "path": "1_Pooling"}]))
+    with pytest.raises(CheckpointError, match=r"RobertaForMaskedLM; dense vectors, which .* are not$"):
+        from_argument(f"mine={own}", tmp_path)
+
+
 def test_weights_that_are_missing_are_said_when_it_loads(own: Path, tmp_path: Path) -> None:
     (own / "model.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"has no \.safetensors file"):

@@ -83,6 +83,11 @@ def test_the_pooling_is_in_the_folder_that_the_modules_name(directory: Path) -> 
         load_model(from_argument(f"mine={directory}", directory), FLOAT32)
 
 
+def test_a_list_of_one_pooling_is_that_pooling(directory: Path) -> None:
+    write(directory, POOLING, embedding_dimension=48, pooling_mode=["cls"])
+    check(directory)
+
+
 def test_the_longest_input(directory: Path) -> None:
     write(directory, SENTENCE)
     write(directory, TOKENIZER, **json.loads((directory / TOKENIZER).read_text()) | {"model_max_length": 16})
@@ -141,7 +146,6 @@ def test_prompts_for_either_side_of_a_search_rank(directory: Path) -> None:
         (TOKENIZER, {"extra_special_tokens": 5}, "is one of its files wrong"),
         (SENTENCE, {"modality_config": 5}, "is one of its files wrong"),
         (TOKENIZER, {"added_tokens_decoder": {"900": {"content": "[NEW]"}}}, r"lacks: '\[NEW\]'"),
-        (POOLING, {"pooling_mode_cls_token": 1}, "pooling .* is not served"),
         ("config.json", {"auto_map": {"AutoModel": "modeling.Mine"}}, r"config\.json asks for code of its own"),
         (TOKENIZER, {"auto_map": {"AutoTokenizer": ["mine.Mine", None]}}, r"config\.json asks for code of its own"),
         (SENTENCE, {"modality_config": {"text": {"method_output_name": ["hidden_states", -2]}}}, "hidden_states"),
@@ -157,6 +161,10 @@ def test_prompts_for_either_side_of_a_search_rank(directory: Path) -> None:
         ("special_tokens_map.json", {"additional_special_tokens": ["[NEW]"]}, r"lacks: '\[NEW\]'"),
         ("tokenizer.json", {"truncation": {"direction": "Left", "max_length": 9, "stride": 0}}, "at their beginning"),
         ("2_Normalize/config.json", {"module_input_name": "token_embeddings"}, "scales what is no vector"),
+        (POOLING, {"pooling_mode_cls_token": 1}, "pooling pooling_mode_mean_tokens and .*_cls_token is not served"),
+        (POOLING, {"pooling_mode": ["cls", "mean"]}, "pooling cls and mean is not served"),
+        (POOLING, {"pooling_mode": "median"}, "pooling median is not served; known are"),
+        (POOLING, {"pooling_mode_mean_tokens": False}, "its pooling names no mode"),
     ],
 )
 def test_what_would_change_vectors_and_is_not_served_is_refused(

@@ -97,10 +97,12 @@ def read_pooling(checkpoint: Checkpoint, default: Pooling | None = "mean") -> Po
                 f'ways; write one that says {{"pooling_mode": …}}, one of {sorted(_NAMES)}'
             )
         return default
-    asked = [named] if isinstance(named, str) else [key for key, on in config.items() if on and "mode" in key]
-    known = [_NAMES.get(mode) or _POOLINGS.get(mode) for mode in asked]
+    flags = [key for key, on in config.items() if on and "mode" in key]
+    asked = [named] if isinstance(named, str) else named if isinstance(named, list) else flags
+    known = [_NAMES.get(str(mode)) or _POOLINGS.get(str(mode)) for mode in asked]
     if len(known) != 1 or known[0] is None or (not config and known[0] not in _BY_CONFIG):
-        raise CheckpointError(f"{checkpoint.directory}: pooling {asked} is not served; known are {sorted(_NAMES)}")
+        words = f"pooling {' and '.join(map(str, asked))} is not served" if asked else "its pooling names no mode"
+        raise CheckpointError(f"{checkpoint.directory}: {words}; known are {sorted(_NAMES)}, one of them")
     if known != ["last"] and not config.get("include_prompt", True) and read_prompts(checkpoint)[0]:
         raise CheckpointError(f"{checkpoint.directory}: pooling without the prompt (include_prompt) is not served")
     return known[0]

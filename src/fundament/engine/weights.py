@@ -41,6 +41,11 @@ _SERVED_MODULES = {"Transformer", "Pooling", "Normalize"}
 _SERVED_DENSE_MODULES = _SERVED_MODULES | {"Dense", "Dropout"}
 _SERVED_SPARSE_MODULES = {"Transformer", "MLMTransformer", "SpladePooling", "Router", "SparseStaticEmbedding"}
 
+# Architectures by which a family is known, where the model's type alone does not tell it.
+_TELLING = ("DistilBertForMaskedLM", "RobertaForMaskedLM", "DistilBertForSequenceClassification")
+
+_VOCABULARIES = ("vocab.txt", "vocab.json", "sentencepiece.bpe.model", "spiece.model", "tokenizer.model")
+
 # What is served of sentence-transformers' `similarity_fn_name`, and of its functions' names, by what is compared.
 _SIMILARITIES: Mapping[Output, Mapping[str, Score]] = {
     "dense": {"cosine": "cosine", "cos_sim": "cosine", "dot": "dot", "dot_score": "dot"},
@@ -262,7 +267,7 @@ def from_argument(argument: str, data_dir: Path, *, allow_torchscript: bool = Fa
         return _own_program(argument, spec, name, program)
     for needed in ("config.json", "tokenizer.json"):
         if not (directory / needed).is_file():
-            raise CheckpointError(f"--model {argument}: {directory} has no {needed}; is it a model directory?")
+            raise CheckpointError(f"--model {argument}: {directory} has no {needed}{_instead(directory, needed)}")
     return Local(spec or _own(name, directory), directory)
 
 
@@ -289,11 +294,7 @@ def _own(name: str, directory: Path) -> ModelSpec:
     checkpoint = Checkpoint(directory)
     family = family_of(known_by(checkpoint))
     if family is None:
-        raise CheckpointError(
-            f"{directory} is of no known family: config.json says model_type "
-            f"'{checkpoint.config.get('model_type')}', architectures {checkpoint.config.get('architectures')}. "
-            f"Known are {', '.join(families())}"
-        )
+        raise CheckpointError(_unknown(checkpoint))
     _refuse_without_entry(name, family, checkpoint)
     ranks = PAIRS if is_classifier(checkpoint) else LISTWISE if family == "listwise" else {}
     outputs, dim = (("dense",), 0) if ranks is PAIRS else _outputs(checkpoint, family)
@@ -322,6 +323,66 @@ def _own(name: str, directory: Path) -> ModelSpec:
         default_task=default,
         **ranks,
     )
+
+
+def _unknown(checkpoint: "Checkpoint") -> str:
+    """That a checkpoint is of no family, and which of its settings is in the way where one is."""
+    from fundament.backbone.sentence import is_pooled, read_kind
+
+    config, kind = checkpoint.config, read_kind(checkpoint)
+    model_type, positions = config.get("model_type"), config.get("position_embedding_type")
+    able = [name for name in _TELLING if name.lower().startswith(f"{model_type}for")]
+    why = f"Known are {', '.join(families())}"
+    if positions and family_of({**kind, "position_embedding_type": "absolute"}):
+        why = f"What is not served is its position_embedding_type '{positions}'"
+    elif able:
+        why = f"Served of this model_type is {' or '.join(able)}"
+        if is_pooled(checkpoint):
+            why += "; dense vectors, which the Pooling in modules.json asks for, are not"
+    return (
+        f"{checkpoint.directory} is of no known family: config.json says model_type '{model_type}', architectures "
+        f"{config.get('architectures')}. {why}"
+    )
+
+
+def _instead(directory: Path, needed: str) -> str:
+    """What a directory is that lacks a file of a model, and the way out, as the end of a sentence."""
+    from fundament.backbone.checkpoint import Checkpoint
+    from fundament.backbone.sentence import read_modules
+
+    if needed == "tokenizer.json":
+        if found := [name for name in _VOCABULARIES if (directory / name).is_file()]:
+            call = f"AutoTokenizer.from_pretrained('{directory}').save_pretrained('{directory}')"
+            return f", and {found[0]} alone is not read: {call} of transformers makes one"
+        return "; is it a model directory?"
+    checkpoint = Checkpoint(directory)
+    if adapter := checkpoint.json("adapter_config.json", default={}):
+        base = adapter.get("base_model_name_or_path") or "another model"
+        return f": it is an adapter for {base}. Merge it into that model's weights, and give --model what that saves"
+    modules = read_modules(checkpoint)
+    if folder := _folder_of_model(modules):
+        return f": modules.json says that {folder}"
+    if "StaticEmbedding" in modules:
+        return ": modules.json says that it is a table of vectors (StaticEmbedding), which is not served"
+    if "Router" not in modules:
+        return "; is it a model directory?"
+    structure = checkpoint.json("router_config.json", default={}).get("structure")
+    names = [str(name) for name in structure.get("document") or ()] if isinstance(structure, dict) else []
+    folders = [name for name in names if name.endswith("Transformer")]
+    if len(folders) != 1 or not any(name.endswith("SpladePooling") for name in names):
+        return ": modules.json says that it is a Router of several models, which is not served"
+    return (
+        f": modules.json says that it is a Router, and its model is in {folders[0]}. Put the files of that folder into "
+        f'{directory} itself, and write "" for its name under structure in router_config.json'
+    )
+
+
+def _folder_of_model(modules: Mapping[str, str]) -> str | None:
+    """What to do where `modules.json` names a folder for the model itself, as the end of a sentence."""
+    folder = next((modules[name] for name in ("Transformer", "MLMTransformer") if modules.get(name)), None)
+    if folder is None:
+        return None
+    return f"the model is in {folder}: give --model that directory, with the other files of this one in it"
 
 
 def _refuse_without_entry(name: str, family: str, checkpoint: "Checkpoint") -> None:
@@ -441,11 +502,8 @@ def _refuse_other_modules(checkpoint: "Checkpoint", served: set[str]) -> None:
     from fundament.backbone.sentence import read_modules
 
     modules = read_modules(checkpoint)
-    if folders := [modules[name] for name in ("Transformer", "MLMTransformer") if modules.get(name)]:
-        raise CheckpointError(
-            f"{checkpoint.directory}/modules.json says that the model is in {folders[0]}: give --model that directory, "
-            "with the other files of this one in it"
-        )
+    if folder := _folder_of_model(modules):
+        raise CheckpointError(f"{checkpoint.directory}/modules.json says that {folder}")
     if other := modules.keys() - served:
         raise CheckpointError(
             f"{checkpoint.directory}/modules.json names modules that are not served: {', '.join(sorted(other))}"
