@@ -11,7 +11,7 @@ from fundament.backbone.device import Placement
 from fundament.backbone.embedder import TextEmbedder
 from fundament.backbone.linear import read_activation
 from fundament.backbone.pooling import Pooling
-from fundament.backbone.sentence import drops_predictions, read_pooling
+from fundament.backbone.sentence import read_pooling, unneeded_heads
 from fundament.backbone.tokenizing import TextTokenizer
 from fundament.backbone.transformer import Adapter, Shape, Transformer, parameters
 from fundament.catalog import ModelSpec
@@ -69,9 +69,6 @@ DISTILBERT: dict[str, Source] = {
 
 UNUSED = r"(.*\.)?(position_ids|pooler\.dense\.(weight|bias))"
 """Names of a buffer that is no weight, and of the head of next-sentence prediction, which no embedding needs."""
-
-PREDICTIONS = r"(cls\.predictions|lm_head|vocab_transform|vocab_layer_norm|vocab_projector)\..*"
-"""Names of the heads of masked language models."""
 
 
 def read_shape(config: Mapping[str, Any]) -> Shape:
@@ -164,7 +161,7 @@ def load_embedder(
         layout,
         placement,
         prefixes=prefixes,
-        ignored=f"{unused}|{PREDICTIONS}" if drops_predictions(checkpoint) else unused,
+        ignored=f"{unused}|{unneeded_heads(checkpoint)}",
     )
     return TextEmbedder(
         TextTokenizer(checkpoint.directory, spec.context),

@@ -13,7 +13,7 @@ from fundament.backbone.device import Placement
 from fundament.backbone.embedder import TextEmbedder
 from fundament.backbone.linear import read_activation
 from fundament.backbone.pooling import Pooling
-from fundament.backbone.sentence import read_pooling, read_sentence
+from fundament.backbone.sentence import read_pooling, read_sentence, unneeded_heads
 from fundament.backbone.tokenizing import TextTokenizer
 from fundament.backbone.transformer import Shape, Transformer, parameters
 from fundament.catalog import ModelSpec
@@ -145,7 +145,7 @@ def load_embedder(
         LAYOUT,
         placement,
         prefixes=PREFIXES,
-        ignored=IGNORED,
+        ignored=f"{IGNORED}|{unneeded_heads(checkpoint)}",
     )
     adapters, places = read_adapters(checkpoint, spec, shape, LAYOUT, placement)
     return TextEmbedder(

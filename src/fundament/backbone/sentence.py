@@ -1,5 +1,6 @@
 """What the files that sentence-transformers writes say about a checkpoint: modules, pooling, prompts, longest input."""
 
+import re
 from typing import Any
 
 import orjson
@@ -30,6 +31,10 @@ _NAMES: dict[str, Pooling] = {
 _BY_CONFIG: tuple[Pooling, ...] = ("first", "mean", "last")  # that `emb_pooler` may name
 
 
+_HEAD = re.compile("For(MaskedLM|SequenceClassification)$")
+_HEADS = r"(cls|lm_head|vocab_(transform|layer_norm|projector)|pre_classifier|classifier|score)\..*"
+
+
 def read_modules(checkpoint: Checkpoint) -> dict[str, str]:
     """The modules that `modules.json` names, by the last word of their type, each with its folder; none without one.
 
@@ -46,16 +51,22 @@ def read_modules(checkpoint: Checkpoint) -> dict[str, str]:
         raise CheckpointError(f"{path} is not a list of modules: {error!r}") from error
 
 
-def drops_predictions(checkpoint: Checkpoint) -> bool:
-    """Whether it is saved as a masked language model, and its states are pooled: it predicts no tokens then."""
-    named = " ".join(map(str, checkpoint.config.get("architectures") or ()))
-    return named.endswith("ForMaskedLM") and "Pooling" in read_modules(checkpoint)
+def is_pooled(checkpoint: Checkpoint) -> bool:
+    """Whether `modules.json` has the states pooled: it is a dense model then, whatever heads lie beside it."""
+    return "Pooling" in read_modules(checkpoint)
 
 
 def known_by(checkpoint: Checkpoint) -> dict[str, Any]:
-    """`config.json` as families know their own by it: without the name of a head that nothing is made of."""
+    """`config.json` as families know their own by it: of a pooled model, without the head that its base had."""
     config = checkpoint.config
-    return config | {"architectures": None} if drops_predictions(checkpoint) else config
+    if not is_pooled(checkpoint):
+        return config
+    return config | {"architectures": [_HEAD.sub("Model", str(name)) for name in config.get("architectures") or ()]}
+
+
+def unneeded_heads(checkpoint: Checkpoint) -> str:
+    """A pattern of the tensors of heads that a pooled model was trained on or cut from; of nothing where it is none."""
+    return _HEADS if is_pooled(checkpoint) else r"(?!)"
 
 
 def read_prompts(checkpoint: Checkpoint) -> tuple[dict[str, str], str | None]:

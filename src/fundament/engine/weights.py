@@ -288,7 +288,7 @@ def refuse_another(local: Local, others: Iterable[Local]) -> None:
 def _own(name: str, directory: Path) -> ModelSpec:
     from fundament.backbone.checkpoint import Checkpoint
     from fundament.backbone.cross_encoder import is_classifier
-    from fundament.backbone.sentence import known_by, read_context, read_prompts
+    from fundament.backbone.sentence import is_pooled, known_by, read_context, read_prompts
     from fundament.backbone.unserved import refuse_unserved
 
     checkpoint = Checkpoint(directory)
@@ -296,7 +296,8 @@ def _own(name: str, directory: Path) -> ModelSpec:
     if family is None:
         raise CheckpointError(_unknown(checkpoint))
     _refuse_without_entry(name, family, checkpoint)
-    ranks = PAIRS if is_classifier(checkpoint) else LISTWISE if family == "listwise" else {}
+    classifies = is_classifier(checkpoint) and not is_pooled(checkpoint)
+    ranks = PAIRS if classifies else LISTWISE if family == "listwise" else {}
     outputs, dim = (("dense",), 0) if ranks is PAIRS else _outputs(checkpoint, family)
     prompted = outputs == ("dense",) and not ranks
     served = _SERVED_SPARSE_MODULES if outputs == ("sparse",) else _SERVED_MODULES
@@ -327,9 +328,9 @@ def _own(name: str, directory: Path) -> ModelSpec:
 
 def _unknown(checkpoint: "Checkpoint") -> str:
     """That a checkpoint is of no family, and which of its settings is in the way where one is."""
-    from fundament.backbone.sentence import is_pooled, read_kind
+    from fundament.backbone.sentence import is_pooled, known_by
 
-    config, kind = checkpoint.config, read_kind(checkpoint)
+    config, kind = checkpoint.config, known_by(checkpoint)
     model_type, positions = config.get("model_type"), config.get("position_embedding_type")
     able = [name for name in _TELLING if name.lower().startswith(f"{model_type}for")]
     why = f"Known are {', '.join(families())}"

@@ -14,10 +14,9 @@ from fundament.backbone.embedder import TextEmbedder
 from fundament.backbone.generative import GenerativeReranker, load_generative
 from fundament.backbone.llama import last_token, load_cross_encoder, load_embedder, read_qwen_shape
 from fundament.backbone.pooling import Pooling
-from fundament.backbone.sentence import read_modules, read_pooling
+from fundament.backbone.sentence import is_pooled, read_pooling
 from fundament.catalog import CATALOG, ModelSpec
 from fundament.errors import CheckpointError
-
 
 _POOLING = "1_Pooling/config.json"
 
@@ -49,11 +48,11 @@ def read_own_pooling(checkpoint: Checkpoint, spec: ModelSpec) -> Pooling:
     """The last token, or what a directory of one's own says, which must say something.
 
     Raises:
-        CheckpointError: a pooling that is not served, or none, as in the directory of a reranker or a model that writes.
+        CheckpointError: a pooling that is not served, or none, as where a reranker or a model that writes lies.
     """
     if spec.repo or checkpoint.config["model_type"] == "jina_embeddings_v5":
         return last_token(checkpoint)
-    told = "Pooling" in read_modules(checkpoint) or checkpoint.json(_POOLING, default={})
+    told = is_pooled(checkpoint) or checkpoint.json(_POOLING, default={})
     if not (told or checkpoint.config.get("emb_pooler")):
         rankers = [spec.id for spec in CATALOG.values() if (spec.family, spec.kind) == ("qwen", "reranker")]
         served = " or ".join(f"--model {ranker}={checkpoint.directory}" for ranker in rankers)
