@@ -15,6 +15,9 @@ from tokenizers import Tokenizer
 from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor
 from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    BertModel,
     CamembertConfig,
     CamembertForMaskedLM,
     CamembertModel,
@@ -34,6 +37,9 @@ from transformers import (
     RobertaForMaskedLM,
     RobertaModel,
     RobertaTokenizer,
+    T5Config,
+    T5EncoderModel,
+    T5ForConditionalGeneration,
 )
 
 from fundament.core import Embed
@@ -41,6 +47,8 @@ from fundament.engine.local import finish, load_model
 from fundament.engine.weights import from_argument
 from fundament.errors import CheckpointError
 from tests.checkpoints import assert_same_alone, byte_bpe, embed, llama, random_tensors, texts, unigram, word_piece
+from tests.checkpoints.dense import IDENTITY, write_dense
+from tests.checkpoints.t5 import sentence_piece
 from tests.conftest import FLOAT32
 
 POSITIONS = 40
@@ -58,6 +66,7 @@ ROBERTA = SIZES | {"max_position_embeddings": POSITIONS + 2, "type_vocab_size": 
 DISTILBERT = {"dim": 48, "n_heads": 6, "n_layers": 2, "hidden_dim": 40, "max_position_embeddings": POSITIONS}
 
 QWEN = SIZES | {"num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": POSITIONS}
+T5 = {"d_model": 48, "d_kv": 8, "d_ff": 40, "num_heads": 6, "num_layers": 2, "relative_attention_num_buckets": 32}
 POOLINGS = ("mean", "cls", "lasttoken", "max", "mean_sqrt_len_tokens", "weightedmean")
 
 
@@ -75,8 +84,10 @@ class Kind:
 
 KINDS = {
     "roberta": Kind(RobertaConfig, RobertaModel, RobertaForMaskedLM, byte_bpe, ROBERTA, RobertaTokenizer),
+    "bert": Kind(BertConfig, BertModel, BertForMaskedLM, word_piece, SIZES | {"max_position_embeddings": POSITIONS}),
     "distilbert": Kind(DistilBertConfig, DistilBertModel, DistilBertForMaskedLM, word_piece, DISTILBERT),
     "camembert": Kind(CamembertConfig, CamembertModel, CamembertForMaskedLM, unigram, ROBERTA),
+    "t5": Kind(T5Config, T5EncoderModel, T5ForConditionalGeneration, sentence_piece, T5),
     "qwen2": Kind(Qwen2Config, Qwen2Model, Qwen2ForCausalLM, partial(llama.tokenizer, ends=True), QWEN),
     "qwen3": Kind(Qwen3Config, Qwen3Model, Qwen3ForCausalLM, partial(llama.tokenizer, ends=True), QWEN),
 }
@@ -93,7 +104,9 @@ def write(directory: Path, name: str, *, pooling: str = "mean", **config: Any) -
     ends = {"pad_token": "<pad>", "unk_token": "<unk>", "cls_token": "<s>", "sep_token": "</s>"}
     if name.startswith("qwen"):
         ends = {"pad_token": llama.END, "padding_side": "left"}
-    if name == "distilbert":
+    if name == "t5":
+        ends = {"pad_token": "<pad>", "unk_token": "<unk>", "eos_token": "</s>"}
+    if name in ("bert", "distilbert"):
         ends = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
     kind.wrap.from_pretrained(plain, model_max_length=POSITIONS, **ends).save_pretrained(plain)
     modules = [Transformer(str(plain)), Pooling(48, pooling)]
@@ -105,9 +118,9 @@ def expected(directory: Path) -> Tensor:
     return SentenceTransformer(str(directory), device="cpu").encode(INPUTS, convert_to_tensor=True)
 
 
-def check(directory: Path) -> None:
+def check(directory: Path, *, dim: int = 48) -> None:
     local = from_argument(f"mine={directory}", directory)
-    assert (local.spec.context, local.spec.dim) == (POSITIONS, 48)
+    assert (local.spec.context, local.spec.dim) == (POSITIONS, dim)
     model = load_model(local, FLOAT32)
     items = model.prepare(call := Embed(inputs=INPUTS, truncate=True))
     assert items[-1].n_tokens == POSITIONS, "the last position of the table is in use"
@@ -125,6 +138,13 @@ def test_vectors_are_sentence_transformers(name: str, tmp_path: Path) -> None:
         check(directory)
 
 
+@pytest.mark.parametrize("name", KINDS)
+def test_dense_layers_follow_every_encoder(name: str, tmp_path: Path) -> None:
+    directory = write(tmp_path, name)
+    write_dense(directory, [48, 96, 20], bias=False, activation_function=IDENTITY)
+    check(directory, dim=20)
+
+
 def test_poolings_by_their_older_names(tmp_path: Path) -> None:
     directory = write(tmp_path, "distilbert")
     path = directory / "1_Pooling" / "config.json"
@@ -137,7 +157,7 @@ def test_poolings_by_their_older_names(tmp_path: Path) -> None:
             load_model(from_argument(f"mine={directory}", directory), FLOAT32)
 
 
-@pytest.mark.parametrize("name", ["roberta", "distilbert", "camembert"])
+@pytest.mark.parametrize("name", ["bert", "roberta", "distilbert", "camembert"])
 def test_a_head_that_predicts_tokens_is_not_used(name: str, tmp_path: Path) -> None:
     """all-distilroberta-v1 says that it is a masked language model; a few have the head's tensors, too."""
     directory, kind = write(tmp_path, name), KINDS[name]
@@ -150,7 +170,7 @@ def test_a_head_that_predicts_tokens_is_not_used(name: str, tmp_path: Path) -> N
     check(directory)
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", [name for name in KINDS if name != "t5"])
 def test_the_table_of_positions_bounds_a_text_where_nothing_else_does(name: str, tmp_path: Path) -> None:
     directory = write(tmp_path, name)
     for file in ("tokenizer_config.json", "sentence_bert_config.json"):

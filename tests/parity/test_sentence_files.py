@@ -310,6 +310,15 @@ def test_a_dense_layer_elsewhere_than_behind_the_pooling_is_refused(directory: P
         from_argument(f"mine={directory}", directory)
 
 
+@pytest.mark.parametrize("kind", ["Dense", "custom.Dense"])
+def test_another_packages_dense_layer_is_refused(directory: Path, kind: str) -> None:
+    write_dense(directory, [48, 48], bias=True, activation_function=TANH)
+    path = directory / "modules.json"
+    path.write_text(path.read_text().replace("sentence_transformers.models.Dense", kind))
+    with pytest.raises(CheckpointError, match="not sentence-transformers' own Dense"):
+        from_argument(f"mine={directory}", directory)
+
+
 def test_parts_of_a_text_are_means_alone(directory: Path) -> None:
     spec = replace(CATALOG["all-minilm-l6-v2"], dim=48, context=64, late_chunking=True)
     load_model(Local(spec, directory), FLOAT32)

@@ -97,11 +97,17 @@ def _folders(checkpoint: Checkpoint) -> list[str]:
         return []
     path = checkpoint.directory / "modules.json"
     modules = orjson.loads(path.read_bytes())
-    kinds = " ".join(str(module["type"]).rpartition(".")[2] for module in modules)
-    folders = [str(module.get("path") or "") for module in modules if str(module["type"]).endswith(".Dense")]
-    if not re.fullmatch("Transformer Pooling( Dense)+( Normalize)?", kinds.replace(" Dropout", "")) or not all(folders):
+    types = [str(module["type"]) for module in modules]
+    kinds = [name.rpartition(".")[2] for name in types]
+    order = " ".join(kind for kind in kinds if kind != "Dropout")
+    folders = [str(module.get("path") or "") for module, kind in zip(modules, kinds, strict=True) if kind == "Dense"]
+    if not re.fullmatch("Transformer Pooling( Dense)+( Normalize)?", order) or not all(folders):
         raise CheckpointError(
-            f"{path}: Dense is served in a folder of its own, behind Pooling and before Normalize; it says {kinds}"
+            f"{path}: Dense is served in a folder of its own, behind Pooling and before Normalize; it says {order}"
+        )
+    if other := [name for name in types if name.endswith("Dense") and not name.startswith("sentence_transformers.")]:
+        raise CheckpointError(
+            f"{path}: {', '.join(other)} is not sentence-transformers' own Dense, so it is not served"
         )
     return folders
 
