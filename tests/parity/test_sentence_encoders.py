@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 from tokenizers import Tokenizer
@@ -42,12 +44,12 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from fundament.core import Embed
+from fundament.core import Embed, Model
 from fundament.engine.local import finish, load_model
 from fundament.engine.weights import from_argument
 from fundament.errors import CheckpointError
 from tests.checkpoints import assert_same_alone, byte_bpe, embed, llama, random_tensors, texts, unigram, word_piece
-from tests.checkpoints.dense import IDENTITY, write_dense
+from tests.checkpoints.dense import IDENTITY, distilbert, write_dense
 from tests.checkpoints.t5 import sentence_piece
 from tests.conftest import FLOAT32
 
@@ -143,6 +145,20 @@ def test_dense_layers_follow_every_encoder(name: str, tmp_path: Path) -> None:
     directory = write(tmp_path, name)
     write_dense(directory, [48, 96, 20], bias=False, activation_function=IDENTITY)
     check(directory, dim=20)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> list[Model]:
+    root = tmp_path_factory.mktemp("pooled")
+    directories = (distilbert(root / pooling, pooling=pooling) for pooling in ("max_tokens", "weightedmean_tokens"))
+    return [load_model(from_argument(f"mine={directory}", root), FLOAT32) for directory in directories]
+
+
+@settings(deadline=None, max_examples=25)
+@given(inputs=st.lists(st.text(max_size=120), min_size=2, max_size=7))
+def test_a_row_alone_equals_the_row_in_any_company(models: list[Model], inputs: list[str]) -> None:
+    for model in models:
+        assert_same_alone(partial(embed, model), inputs)
 
 
 def test_poolings_by_their_older_names(tmp_path: Path) -> None:
