@@ -200,7 +200,7 @@ def test_the_space_before_a_text_is_the_tokenizers(tmp_path: Path) -> None:
     tokenizer = Tokenizer.from_file(str(path))
     tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=True)
     tokenizer.save(str(path))
-    with pytest.raises(CheckpointError, match="with add_prefix_space False, and"):
+    with pytest.raises(CheckpointError, match="means add_prefix_space False, and"):
         load_model(from_argument(f"mine={directory}", directory), FLOAT32)
     told = directory / "tokenizer_config.json"
     told.write_text(json.dumps(json.loads(told.read_text()) | {"add_prefix_space": True}))

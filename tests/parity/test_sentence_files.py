@@ -10,7 +10,14 @@ import pytest
 import torch
 from sentence_transformers import SentenceTransformer
 from tokenizers.normalizers import BertNormalizer
-from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    BertForSequenceClassification,
+    BertModel,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 from fundament.backbone.device import Placement
 from fundament.catalog import CATALOG
@@ -387,3 +394,25 @@ def test_weights_of_tokens_are_compared_by_their_product_alone(tmp_path: Path) -
     write(tmp_path, PROMPTS, similarity_fn_name="cosine")
     with pytest.raises(CheckpointError, match="'cosine' is not served for sparse vectors, of which dot is"):
         from_argument(f"mine={tmp_path}", tmp_path)
+
+
+@pytest.mark.parametrize("headed", [BertForMaskedLM, BertForSequenceClassification])
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_model_that_is_pooled_is_dense_whatever_its_base_was(
+    directory: Path, headed: type[PreTrainedModel], whole: bool
+) -> None:
+    """`config.json` may keep its base's architecture, and the weights a head: sentence-transformers needs neither."""
+    inputs = {"model_input_names": ["input_ids", "token_type_ids", "attention_mask"]}
+    write(directory, TOKENIZER, **json.loads((directory / TOKENIZER).read_text()) | inputs)
+    config = BertConfig(**json.loads((directory / "config.json").read_text()), num_labels=1)
+    if whole:
+        headed(config).save_pretrained(directory)
+    told = json.loads((directory / "config.json").read_text())
+    write(directory, "config.json", **told | {"architectures": [headed.__name__]})
+    spec = from_argument(f"mine={directory}", directory).spec
+    assert (spec.family, spec.kind, spec.outputs) == ("bert", "embedding", ("dense",))
+    check(directory)
+    (directory / "modules.json").unlink()
+    spec = from_argument(f"mine={directory}", directory).spec
+    assert (spec.outputs == ("sparse",)) == (headed is BertForMaskedLM)
+    assert (spec.kind == "reranker") == (headed is BertForSequenceClassification and whole)

@@ -167,12 +167,12 @@ def _words(checkpoint: Checkpoint, told: Mapping[str, Any]) -> Iterator[tuple[st
         yield "tokenizer.json", "cuts long texts at their beginning (truncation)"
     if told.get("split_special_tokens"):
         yield "tokenizer_config.json", "divides special tokens that a text spells (split_special_tokens)"
-    kind = str(told.get("tokenizer_class"))
+    kind = str(told.get("tokenizer_class") or checkpoint.config.get("model_type"))
     if kind not in _GENERIC_TOKENIZERS and normalizer.get("type") == "BertNormalizer":
         for key, own, usual in _BERT_WORDS:
             if (value := told.get(key, usual)) != normalizer.get(own):
                 yield "tokenizer_config.json", f"means {key} {value}, and tokenizer.json says {normalizer.get(own)}"
-    asked = told.get("add_prefix_space", False if kind.startswith("Roberta") else None)
+    asked = told.get("add_prefix_space", False if kind.lower().startswith("roberta") else None)
     for divider in _dividers(whole.get("pre_tokenizer") or {}):
         spaced = divider.get("add_prefix_space", divider.get("prepend_scheme", "never") != "never")
         if divider.get("type") in ("ByteLevel", "Metaspace") and asked not in (None, spaced):

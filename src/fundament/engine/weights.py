@@ -41,9 +41,6 @@ _SERVED_MODULES = {"Transformer", "Pooling", "Normalize"}
 _SERVED_DENSE_MODULES = _SERVED_MODULES | {"Dense", "Dropout"}
 _SERVED_SPARSE_MODULES = {"Transformer", "MLMTransformer", "SpladePooling", "Router", "SparseStaticEmbedding"}
 
-# Architectures by which a family is known, where the model's type alone does not tell it.
-_TELLING = ("DistilBertForMaskedLM", "RobertaForMaskedLM", "DistilBertForSequenceClassification")
-
 _VOCABULARIES = ("vocab.txt", "vocab.json", "sentencepiece.bpe.model", "spiece.model", "tokenizer.model")
 
 # What is served of sentence-transformers' `similarity_fn_name`, and of its functions' names, by what is compared.
@@ -328,18 +325,13 @@ def _own(name: str, directory: Path) -> ModelSpec:
 
 def _unknown(checkpoint: "Checkpoint") -> str:
     """That a checkpoint is of no family, and which of its settings is in the way where one is."""
-    from fundament.backbone.sentence import is_pooled, known_by
+    from fundament.backbone.sentence import known_by
 
     config, kind = checkpoint.config, known_by(checkpoint)
     model_type, positions = config.get("model_type"), config.get("position_embedding_type")
-    able = [name for name in _TELLING if name.lower().startswith(f"{model_type}for")]
     why = f"Known are {', '.join(families())}"
     if positions and family_of({**kind, "position_embedding_type": "absolute"}):
         why = f"What is not served is its position_embedding_type '{positions}'"
-    elif able:
-        why = f"Served of this model_type is {' or '.join(able)}"
-        if is_pooled(checkpoint):
-            why += "; dense vectors, which the Pooling in modules.json asks for, are not"
     return (
         f"{checkpoint.directory} is of no known family: config.json says model_type '{model_type}', architectures "
         f"{config.get('architectures')}. {why}"

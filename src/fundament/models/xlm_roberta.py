@@ -92,8 +92,6 @@ def load(
     Raises:
         CheckpointError: the checkpoint does not fit, or its config asks for what is not served.
     """
-    if not spec.repo:
-        check_spaces(checkpoint)
     shape = read_positions(checkpoint.config, read_shape(checkpoint.config))
     layout = read_layout(checkpoint)
     if is_colbert(checkpoint.config):
@@ -123,24 +121,6 @@ def load(
     )
     heads = read_heads(checkpoint, shape.hidden, placement)
     return HeadedEmbedder(embedder, heads) if heads else embedder
-
-
-def check_spaces(checkpoint: Checkpoint) -> None:
-    """Compare what goes before a text: RoBERTa's tokenizer heeds `tokenizer_config.json`, whatever tokenizer.json says.
-
-    Raises:
-        CheckpointError: the two differ.
-    """
-    told = checkpoint.json("tokenizer_config.json", default={})
-    kind = told.get("tokenizer_class") or checkpoint.config.get("model_type")
-    if kind not in ("roberta", "RobertaTokenizer", "RobertaTokenizerFast"):
-        return
-    spaced, divider = told.get("add_prefix_space", False), checkpoint.json("tokenizer.json").get("pre_tokenizer") or {}
-    if divider.get("type") != "ByteLevel" or divider.get("add_prefix_space") != spaced:
-        raise CheckpointError(
-            f"{checkpoint.directory}/tokenizer_config.json means RoBERTa's words with add_prefix_space {spaced}, and "
-            f"tokenizer.json divides them by {divider}"
-        )
 
 
 def load_adapters(
