@@ -22,6 +22,7 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    case,
     func,
     or_,
     select,
@@ -395,7 +396,7 @@ async def take(
     """
     free = chunks.c.done_at.is_(None) & or_(chunks.c.lease_until.is_(None), chunks.c.lease_until < now)
     waiting = (
-        select(jobs)
+        select(jobs.c.id, jobs.c.key_id)
         .where(
             jobs.c.state == "running",
             jobs.c.model.in_(models),
@@ -405,21 +406,21 @@ async def take(
         )
         .order_by(jobs.c.created_at, jobs.c.id)
     )
-    found = [_job(row) for row in await connection.execute(waiting)]
+    found = (await connection.execute(waiting)).all()
     if not found:
         return None
     at_work = await _at_work(connection, now)
-    in_order = await keys.counted(connection, {job.key_id for job in found})
-    for job in sorted(found, key=lambda job: at_work.get(job.key_id, 0)):  # the sort keeps the older one first
+    in_order = await keys.counted(connection, {key_id for _, key_id in found})
+    for job_id, key_id in sorted(found, key=lambda row: at_work.get(row.key_id, 0)):  # the sort keeps the older first
         first = (
             select(chunks.c.id)
-            .where(chunks.c.job_id == job.id, free)
+            .where(chunks.c.job_id == job_id, free)
             .order_by(chunks.c.first_line)
             .limit(1)
             .with_for_update(skip_locked=True)
         )
-        if job.key_id in in_order:
-            left = select(func.min(chunks.c.first_line)).where(chunks.c.job_id == job.id, chunks.c.done_at.is_(None))
+        if key_id in in_order:
+            left = select(func.min(chunks.c.first_line)).where(chunks.c.job_id == job_id, chunks.c.done_at.is_(None))
             first = first.where(chunks.c.first_line == left.scalar_subquery())
         row = await connection.execute(
             chunks.update()
@@ -427,7 +428,7 @@ async def take(
             .values(worker=worker, lease_until=until, n_tries=chunks.c.n_tries + 1)
             .returning(*chunks.c)
         )
-        if (taken := row.one_or_none()) is not None:
+        if (taken := row.one_or_none()) and (job := await get(connection, job_id)):
             span = Span(start=taken.start, n_bytes=taken.n_bytes, first_line=taken.first_line, n_lines=taken.n_lines)
             return job, Chunk(id=taken.id, job_id=job.id, span=span, n_tries=taken.n_tries, n_admitted=taken.n_admitted)
     return None
@@ -568,21 +569,23 @@ async def end(
     connection: AsyncConnection, job_id: str, state: State, *, now: datetime, error: str | None = None
 ) -> Job | None:
     """End a job that waits or runs; its webhook is due at once. None where it has ended already."""
+    has_webhook = jobs.c.webhook_state == "waiting"
     row = await connection.execute(
         jobs.update()
         .where(jobs.c.id == job_id, jobs.c.state.in_(ACTIVE))
-        .values(state=state, outcome=state, error=error, ended_at=now, lease_until=None)
+        .values(
+            state=state,
+            outcome=state,
+            error=error,
+            ended_at=now,
+            lease_until=None,
+            webhook_state=case((has_webhook, "pending"), else_=jobs.c.webhook_state),
+            webhook_at=case((has_webhook, now), else_=jobs.c.webhook_at),
+        )
         .returning(*jobs.c)
     )
     found = row.one_or_none()
-    if found is None:
-        return None
-    await connection.execute(
-        jobs.update()
-        .where(jobs.c.id == job_id, jobs.c.webhook_state == "waiting")
-        .values(webhook_state="pending", webhook_at=now)
-    )
-    return await get(connection, job_id)
+    return None if found is None else _job(found)
 
 
 async def parts(connection: AsyncConnection, job_id: str, kind: Literal["output", "errors"]) -> Sequence[Part]:
