@@ -432,8 +432,7 @@ def needed_bytes(local: Local, placement: Placement) -> int:
     """
     if local.spec.family == PROGRAM:  # it keeps its own number format
         return local.n_bytes
-    paths = (path.parent for path in local.directory.glob("adapters/**/*.safetensors"))
-    adapters = sum(Checkpoint(directory).n_elements for directory in dict.fromkeys(paths))
+    adapters = sum(Checkpoint(path.parent).n_elements for path in local.directory.glob("*/**/adapter_config.json"))
     checkpoint = Checkpoint(local.directory)
     sizes = [(name, checkpoint.shape(name)) for name in checkpoint.names]
     n_matrices = sum(math.prod(shape) for name, shape in sizes if _in_a_layer(name, shape))
