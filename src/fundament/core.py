@@ -350,7 +350,7 @@ Finish = Literal["stop", "length"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Chunk:
+class Delta:
     """What `Generate` answers, piece by piece; the texts of all pieces are the answer.
 
     Attributes:
@@ -457,7 +457,7 @@ class Writer(Protocol):
         """Make room for the keys and values of a conversation, and look at its pictures."""
         ...
 
-    def step(self, answers: Sequence[Any], sizes: Sequence[int]) -> list[Chunk | None]:
+    def step(self, answers: Sequence[Any], sizes: Sequence[int]) -> list[Delta | None]:
         """Read the next tokens of each answer, in one forward pass.
 
         Where it fails nothing has changed, and the step may be taken again with fewer answers.

@@ -24,7 +24,7 @@ from fundament.accounts.toll import Toll
 from fundament.accounts.visits import NO_LIMITS
 from fundament.api.jobs import check_stored, describe, message_secret
 from fundament.api.lines import (
-    Embedded,
+    Outcome,
     affordable,
     deadly,
     divide,
@@ -264,7 +264,7 @@ class Worker:
             raise _spent(key)
         return key
 
-    async def _keep(self, job: Job, chunk: Chunk, found: list[Embedded]) -> None:
+    async def _keep(self, job: Job, chunk: Chunk, found: list[Outcome]) -> None:
         """Name the files that hold what became of a chunk and charge its lines, in one transaction.
 
         Where the key cannot pay for all of them, those that it can pay for in their order are kept, and the job ends.
@@ -302,7 +302,7 @@ class Worker:
         except Exception as unexpected:
             say("unexpected error", level=logging.ERROR, error=unexpected, job=job.id)
 
-    async def _write(self, job_id: str, name: str, found: list[Embedded]) -> Written:
+    async def _write(self, job_id: str, name: str, found: list[Outcome]) -> Written:
         n_failed = sum(isinstance(each.answer, FundamentError) for each in found)
         n_tokens = sum(each.n_tokens for each in found)
         n_output = await self.depot.write(of_job(job_id, f"{name}.output"), on_thread(output_lines(found)))

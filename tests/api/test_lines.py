@@ -249,7 +249,7 @@ def planted(api: Api) -> Planted:
     return engine
 
 
-def embedded(api: Api, found: list[Line]) -> list[lines.Embedded]:
+def embedded(api: Api, found: list[Line]) -> list[lines.Outcome]:
     return api.run(lines.embed_lines(api.app.state.parts, found, caller=""))
 
 
@@ -343,5 +343,5 @@ def test_any_bytes_are_lines(path: Path, given_lines: list[bytes]) -> None:
     parts = [(raw[span.start : span.start + span.n_bytes], span.first_line) for span in spans]
     found = [line for part, first in parts for line in lines.read(part, first, {"model": MODEL}, spec_of)]
     assert [line.number for line in found] == list(range(len(expected)))
-    refused = [lines.Embedded(line, line.request) for line in found if isinstance(line.request, FundamentError)]
+    refused = [lines.Outcome(line, line.request) for line in found if isinstance(line.request, FundamentError)]
     assert len([json.loads(line) for line in lines.error_lines(refused)]) == len(refused)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fundament.core import Chunk, Generate, Item
+from fundament.core import Delta, Generate, Item
 from fundament.engine.generator import MOST_WAITING, Conversation, Generator
 from fundament.engine.packing import share_step
 from fundament.errors import ConversationTooLongError, RowError, UnavailableError
@@ -45,20 +45,20 @@ class Counter:
     def begin(self, call: Generate, item: Item) -> Count:
         return Count(item.n_counted, item.n_tokens - item.n_counted, bad=call.seed == 13)
 
-    def step(self, answers: Sequence[Count], sizes: Sequence[int]) -> list[Chunk | None]:
+    def step(self, answers: Sequence[Count], sizes: Sequence[int]) -> list[Delta | None]:
         assert self.gate.wait(PATIENCE_SECONDS)
         if any(answer.bad for answer in answers):
             raise ValueError
         self.steps.append(list(sizes))
         return [self._next(answer, size) for answer, size in zip(answers, sizes, strict=True)]
 
-    def _next(self, answer: Count, size: int) -> Chunk | None:
+    def _next(self, answer: Count, size: int) -> Delta | None:
         answer.n_ahead -= size
         if answer.n_ahead:
             return None
         answer.n_ahead, answer.n = 1, answer.n + 1
         finish = "stop" if answer.n == answer.most else None
-        return Chunk(text=str(answer.n), n_prompt=0, n_written=answer.n, finish=finish)  # type: ignore[arg-type]
+        return Delta(text=str(answer.n), n_prompt=0, n_written=answer.n, finish=finish)  # type: ignore[arg-type]
 
 
 @contextmanager
@@ -82,9 +82,9 @@ def ask(n_prompt: int, most: int, *, bad: bool = False, n_bytes: int = 0) -> Con
 
 async def hear(conversation: Conversation) -> AsyncIterator[str]:
     while True:
-        chunk = await conversation.next()
-        yield chunk.text
-        if chunk.finish:
+        delta = await conversation.next()
+        yield delta.text
+        if delta.finish:
             return
 
 

@@ -4,7 +4,7 @@ from collections.abc import AsyncGenerator
 from typing import Any, Protocol
 
 from fundament.accounts.visits import current_visit
-from fundament.core import Bill, Chunk, Generate, Priority
+from fundament.core import Bill, Delta, Generate, Priority
 
 
 class Payable(Protocol):
@@ -16,7 +16,7 @@ class Payable(Protocol):
         """Answer a call that `bill` pays."""
         ...
 
-    def generate(self, model: str, call: Generate, *, bill: Bill | None = ...) -> AsyncGenerator[Chunk, None]:
+    def generate(self, model: str, call: Generate, *, bill: Bill | None = ...) -> AsyncGenerator[Delta, None]:
         """Answer a conversation that `bill` pays."""
         ...
 
@@ -48,7 +48,7 @@ class BilledEngine:
             model, call, priority=priority, caller=caller or visit.caller.id, bill=visit.bill(model)
         )
 
-    def generate(self, model: str, call: Generate) -> AsyncGenerator[Chunk, None]:
+    def generate(self, model: str, call: Generate) -> AsyncGenerator[Delta, None]:
         """The same of a conversation, piece by piece. Who pays is decided here, not where the pieces are read."""
         visit = current_visit.get()
         return self._engine.generate(model, call, bill=None if visit is None else visit.bill(model))

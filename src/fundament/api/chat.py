@@ -21,7 +21,7 @@ from fundament.api.schemas import ChatCompletion, request_body, responses
 from fundament.api.state import State, state_of
 from fundament.api.wire import answer, json_bytes
 from fundament.catalog import ModelSpec
-from fundament.core import ChatRole, Chunk, Generate, Group, Media, Message
+from fundament.core import ChatRole, Delta, Generate, Group, Media, Message
 from fundament.errors import BodyError, Fault, FundamentError, InputError
 from fundament.telemetry import say
 
@@ -187,7 +187,7 @@ def check(state: State, spec: ModelSpec, request: ChatRequest) -> None:
         raise InputError(*faults)
 
 
-async def chat(state: State, request: ChatRequest) -> AsyncGenerator[Chunk, None]:
+async def chat(state: State, request: ChatRequest) -> AsyncGenerator[Delta, None]:
     """The answer, piece by piece; close it where it is not read to its end.
 
     Raises:
@@ -207,9 +207,9 @@ async def chat(state: State, request: ChatRequest) -> AsyncGenerator[Chunk, None
             stop=request.stop,
             seed=request.seed,
         )
-        async with aclosing(state.engine.generate(spec.id, call)) as chunks:
-            async for chunk in chunks:
-                yield chunk
+        async with aclosing(state.engine.generate(spec.id, call)) as deltas:
+            async for delta in deltas:
+                yield delta
 
 
 def _parts(group: object) -> Sequence[str | Media]:
@@ -235,25 +235,25 @@ async def chat_completions(request: Request) -> Response:
         "model": state.answering(asked.model),
     }
     request.state.log = log = {"model": head["model"]}
-    chunks = chat(state, asked)
+    deltas = chat(state, asked)
     try:
         if asked.stream:
             # The first piece is waited for, so that what is refused has its own status.
-            first = await while_awaited(request, _first(chunks))
+            first = await while_awaited(request, _first(deltas))
             usage = bool((asked.stream_options or {}).get("include_usage"))
-            return EventStream(request, chunks, _events(head, first, chunks, log, usage=usage))
-        text, last = await while_awaited(request, _whole(chunks))
+            return EventStream(request, deltas, _events(head, first, deltas, log, usage=usage))
+        text, last = await while_awaited(request, _whole(deltas))
     except BaseException:
-        await chunks.aclose()
+        await deltas.aclose()
         raise
-    await chunks.aclose()
+    await deltas.aclose()
     log["tokens"] = last.n_prompt + last.n_written
     message = {"role": "assistant", "content": text}
     choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": last.finish}
     return answer({**head, "choices": [choice], "usage": usage_of(last)})
 
 
-def usage_of(last: Chunk) -> dict[str, int]:
+def usage_of(last: Delta) -> dict[str, int]:
     """Tokens read and written."""
     return {
         "prompt_tokens": last.n_prompt,
@@ -262,17 +262,17 @@ def usage_of(last: Chunk) -> dict[str, int]:
     }
 
 
-async def _first(chunks: AsyncGenerator[Chunk, None]) -> Chunk:
-    return await anext(chunks)
+async def _first(deltas: AsyncGenerator[Delta, None]) -> Delta:
+    return await anext(deltas)
 
 
-async def _whole(chunks: AsyncGenerator[Chunk, None]) -> tuple[str, Chunk]:
-    read = [chunk async for chunk in chunks]
-    return "".join(chunk.text for chunk in read), read[-1]
+async def _whole(deltas: AsyncGenerator[Delta, None]) -> tuple[str, Delta]:
+    read = [delta async for delta in deltas]
+    return "".join(delta.text for delta in read), read[-1]
 
 
 async def _events(
-    head: dict[str, Any], first: Chunk, chunks: AsyncGenerator[Chunk, None], log: dict[str, Any], *, usage: bool
+    head: dict[str, Any], first: Delta, deltas: AsyncGenerator[Delta, None], log: dict[str, Any], *, usage: bool
 ) -> AsyncGenerator[bytes, None]:
     """The answer as server-sent events; the request's log line learns how many tokens it had."""
     more: dict[str, Any] = {"usage": None} if usage else {}
@@ -285,7 +285,7 @@ async def _events(
     last = first
     if first.text:
         yield event({"content": first.text})
-    async for last in chunks:
+    async for last in deltas:
         if last.text:
             yield event({"content": last.text})
     log["tokens"] = last.n_prompt + last.n_written
@@ -304,18 +304,18 @@ class EventStream(Response):
 
     Args:
         request: what is answered.
-        chunks: closed at the end, so that the conversation goes with its client.
+        deltas: closed at the end, so that the conversation goes with its client.
         events: what is sent.
     """
 
     media_type = "text/event-stream"
 
     def __init__(
-        self, request: Request, chunks: AsyncGenerator[Chunk, None], events: AsyncGenerator[bytes, None]
+        self, request: Request, deltas: AsyncGenerator[Delta, None], events: AsyncGenerator[bytes, None]
     ) -> None:
         super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
-        self._request, self._chunks, self._events = request, chunks, events
+        self._request, self._deltas, self._events = request, deltas, events
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send them."""
@@ -328,7 +328,7 @@ class EventStream(Response):
                 raise
         finally:
             await self._events.aclose()
-            await self._chunks.aclose()
+            await self._deltas.aclose()
 
     async def _send(self, send: Send) -> None:
         try:

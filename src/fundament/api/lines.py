@@ -56,7 +56,7 @@ class Line:
 
 
 @dataclass(frozen=True, slots=True)
-class Embedded:
+class Outcome:
     """What became of a line: its answer, or why it has none."""
 
     line: Line
@@ -124,10 +124,10 @@ def too_long(span: Span) -> Line | None:
     return Line(span.first_line, str(span.first_line), InputError(Fault("line", why, "too_long")))
 
 
-def deadly(line: Line) -> Embedded:
+def deadly(line: Line) -> Outcome:
     """What becomes of a line over which workers died."""
     reason = "The process that ran this line died, again and again."
-    return Embedded(line, line.request if isinstance(line.request, FundamentError) else FundamentError(reason))
+    return Outcome(line, line.request if isinstance(line.request, FundamentError) else FundamentError(reason))
 
 
 def model_of(path: Path) -> str:
@@ -234,14 +234,14 @@ def _wrong(field: str, message: str, value: Any) -> NoReturn:
     raise InputError(Fault(field, message, input=echo(value)))
 
 
-async def embed_lines(state: State, lines: Sequence[Line], *, caller: str, bill: Bill | None = None) -> list[Embedded]:
+async def embed_lines(state: State, lines: Sequence[Line], *, caller: str, bill: Bill | None = None) -> list[Outcome]:
     """Embed the lines of a chunk in the background lane, in their order; a line that cannot be fails alone.
 
     Raises:
         UnavailableError: the model cannot answer now.
         LimitError: the caller's minute has no room for them.
     """
-    found: list[Embedded] = []
+    found: list[Outcome] = []
     run = partial(embed, state, priority=Priority.BACKGROUND, caller=caller, bill=bill)
     for _, alike in groupby(lines, key=lambda line: line.options or line.number):
         found += await _together(run, list(alike))
@@ -250,12 +250,12 @@ async def embed_lines(state: State, lines: Sequence[Line], *, caller: str, bill:
 
 async def _together(
     run: Callable[[EmbeddingsRequest], Awaitable[EmbeddingsAnswer]], lines: list[Line]
-) -> list[Embedded]:
+) -> list[Outcome]:
     """Lines with equal options; halves of them where one fails."""
     requests = [line.request for line in lines if isinstance(line.request, EmbeddingsRequest)]
     if len(requests) < len(lines):
         # Those that could not be read have no options and stand alone.
-        return [Embedded(line, line.request) for line in lines if isinstance(line.request, FundamentError)]
+        return [Outcome(line, line.request) for line in lines if isinstance(line.request, FundamentError)]
     joint = requests[0]
     if len(lines) > 1:
         joint = joint.model_copy(update={"input": [value for request in requests for value in request.input]})
@@ -265,35 +265,35 @@ async def _together(
         raise
     except FundamentError as error:
         if len(lines) == 1:
-            return [Embedded(lines[0], error)]
+            return [Outcome(lines[0], error)]
     except Exception as error:
         say("unexpected error", level=logging.ERROR, error=error, lines=len(lines))
         if len(lines) == 1:
-            return [Embedded(lines[0], FundamentError("An unexpected error occurred."))]
+            return [Outcome(lines[0], FundamentError("An unexpected error occurred."))]
     else:
         if len(lines) == 1:
-            return [Embedded(lines[0], answer)]
+            return [Outcome(lines[0], answer)]
         if answer.made.n_tokens_each:
             answers = divided(answer, [len(request.input) for request in requests])
-            return [Embedded(line, each) for line, each in zip(lines, answers, strict=True)]
+            return [Outcome(line, each) for line, each in zip(lines, answers, strict=True)]
     middle = len(lines) // 2
     return [*await _together(run, lines[:middle]), *await _together(run, lines[middle:])]
 
 
-def affordable(found: Sequence[Embedded], n_tokens: int) -> list[Embedded]:
+def affordable(found: Sequence[Outcome], n_tokens: int) -> list[Outcome]:
     """The longest beginning of lines that costs no more than so many tokens."""
     costs = accumulate(each.n_tokens for each in found)
     return [each for each, cost in zip(found, costs, strict=True) if cost <= n_tokens]
 
 
-def output_lines(found: Iterable[Embedded]) -> Iterator[bytes]:
+def output_lines(found: Iterable[Outcome]) -> Iterator[bytes]:
     """The output's lines: of every line that has an answer, in OpenAI's form."""
     for each in found:
         if isinstance(each.answer, EmbeddingsAnswer):
             yield _written(each.line, 200, contents(each.answer), None)
 
 
-def error_lines(found: Iterable[Embedded]) -> Iterator[bytes]:
+def error_lines(found: Iterable[Outcome]) -> Iterator[bytes]:
     """The errors' lines: of every line that has none, with the reason."""
     for each in found:
         if isinstance(error := each.answer, FundamentError):

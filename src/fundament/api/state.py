@@ -12,7 +12,7 @@ from fundament.accounts.visits import Accounts
 from fundament.aliases import Alias
 from fundament.catalog import CATALOG, ModelSpec, find, short_id
 from fundament.config import Settings
-from fundament.core import Bill, Chunk, Embed, Embedded, Generate, Priority, Ranking, Rerank
+from fundament.core import Bill, Delta, Embed, Embedded, Generate, Priority, Ranking, Rerank
 from fundament.depot import Depot
 from fundament.errors import Fault, InputError, ModelNotFoundError
 from fundament.fetching import Fetcher
@@ -29,7 +29,7 @@ class Engine(Protocol):
     ) -> Embedded: ...
     @overload
     async def run(self, model: str, call: Rerank, *, priority: Priority = ..., caller: str = ...) -> Ranking: ...
-    def generate(self, model: str, call: Generate) -> AsyncGenerator[Chunk, None]:
+    def generate(self, model: str, call: Generate) -> AsyncGenerator[Delta, None]:
         """Answer a conversation, piece by piece."""
         ...
 

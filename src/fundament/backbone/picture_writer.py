@@ -18,7 +18,7 @@ from fundament.backbone.tile_vision import TileVision
 from fundament.backbone.tiles import Crops, Tiles
 from fundament.backbone.tokenizing import TextTokenizer
 from fundament.backbone.utterance import Utterance
-from fundament.core import DEFAULT_MAX_TOKENS, Array, Chunk, Finish, Generate, Item, Media
+from fundament.core import DEFAULT_MAX_TOKENS, Array, Delta, Finish, Generate, Item, Media
 from fundament.errors import ConversationTooLongError, RowError
 
 
@@ -168,7 +168,7 @@ class PictureWriter:
         )
 
     @torch.inference_mode()
-    def step(self, answers: Sequence[Writing], sizes: Sequence[int]) -> list[Chunk | None]:
+    def step(self, answers: Sequence[Writing], sizes: Sequence[int]) -> list[Delta | None]:
         """Read the next tokens of each conversation; those that are read to their end get one more.
 
         Raises:
@@ -180,10 +180,10 @@ class PictureWriter:
         tokens = self._choose(states[through], [answers[place].sampler for place in through]) if through else []
         for answer, size in zip(answers, sizes, strict=True):
             answer.cache.n += size
-        chunks: list[Chunk | None] = [None] * len(answers)
+        deltas: list[Delta | None] = [None] * len(answers)
         for place, token in zip(through, tokens, strict=True):
-            chunks[place] = self._write(answers[place], token)
-        return chunks
+            deltas[place] = self._write(answers[place], token)
+        return deltas
 
     def _choose(self, states: Tensor, samplers: Sequence[Sampler]) -> list[int]:
         """The next token after each state; `states` is `[rows, hidden]`."""
@@ -201,7 +201,7 @@ class PictureWriter:
             x[torch.from_numpy(answer.places[first:last] - start).to(table.device)] += answer.pictures[first:last]
         return x
 
-    def _write(self, answer: Writing, token: int) -> Chunk:
+    def _write(self, answer: Writing, token: int) -> Delta:
         answer.pictures = None  # all of it is read
         answer.ids = np.append(answer.ids, token)
         answer.n_written += 1
@@ -215,7 +215,7 @@ class PictureWriter:
             elif answer.n_written == answer.most:
                 text += answer.utterance.rest()
                 finish = "stop" if answer.utterance.stopped else "length"
-        return Chunk(text=text, n_prompt=answer.n_prompt, n_written=answer.n_written, finish=finish)
+        return Delta(text=text, n_prompt=answer.n_prompt, n_written=answer.n_written, finish=finish)
 
 
 def _pictures(call: Generate) -> Iterator[Media]:

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from fundament.core import Answer, Chunk, Generate, Item, Writer
+from fundament.core import Answer, Delta, Generate, Item, Writer
 from fundament.engine.failures import device_lost
 from fundament.engine.packing import share_step
 from fundament.errors import ConversationTooLongError, FundamentError, RowError, UnavailableError
@@ -32,7 +32,7 @@ class Conversation:
         call: what is asked.
         n_tokens: that it may take in memory, read and written.
         item: the conversation as it was read; let go once it has begun.
-        chunks: what was written, or why nothing more is.
+        deltas: what was written, or why nothing more is.
         cancelled: nobody waits any more.
         begun: whether anything was done for it.
     """
@@ -41,7 +41,7 @@ class Conversation:
     call: Generate
     n_tokens: int
     item: Item | None
-    chunks: "asyncio.Queue[Chunk | FundamentError]" = field(default_factory=asyncio.Queue)
+    deltas: "asyncio.Queue[Delta | FundamentError]" = field(default_factory=asyncio.Queue)
     arrived: float = field(default_factory=time.monotonic)
     cancelled: bool = False
     begun: bool = False
@@ -52,16 +52,16 @@ class Conversation:
         """What it takes while it waits: its pictures, mostly."""
         return sum(array.nbytes for array in self.item.features.values()) if self.item else 0
 
-    async def next(self) -> Chunk:
+    async def next(self) -> Delta:
         """What is written next.
 
         Raises:
             FundamentError: the conversation failed.
         """
-        chunk = await self.chunks.get()
-        if isinstance(chunk, FundamentError):
-            raise chunk
-        return chunk
+        delta = await self.deltas.get()
+        if isinstance(delta, FundamentError):
+            raise delta
+        return delta
 
 
 class Generator:
@@ -199,8 +199,8 @@ class Generator:
     def _run(self, conversations: Sequence[Conversation], sizes: Sequence[int]) -> None:
         """Take a step; on failure halve it, so that one bad conversation fails alone."""
         started = time.monotonic()
-        chunks = self._attempt(conversations, sizes)
-        if chunks is None:
+        deltas = self._attempt(conversations, sizes)
+        if deltas is None:
             if middle := len(conversations) // 2:
                 self._run(conversations[:middle], sizes[:middle])
                 self._run(conversations[middle:], sizes[middle:])
@@ -208,14 +208,14 @@ class Generator:
         self._forward_seconds.observe(time.monotonic() - started)
         self._batch_rows.observe(len(conversations))
         self._tokens.inc(sum(sizes))
-        for conversation, chunk in zip(conversations, chunks, strict=True):
-            if chunk is not None:
-                if chunk.finish:
+        for conversation, delta in zip(conversations, deltas, strict=True):
+            if delta is not None:
+                if delta.finish:
                     self._running.remove(conversation)
                     conversation.answer = None
-                _tell(conversation, chunk)
+                _tell(conversation, delta)
 
-    def _attempt(self, conversations: Sequence[Conversation], sizes: Sequence[int]) -> list[Chunk | None] | None:
+    def _attempt(self, conversations: Sequence[Conversation], sizes: Sequence[int]) -> list[Delta | None] | None:
         """What each writes, if anything; None where the step failed, which is told to a conversation that is alone.
 
         The error ends in here, and with it the frames that hold the step's tensors: halves need that memory.
@@ -242,8 +242,8 @@ def _ahead(conversation: Conversation) -> int:
     return conversation.answer.n_ahead
 
 
-def _tell(conversation: Conversation, news: Chunk | FundamentError) -> None:
+def _tell(conversation: Conversation, news: Delta | FundamentError) -> None:
     try:
-        conversation.loop.call_soon_threadsafe(conversation.chunks.put_nowait, news)
+        conversation.loop.call_soon_threadsafe(conversation.deltas.put_nowait, news)
     except RuntimeError:  # the loop is closed: its callers are gone
         conversation.cancelled = True

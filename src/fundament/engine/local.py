@@ -24,7 +24,7 @@ from fundament.core import (
     Array,
     Bill,
     Call,
-    Chunk,
+    Delta,
     Embed,
     Embedded,
     Embeddings,
@@ -196,7 +196,7 @@ class LocalEngine:
                     bill.refund(_unpaid(items, ticket, error))
                 raise
 
-    async def generate(self, model: str, call: Generate, *, bill: Bill | None = None) -> AsyncGenerator[Chunk, None]:
+    async def generate(self, model: str, call: Generate, *, bill: Bill | None = None) -> AsyncGenerator[Delta, None]:
         """Answer a conversation, piece by piece.
 
         Conversations are let in as they come, whoever sends them. The tokens that one may have are taken before it
@@ -225,9 +225,9 @@ class LocalEngine:
                 loaded.batcher.submit(conversation)
                 finished = False
                 while not finished:
-                    chunk = await conversation.next()
-                    n_written, finished = chunk.n_written, chunk.finish is not None
-                    yield chunk
+                    delta = await conversation.next()
+                    n_written, finished = delta.n_written, delta.finish is not None
+                    yield delta
             except Exception:
                 failed = True
                 raise
