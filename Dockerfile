@@ -12,7 +12,8 @@ RUN apt-get update \
     && install --directory --owner fundament /data
 
 WORKDIR /opt/fundament
-COPY . .
+COPY Makefile README.md LICENSE constraints.txt pyproject.toml ./
+COPY src src
 RUN make install \
     && .venv/bin/pip install --quiet --constraint constraints.txt --editable ".[$EXTRAS]" \
     && rm -rf /root/.cache

@@ -206,7 +206,7 @@ def test_what_was_sent_before_the_port_closed_is_answered(monkeypatch: pytest.Mo
 
         def backlog(listening: Any) -> Any:
             late.append(socket.create_connection(address))
-            return accept(listening)
+            return iter([Gone(), *accept(listening)])
 
         accept = server._backlog
         monkeypatch.setattr(server, "_backlog", backlog)
@@ -235,6 +235,13 @@ def test_what_was_sent_before_the_port_closed_is_answered(monkeypatch: pytest.Mo
 
     monkeypatch.setattr(server, "_LAST_SECONDS", 60)
     asyncio.run(work())
+
+
+class Gone:
+    """A connection whose client has left before it was accepted."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise ConnectionResetError
 
 
 class Application:

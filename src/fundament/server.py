@@ -365,11 +365,15 @@ def _refusal(where: str, error: OSError, option: str) -> FundamentError:
 def _backlog(sockets: Iterable[socket.socket]) -> Iterator[socket.socket]:
     """The connections that clients have made and nobody has accepted: closing the port would reset them."""
     for listening in sockets:
-        with suppress(OSError):
-            while True:
+        while True:
+            try:
                 connection, _ = listening.accept()
-                connection.setblocking(False)
-                yield connection
+            except ConnectionAbortedError:  # a client that has left again
+                continue
+            except OSError:
+                break
+            connection.setblocking(False)
+            yield connection
 
 
 class _Server(uvicorn.Server):
@@ -410,7 +414,8 @@ class _Server(uvicorn.Server):
                 server.close()
             for connection in arrived:
                 made = partial(_Protocol, self.config, self.server_state, self.lifespan.state)
-                await asyncio.get_running_loop().connect_accepted_socket(made, connection)
+                with suppress(OSError):  # its client may have left
+                    await asyncio.get_running_loop().connect_accepted_socket(made, connection)
             await asyncio.sleep(_LAST_SECONDS)
         await super().shutdown(sockets)
 

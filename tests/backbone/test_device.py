@@ -115,6 +115,12 @@ def test_speeds_are_ratios(monkeypatch: pytest.MonkeyPatch) -> None:
         ("0::/a/b", {"a/cpu.max": "150000 100000", "a/b/cpu.max": "max 100000"}, 1, None),
         ("0::/a/b", {"a/memory.max": "500", "a/memory.current": "200", "memory.max": "max"}, None, 300),
         ("0::/a", {"a/memory.max": "500", "a/memory.current": "700"}, None, 0),
+        (
+            "0::/a",
+            {"a/memory.max": "500", "a/memory.current": "450", "a/memory.stat": "anon 50\ninactive_file 300"},
+            None,
+            350,
+        ),
         ("0::/not/here", {"cpu.max": "50000 100000"}, 1, None),
         (
             "4:cpu,cpuacct:/a b\n3:memory:/a\n1:name=systemd:/a\n0::/",
@@ -122,7 +128,8 @@ def test_speeds_are_ratios(monkeypatch: pytest.MonkeyPatch) -> None:
                 "cpu/a b/cpu.cfs_quota_us": "100000",
                 "cpu/a b/cpu.cfs_period_us": "100000",
                 "memory/a/memory.limit_in_bytes": "800",
-                "memory/a/memory.usage_in_bytes": "100",
+                "memory/a/memory.usage_in_bytes": "300",
+                "memory/a/memory.stat": "inactive_file 1\ntotal_inactive_file 200",
             },
             1,
             700,

@@ -185,8 +185,9 @@ def test_the_server_does_what_its_document_says(document: dict[str, Any], server
         "input": {"enum": [examples]},
     }
     train["required"] = ["model", "input"]
-    key_body = document["paths"]["/v1/admin/keys"]["post"]["requestBody"]["content"]["application/json"]["schema"]
-    key_body["properties"] |= {"tier": {"enum": ["free"]}, "expires_at": {"enum": [None, "2100-01-01T00:00:00Z"]}}
+    for path, method in (("/v1/admin/keys", "post"), ("/v1/admin/keys/{key_id}", "patch")):
+        key_body = document["paths"][path][method]["requestBody"]["content"]["application/json"]["schema"]
+        key_body["properties"] |= {"tier": {"enum": ["free"]}, "expires_at": {"enum": [None, "2100-01-01T00:00:00Z"]}}
     body = document["paths"]["/v1/rerank"]["post"]["requestBody"]["content"]["application/json"]["schema"]
     document["paths"]["/v2/rerank"]["post"]["requestBody"]["content"]["application/json"]["schema"] = body
     body["properties"] |= {

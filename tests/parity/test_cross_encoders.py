@@ -375,7 +375,11 @@ NAMED = "".join(
 PARTS = "{% for message in messages %}{{ message['content'][0]['text'] | upper }}{% endfor %}"
 
 
-@pytest.mark.parametrize("template", [QWEN2_CHAT, NAMED, PARTS, "{{ messages }}", "{% unknown %}"])
+JSON = "{% for message in messages %}{{ message['content'] | tojson(ensure_ascii=False) }}{% endfor %}"
+BROKEN = ("{% unknown %}", "{{ 1 / 0 }}", "{{ '{}{}'.format(1) }}", "{{ range(10 ** 9) }}", "{{ messages + 1 }}")
+
+
+@pytest.mark.parametrize("template", [QWEN2_CHAT, NAMED, PARTS, "{{ messages }}", JSON, *BROKEN])
 def test_a_classifier_that_is_prompted_is_refused(tmp_path: Path, template: str) -> None:
     directory = llama_ranker(tmp_path, "qwen3")
     for told in (template, [{"name": "tool", "template": ""}, {"name": "default", "template": template}]):

@@ -16,7 +16,7 @@ from transformers import Qwen3Config, Qwen3Model, Siglip2VisionConfig, Siglip2Vi
 
 from fundament.backbone.picture_writer import PictureWriter, Writing
 from fundament.backbone.tiles import COLUMN, PATCH, START, STOP, Tiles
-from fundament.core import Chunk, Generate, Message
+from fundament.core import Delta, Generate, Message
 from fundament.errors import CheckpointError, ConversationTooLongError, InputError
 from tests.checkpoints import jina_vlm as tiny
 from tests.checkpoints import load, resave
@@ -47,10 +47,10 @@ def asked(*parts: Part, **fields: object) -> Generate:
     return Generate(messages=[Message("user", sent)], **fields)  # type: ignore[arg-type]
 
 
-def write(model: PictureWriter, *calls: Generate, size: int = 10_000) -> list[list[Chunk]]:
+def write(model: PictureWriter, *calls: Generate, size: int = 10_000) -> list[list[Delta]]:
     """The answers to conversations that begin together, each reading at most so many tokens at a time."""
     answers = [model.begin(call, model.prepare(call)[0]) for call in calls]
-    found: list[list[Chunk]] = [[] for _ in calls]
+    found: list[list[Delta]] = [[] for _ in calls]
     going = list(range(len(calls)))
     while going:
         sizes = [min(size, answers[place].n_ahead) for place in going]
@@ -89,7 +89,7 @@ def test_a_step_that_fails_after_the_layers_can_be_taken_again(
     monkeypatch.setattr(model, "head", failing)
     step = model.step
 
-    def stubborn(answers: Sequence[Writing], sizes: Sequence[int]) -> list[Chunk | None]:
+    def stubborn(answers: Sequence[Writing], sizes: Sequence[int]) -> list[Delta | None]:
         try:
             return step(answers, sizes)
         except torch.OutOfMemoryError:

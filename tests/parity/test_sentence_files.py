@@ -190,6 +190,8 @@ def test_what_would_change_vectors_and_is_not_served_is_refused(
     [
         (["Transformer", "Normalize", "Pooling"], "orders its modules as Transformer, Normalize, Pooling"),
         (["Transformer", "Pooling", "Pooling"], "orders its modules"),
+        (["Pooling", "Transformer", "Normalize"], "orders its modules"),
+        (["Transformer", "Normalize"], "orders its modules as Transformer, Normalize"),
         (["Transformer", "mine.Pooling", "Normalize"], r"code of its own \(mine\.Pooling\)"),
         (["custom_st.Transformer", "Pooling"], r"code of its own \(custom_st\.Transformer\)"),
     ],
@@ -210,7 +212,7 @@ def test_what_changes_no_vector_is_served(directory: Path) -> None:
     for file, said in (
         ("config.json", {"is_decoder": True, "is_causal": False}),
         (SENTENCE, {"modality_config": {"text": forward}, "module_output_name": "token_embeddings"}),
-        (SENTENCE, {"processor_kwargs": {"padding_side": "right"}}),
+        (SENTENCE, {"processor_kwargs": {"padding_side": "right"}, "model_args": {"add_pooling_layer": False}}),
         (SENTENCE, {"transformer_task": "feature-extraction", "unpad_inputs": None, "query_length": None}),
         ("config.json", {"auto_map": {"AutoConfig": "configuration.Mine"}}),
         (PROMPTS, {"truncate_dim": None, "prompts": {"query": "", "document": ""}}),
@@ -416,3 +418,11 @@ def test_a_model_that_is_pooled_is_dense_whatever_its_base_was(
     spec = from_argument(f"mine={directory}", directory).spec
     assert (spec.outputs == ("sparse",)) == (headed is BertForMaskedLM)
     assert (spec.kind == "reranker") == (headed is BertForSequenceClassification and whole)
+
+
+@pytest.mark.parametrize("kind", ["bert", "distilbert", "mpnet", "roberta", "camembert", "xlm-roberta", "t5", "qwen2"])
+def test_code_of_a_models_own_is_not_passed_over(directory: Path, kind: str) -> None:
+    told = json.loads((directory / "config.json").read_text())
+    write(directory, "config.json", **told | {"model_type": kind, "auto_map": {"AutoModel": "modeling.Mine"}})
+    with pytest.raises(CheckpointError, match=r"config\.json asks for code of its own"):
+        from_argument(f"mine={directory}", directory)

@@ -1,5 +1,6 @@
 """A conversation as the prompt that a checkpoint was trained on: its own chat template, in Jinja."""
 
+import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
@@ -126,17 +127,29 @@ def _moves(template: Template, content: Callable[[str], Any]) -> bool:
         for pair in pairs
     ]
     try:
-        first, *others = (template.render(messages=messages) for messages in told)
-    except _BROKEN:
+        first, *others = (template.render(messages=messages, strftime_now=str) for messages in told)
+    except _RefusedError:
         return False
+    except Exception:  # whatever a template can do wrong here it may do right elsewhere
+        return True
     return first not in others
 
 
 def _environment() -> ImmutableSandboxedEnvironment:
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
-    environment.globals |= {"raise_exception": _refuse, "strftime_now": str}
+    environment.globals["raise_exception"] = _refuse
+    environment.filters["tojson"] = _json
     return environment
 
 
+def _json(value: Any, ensure_ascii: bool = False, **form: Any) -> str:
+    """As transformers writes it: Jinja's own filter is for HTML, and escapes what that gives a meaning."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, **form)
+
+
+class _RefusedError(TemplateError):
+    """A template says that it takes no such messages."""
+
+
 def _refuse(message: str) -> NoReturn:
-    raise TemplateError(message)
+    raise _RefusedError(message)

@@ -129,7 +129,9 @@ def free_bytes(device: torch.device) -> int:
         limit = _words(group / "memory.max") or _words(group / "memory.limit_in_bytes")
         used = _words(group / "memory.current") or _words(group / "memory.usage_in_bytes")
         if limit and used and limit[0].isdigit():
-            free = min(free, int(limit[0]) - int(used[0]))
+            stat = dict(zip(words := _words(group / "memory.stat"), words[1:], strict=False))
+            cached = int(stat.get("total_inactive_file") or stat.get("inactive_file") or 0)
+            free = min(free, int(limit[0]) - int(used[0]) + cached)  # files' pages go for what is asked for
     return max(0, free)
 
 

@@ -31,8 +31,8 @@ _NAMES: dict[str, Pooling] = {
 _BY_CONFIG: tuple[Pooling, ...] = ("first", "mean", "last")  # that `emb_pooler` may name
 
 
-_HEAD = re.compile("For(MaskedLM|SequenceClassification)$")
-_HEADS = r"(cls|lm_head|vocab_(transform|layer_norm|projector)|pre_classifier|classifier|score)\..*"
+_HEADED = re.compile("For(MaskedLM|SequenceClassification)$")
+_HEAD_TENSORS = r"(cls|lm_head|vocab_(transform|layer_norm|projector)|pre_classifier|classifier|score)\..*"
 
 
 def read_modules(checkpoint: Checkpoint) -> dict[str, str]:
@@ -46,7 +46,7 @@ def read_modules(checkpoint: Checkpoint) -> dict[str, str]:
         return {}
     try:
         modules = orjson.loads(path.read_bytes())
-        return {str(module["type"]).rpartition(".")[2]: str(module.get("path", "")) for module in modules}
+        return {str(module["type"]).rpartition(".")[2]: str(module.get("path") or "") for module in modules}
     except (orjson.JSONDecodeError, AttributeError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path} is not a list of modules: {error!r}") from error
 
@@ -61,12 +61,12 @@ def known_by(checkpoint: Checkpoint) -> dict[str, Any]:
     config = checkpoint.config
     if not is_pooled(checkpoint):
         return config
-    return config | {"architectures": [_HEAD.sub("Model", str(name)) for name in config.get("architectures") or ()]}
+    return config | {"architectures": [_HEADED.sub("Model", str(name)) for name in config.get("architectures") or ()]}
 
 
 def unneeded_heads(checkpoint: Checkpoint) -> str:
     """A pattern of the tensors of heads that a pooled model was trained on or cut from; of nothing where it is none."""
-    return _HEADS if is_pooled(checkpoint) else r"(?!)"
+    return _HEAD_TENSORS if is_pooled(checkpoint) else r"(?!)"
 
 
 def read_prompts(checkpoint: Checkpoint) -> tuple[dict[str, str], str | None]:

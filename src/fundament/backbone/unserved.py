@@ -4,6 +4,7 @@ Each of it would give other numbers than transformers and sentence-transformers 
 catalogue's models need none of it.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
 from typing import Any
@@ -22,10 +23,13 @@ _ARGUMENTS = ("processing_kwargs", "processor_kwargs", "tokenizer_args", "config
 _WITHOUT_EFFECT = {
     *("dtype", "torch_dtype", "attn_implementation", "padding", "padding_side", "device_map", "trust_remote_code"),
     *("revision", "use_fast", "use_safetensors", "low_cpu_mem_usage", "local_files_only", "cache_dir", "token"),
+    "add_pooling_layer",
 }
 """Arguments of sentence-transformers' loading that change no vector but for rounding."""
 
-_IN_TRANSFORMERS = ("qwen2", "qwen3", "distilbert", "t5", "mpnet")  # what is served is what stands there
+# Beside BERT and XLM-RoBERTa.
+_IN_TRANSFORMERS = ("qwen2", "qwen3", "distilbert", "t5", "mpnet", "roberta", "camembert")
+_IN_ORDER = re.compile("Transformer Pooling( Dense)*( Normalize)*")
 _READ = {"max_seq_length", "do_lower_case", "modality_config", *_ARGUMENTS}
 _SAID_ELSEWHERE = {"transformer_task", "module_output_name", "unpad_inputs"}  # by the family, by the modules
 _OUTPUTS = ("last_hidden_state", "logits")
@@ -90,12 +94,11 @@ def _wishes(checkpoint: Checkpoint, *, prompts: bool, pairs: bool) -> Iterator[t
         yield "config.json", "asks for attention to earlier tokens alone" if causal else "asks for attention both ways"
     if (checkpoint.directory / "adapter_config.json").exists():
         yield "adapter_config.json", "puts an adapter on the weights (merge it into them)"
-    alibi = config.get("position_embedding_type") == "alibi"  # JinaBERT, which says that it is a BERT
-    if (kind in _IN_TRANSFORMERS or (kind == "bert" and not alibi)) and _names_code(config):
+    if _names_code(config) and _is_stock(checkpoint):
         yield "config.json", "asks for code of its own (auto_map)"
     if _names_code(tokenizer):
         yield "tokenizer_config.json", "asks for code of its own (auto_map)"
-    yield from _modules(checkpoint)
+    yield from _modules(checkpoint, dense=prompts)
     yield from _transformer(*read_sentence(checkpoint), dense=prompts)
     saved = checkpoint.json(PROMPTS, default={})
     for key in ("truncate_dim", "max_active_dims"):
@@ -108,7 +111,19 @@ def _wishes(checkpoint: Checkpoint, *, prompts: bool, pairs: bool) -> Iterator[t
     yield from _words(checkpoint, tokenizer)
 
 
-def _modules(checkpoint: Checkpoint) -> Iterator[tuple[str, str]]:
+def _is_stock(checkpoint: Checkpoint) -> bool:
+    """Whether transformers' own model is served: Jina's have the same types, and come with code that is served too."""
+    config = checkpoint.config
+    match config.get("model_type"):
+        case "bert":
+            return config.get("position_embedding_type") != "alibi"
+        case "xlm-roberta":
+            return any(".attention.self.query." in name for name in checkpoint.names)
+        case kind:
+            return kind in _IN_TRANSFORMERS and "JinaForRanking" not in (config.get("architectures") or ())
+
+
+def _modules(checkpoint: Checkpoint, *, dense: bool) -> Iterator[tuple[str, str]]:
     """Modules whose code is the model's own, or that stand where they do something else."""
     path = checkpoint.directory / "modules.json"
     modules = orjson.loads(path.read_bytes()) if path.exists() else []
@@ -117,10 +132,11 @@ def _modules(checkpoint: Checkpoint) -> Iterator[tuple[str, str]]:
         if not kind.startswith("sentence_transformers.") and "lora_adaptations" not in checkpoint.config:
             yield path.name, f"asks for code of its own ({kind})"
     names = [kind.rpartition(".")[2] for kind in kinds]
-    if "Pooling" in [name for name in names if name in ("Pooling", "Normalize")][1:]:
+    order = " ".join(name for name in names if name != "Dropout")
+    if dense and order and not _IN_ORDER.fullmatch(order):
         yield path.name, f"orders its modules as {', '.join(names)}"
     for name, module in zip(names, modules, strict=True):
-        file = str(PurePosixPath(module.get("path", "")) / "config.json")
+        file = str(PurePosixPath(module.get("path") or "") / "config.json")
         told = checkpoint.json(file, default={}) if name == "Normalize" else {}
         if {told.get("module_input_name"), told.get("module_output_name")} - {"sentence_embedding", None}:
             yield file, "scales what is no vector of a text"

@@ -24,6 +24,7 @@ from sqlalchemy import (
     Text,
     case,
     func,
+    literal,
     or_,
     select,
 )
@@ -580,7 +581,7 @@ async def end(
             ended_at=now,
             lease_until=None,
             webhook_state=case((has_webhook, "pending"), else_=jobs.c.webhook_state),
-            webhook_at=case((has_webhook, now), else_=jobs.c.webhook_at),
+            webhook_at=case((has_webhook, literal(now, Instant)), else_=jobs.c.webhook_at),
         )
         .returning(*jobs.c)
     )
