@@ -27,7 +27,7 @@ _WITHOUT_EFFECT = {
 }
 """Arguments of sentence-transformers' loading that change no vector but for rounding."""
 
-# Beside BERT and XLM-RoBERTa.
+# Types of which transformers' own models are served; BERT and XLM-RoBERTa are Jina's types too.
 _IN_TRANSFORMERS = ("qwen2", "qwen3", "distilbert", "t5", "mpnet", "roberta", "camembert")
 _IN_ORDER = re.compile("Transformer Pooling( Dense)*( Normalize)*")
 _READ = {"max_seq_length", "do_lower_case", "modality_config", *_ARGUMENTS}
@@ -160,11 +160,8 @@ def _transformer(name: str, told: Mapping[str, Any], *, dense: bool) -> Iterator
 
 def _types(checkpoint: Checkpoint, told: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Types of tokens that tokenizer.json gives and transformers may not pass on."""
-    if (
-        not TextTokenizer(checkpoint.directory, checkpoint.config["max_position_embeddings"])
-        .pair_frame(led=False)
-        .typed
-    ):
+    tokenizer = TextTokenizer(checkpoint.directory, checkpoint.config["max_position_embeddings"])
+    if not tokenizer.pair_frame(led=False).typed:
         return
     names, kind = told.get("model_input_names"), told.get("tokenizer_class")
     if names and "token_type_ids" not in names:
