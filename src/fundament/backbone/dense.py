@@ -7,14 +7,13 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import orjson
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from fundament.backbone.checkpoint import Checkpoint, Config
 from fundament.backbone.device import Placement
-from fundament.backbone.sentence import read_modules
+from fundament.backbone.sentence import list_modules
 from fundament.errors import CheckpointError
 
 _IDENTITY, _TANH = "torch.nn.modules.linear.Identity", "torch.nn.modules.activation.Tanh"
@@ -93,19 +92,18 @@ def _folders(checkpoint: Checkpoint) -> list[str]:
     Raises:
         CheckpointError: they stand elsewhere than between the pooling and a normalisation.
     """
-    if "Dense" not in read_modules(checkpoint):
+    modules = list_modules(checkpoint)
+    layers = [module for module in modules if module.kind == "Dense"]
+    if not layers:
         return []
     path = checkpoint.directory / "modules.json"
-    modules = orjson.loads(path.read_bytes())
-    types = [str(module["type"]) for module in modules]
-    kinds = [name.rpartition(".")[2] for name in types]
-    order = " ".join(kind for kind in kinds if kind != "Dropout")
-    folders = [str(module.get("path") or "") for module, kind in zip(modules, kinds, strict=True) if kind == "Dense"]
+    order = " ".join(module.kind for module in modules if module.kind != "Dropout")
+    folders = [layer.folder for layer in layers]
     if not re.fullmatch("Transformer Pooling( Dense)+( Normalize)?", order) or not all(folders):
         raise CheckpointError(
             f"{path}: Dense is served in a folder of its own, behind Pooling and before Normalize; it says {order}"
         )
-    if other := [name for name in types if name.endswith("Dense") and not name.startswith("sentence_transformers.")]:
+    if other := [layer.type for layer in layers if not layer.type.startswith("sentence_transformers.")]:
         raise CheckpointError(
             f"{path}: {', '.join(other)} is not sentence-transformers' own Dense, so it is not served"
         )

@@ -1,6 +1,7 @@
 """What the files that sentence-transformers writes say about a checkpoint: modules, pooling, prompts, longest input."""
 
 import re
+from dataclasses import dataclass
 from typing import Any
 
 import orjson
@@ -35,20 +36,42 @@ _HEADED = re.compile("For(MaskedLM|SequenceClassification)$")
 _HEAD_TENSORS = r"(cls|lm_head|vocab_(transform|layer_norm|projector)|pre_classifier|classifier|score)\..*"
 
 
-def read_modules(checkpoint: Checkpoint) -> dict[str, str]:
-    """The modules that `modules.json` names, by the last word of their type, each with its folder; none without one.
+@dataclass(frozen=True, slots=True)
+class Module:
+    """An entry of `modules.json`: the class and its package, and the folder of its files, empty for the model's own."""
+
+    type: str
+    folder: str
+
+    @property
+    def kind(self) -> str:
+        """The class without its package, which moved between releases."""
+        return self.type.rpartition(".")[2]
+
+
+def list_modules(checkpoint: Checkpoint) -> list[Module]:
+    """What `modules.json` names, in its order; none without one.
 
     Raises:
         CheckpointError: it is not such a list.
     """
     path = checkpoint.directory / "modules.json"
     if not path.exists():
-        return {}
+        return []
     try:
         modules = orjson.loads(path.read_bytes())
-        return {str(module["type"]).rpartition(".")[2]: str(module.get("path") or "") for module in modules}
+        return [Module(str(module["type"]), str(module.get("path") or "")) for module in modules]
     except (orjson.JSONDecodeError, AttributeError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path} is not a list of modules: {error!r}") from error
+
+
+def read_modules(checkpoint: Checkpoint) -> dict[str, str]:
+    """The same by their kind, each with its folder.
+
+    Raises:
+        CheckpointError: see `list_modules`.
+    """
+    return {module.kind: module.folder for module in list_modules(checkpoint)}
 
 
 def is_pooled(checkpoint: Checkpoint) -> bool:

@@ -9,10 +9,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
-import orjson
-
 from fundament.backbone.checkpoint import Checkpoint
-from fundament.backbone.sentence import PROMPTS, read_prompts, read_sentence
+from fundament.backbone.sentence import PROMPTS, list_modules, read_prompts, read_sentence
 from fundament.backbone.tokenizing import TextTokenizer
 from fundament.errors import CheckpointError
 
@@ -125,21 +123,18 @@ def _is_stock(checkpoint: Checkpoint) -> bool:
 
 def _modules(checkpoint: Checkpoint, *, dense: bool) -> Iterator[tuple[str, str]]:
     """Modules whose code is the model's own, or that stand where they do something else."""
-    path = checkpoint.directory / "modules.json"
-    modules = orjson.loads(path.read_bytes()) if path.exists() else []
-    kinds = [str(module["type"]) for module in modules]
-    for kind in kinds:  # jina-embeddings-v3 has code of its own, which chooses the adapter
-        if not kind.startswith("sentence_transformers.") and "lora_adaptations" not in checkpoint.config:
-            yield path.name, f"asks for code of its own ({kind})"
-    names = [kind.rpartition(".")[2] for kind in kinds]
-    order = " ".join(name for name in names if name != "Dropout")
+    file, modules = "modules.json", list_modules(checkpoint)
+    for module in modules:  # jina-embeddings-v3 has code of its own, which chooses the adapter
+        if not module.type.startswith("sentence_transformers.") and "lora_adaptations" not in checkpoint.config:
+            yield file, f"asks for code of its own ({module.type})"
+    order = " ".join(module.kind for module in modules if module.kind != "Dropout")
     if dense and order and not _IN_ORDER.fullmatch(order):
-        yield path.name, f"orders its modules as {', '.join(names)}"
-    for name, module in zip(names, modules, strict=True):
-        file = str(PurePosixPath(module.get("path") or "") / "config.json")
-        told = checkpoint.json(file, default={}) if name == "Normalize" else {}
+        yield file, f"orders its modules as {', '.join(module.kind for module in modules)}"
+    for module in modules:
+        config = str(PurePosixPath(module.folder) / "config.json")
+        told = checkpoint.json(config, default={}) if module.kind == "Normalize" else {}
         if {told.get("module_input_name"), told.get("module_output_name")} - {"sentence_embedding", None}:
-            yield file, "scales what is no vector of a text"
+            yield config, "scales what is no vector of a text"
 
 
 def _transformer(name: str, told: Mapping[str, Any], *, dense: bool) -> Iterator[tuple[str, str]]:
