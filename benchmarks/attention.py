@@ -25,7 +25,7 @@ import torch.nn.functional as F
 
 from contest import machine, rounds, table
 from fundament.backbone import attention
-from fundament.backbone.attention import attend
+from fundament.backbone.attention import Scoring, attend
 from fundament.backbone.causal import attend_last
 from fundament.backbone.linear import Linear
 from fundament.backbone.packed import BUNDLE_TOKENS, Packed, Run, group, pack
@@ -68,9 +68,7 @@ def lanes() -> None:
                 )
             )
             reaching = microseconds(
-                lambda q=q, k=k, v=v, packed=packed, run=run: attention._attend_run(
-                    q, k, v, packed, run, causal=False, window=None, nearness=None, scale=None
-                )
+                lambda q=q, k=k, v=v, packed=packed, run=run: attention._attend_run(q, k, v, packed, run, Scoring())
             )
             lines.append(
                 (f"{heads} x {head_dim}", str(length), f"{own:.0f}", f"{reaching:.0f}", f"{own / reaching:.2f}")
@@ -122,7 +120,7 @@ def bundles() -> None:
 
             def each(runs: tuple[Run, ...], q=q, k=k, v=v, packed=packed) -> float:
                 divided = replace(packed, runs=runs, biases={})
-                return microseconds(lambda: attend(q, k, v, divided)) / len(packed.lengths)
+                return microseconds(lambda: attend(q, k, v, divided, Scoring())) / len(packed.lengths)
 
             starts = itertools.pairwise(packed.bounds)
             alone = each(tuple(Run(start, 1, stop - start) for start, stop in starts))
@@ -187,7 +185,9 @@ def languages() -> None:
                 ),
                 n=5,
             )
-            served = microseconds(lambda q=q, k=k, v=v: attend_last(q, k, v, torch.empty_like(q)), n=5)
+            served = microseconds(
+                lambda q=q, k=k, v=v: attend_last(q, k, v, torch.empty_like(q), Scoring(causal=True)), n=5
+            )
             name = f"{heads} of {kv_heads} x {head_dim}, {str(dtype).removeprefix('torch.')}"
             lines.append((name, str(length), f"{fused:.0f}", f"{served:.0f}", f"{fused / served:.2f}"))
     table(

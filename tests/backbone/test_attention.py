@@ -15,7 +15,7 @@ from torch.nn.attention import varlen
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 
 from fundament.backbone import attention
-from fundament.backbone.attention import attend
+from fundament.backbone.attention import Scoring, attend
 from fundament.backbone.packed import BUNDLE_TOKENS, edge_of, group, hide, pack, rounded
 from fundament.backbone.positions import Nearness, alibi, alibi_slopes, bucket, bucketed
 
@@ -105,15 +105,16 @@ def test_attention_equals_the_plain_loop(
     qkv = torch.randn(len(packed.ids), width, generator=generator)
     q, k, v = (part.unflatten(-1, (-1, 8)) for part in qkv.split((heads[0] * 8, heads[1] * 8, heads[1] * 8), dim=-1))
     nearness = nearness_of(kind, heads[0])
+    scoring = Scoring(causal=causal, window=window, nearness=nearness, scale=scale)
     with served_by(kernel):
-        found = attend(q, k, v, packed, causal=causal, window=window, nearness=nearness, scale=scale)
+        found = attend(q, k, v, packed, scoring)
     expected = plain(q, k, v, lengths, causal=causal, window=window, nearness=nearness, scale=scale)
     assert found.shape == expected.shape
     assert found.isfinite().all()  # of tokens of no row, too, which the next layer's products run over
     torch.testing.assert_close(found[: packed.n_tokens], expected[: packed.n_tokens], atol=1e-5, rtol=1e-4)
     for edge in (edge_of(packed, "first"), edge_of(packed, "last")):
         asking = q[edge.tokens]
-        found = attend(asking, k, v, packed, edge=edge, causal=causal, window=window, nearness=nearness, scale=scale)
+        found = attend(asking, k, v, packed, scoring, edge)
         assert found.shape == (len(asking), expected.shape[1])
         n = len(lengths)
         torch.testing.assert_close(found[:n], expected[edge.tokens[:n]], atol=1e-5, rtol=1e-4)
@@ -163,11 +164,12 @@ def test_the_gpu_kernel_is_asked_for_the_same(
     packed = pack([torch.zeros(length, dtype=torch.int64).numpy() for length in (3, 20, 9)], CPU)
     q, k, v = (torch.randn(packed.n_tokens, heads, 4) for heads in (4, 2, 2))
     monkeypatch.setattr(attention, "has_varlen", lambda q: True)
-    found = attend(q, k, v, packed, causal=causal, window=window, scale=0.3)
+    scoring = Scoring(causal=causal, window=window, scale=0.3)
+    found = attend(q, k, v, packed, scoring)
     expected = plain(q, k, v, [3, 20, 9], causal=causal, window=window, nearness=None, scale=0.3)
     torch.testing.assert_close(found, expected)
     edge = edge_of(packed, "last")
-    found = attend(q[edge.tokens[:3]], k, v, packed, edge=edge, causal=causal, window=window, scale=0.3)
+    found = attend(q[edge.tokens[:3]], k, v, packed, scoring, edge)
     torch.testing.assert_close(found, expected[edge.tokens[:3]])
 
 
@@ -180,7 +182,7 @@ def test_rows_longer_than_a_query_block(causal: bool, kind: str | None, kernel: 
     q, k, v = (torch.randn(len(packed.ids), 2, 4) for _ in range(3))
     nearness = nearness_of(kind, 2)
     with served_by(kernel):
-        found = attend(q, k, v, packed, causal=causal, nearness=nearness)
+        found = attend(q, k, v, packed, Scoring(causal=causal, nearness=nearness))
     row = slice(3, 1103)
     bias = torch.zeros(1100, 1100)
     distance = torch.arange(1100)[:, None] - torch.arange(1100)
@@ -251,7 +253,7 @@ def test_hidden_tokens_attend_and_are_not_attended_to(sloped: bool, kernel: str)
     q, k, v = (torch.randn(len(packed.ids), 2, 4, generator=generator) for _ in range(3))
     slopes = alibi_slopes(2) if sloped else None
     with served_by(kernel):
-        found = attend(q, k, v, packed, nearness=alibi(2, CPU) if sloped else None).unflatten(1, (2, 4))
+        found = attend(q, k, v, packed, Scoring(nearness=alibi(2, CPU) if sloped else None)).unflatten(1, (2, 4))
     start = 0
     for n, seen in zip(lengths, visible, strict=True):
         row, keys = slice(start, start + n), slice(start, start + seen)

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fundament.backbone.attention import attend
+from fundament.backbone.attention import Scoring, attend
 from fundament.backbone.device import Placement
 from fundament.backbone.packed import pack
 from fundament.core import Embed, Model, Rerank
@@ -30,9 +30,10 @@ def test_attention(kv_heads: int, causal: bool, window: int | None) -> None:
     rows = [np.zeros(length, dtype=np.int64) for length in LENGTHS]
     on_cpu, on_gpu = pack(rows, CPU), pack(rows, CUDA)
     q, k, v = (torch.randn(len(on_cpu.ids), heads, 64) for heads in (4, kv_heads, kv_heads))
-    expected = attend(q, k, v, on_cpu, causal=causal, window=window)[: on_cpu.n_tokens]
+    scoring = Scoring(causal=causal, window=window)
+    expected = attend(q, k, v, on_cpu, scoring)[: on_cpu.n_tokens]
     there = [part[: on_gpu.n_tokens].to(CUDA, torch.bfloat16) for part in (q, k, v)]
-    found = attend(there[0], there[1], there[2], on_gpu, causal=causal, window=window)
+    found = attend(there[0], there[1], there[2], on_gpu, scoring)
     torch.testing.assert_close(found.float().cpu(), expected, atol=0.03, rtol=0.03)
 
 

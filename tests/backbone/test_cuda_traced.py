@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensorDeviceMismatchError
 
 from fundament.backbone import attention, causal
-from fundament.backbone.attention import attend
+from fundament.backbone.attention import Scoring, attend
 from fundament.backbone.device import Placement
 from fundament.backbone.linear import Linear
 from fundament.backbone.omni import OmniEmbedder
@@ -378,7 +378,7 @@ def test_what_the_kernel_does_not_take_runs_row_by_row(
     with there.on() as waits:
         packed = pack([np.zeros(n, dtype=np.int64) for n in (3, 20, 70)], CUDA)
         q = torch.empty(93, 4, head_dim, device=CUDA, dtype=torch.float16)
-        assert attend(q, q, q, packed).shape == (93, 4 * head_dim)
+        assert attend(q, q, q, packed, Scoring()).shape == (93, 4 * head_dim)
     assert waits.operators[VARLEN] == n_calls
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fundament.backbone import causal, passes
+from fundament.backbone.attention import Scoring
 from fundament.backbone.causal import attend_last
 from fundament.backbone.decoder import Decoder
 from fundament.backbone.packed import pack
@@ -148,7 +149,7 @@ def test_the_last_queries_see_what_came_before(
     draw = torch.Generator().manual_seed(1)
     q, keys, values = (torch.randn(420, n, 8, generator=draw) for n in (heads[0], heads[1], heads[1]))
     out = torch.empty(n_queries, heads[0], 8)
-    attend_last(q[-n_queries:], keys, values, out, window=window, scale=0.5)
+    attend_last(q[-n_queries:], keys, values, out, Scoring(causal=True, window=window, scale=0.5))
     distance = torch.arange(420)[:, None] - torch.arange(420)
     hidden = (distance < 0) | (distance >= (window or 420))
     for head in range(heads[0]):

@@ -22,18 +22,24 @@ _LEAST_CAPABILITY = (8, 0)
 _CAUSAL_BIAS_TOKENS = 256  # above, skipping what a causal row does not see saves more (`benchmarks/attention.py`)
 
 
-def attend(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    packed: Packed,
-    *,
-    edge: Edge | None = None,
-    causal: bool = False,
-    window: int | None = None,
-    nearness: Nearness | None = None,
-    scale: float | None = None,
-) -> Tensor:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scoring:
+    """Which keys a token sees, and how their scores are made.
+
+    Attributes:
+        causal: it sees itself and what came before.
+        window: with `causal`, how many tokens it sees, itself included; None means all.
+        nearness: what is added to a score for how far its key is from its query.
+        scale: what scores are multiplied by; None means `1 / sqrt(head_dim)`.
+    """
+
+    causal: bool = False
+    window: int | None = None
+    nearness: Nearness | None = None
+    scale: float | None = None
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, packed: Packed, scoring: Scoring, edge: Edge | None = None) -> Tensor:
     """Scaled dot-product attention within each row.
 
     Args:
@@ -41,32 +47,29 @@ def attend(
         k: `[tokens, kv_heads, head_dim]`; each serves `heads // kv_heads` query heads.
         v: as `k`.
         packed: where rows begin and end.
+        scoring: which keys of its row a token sees, and how.
         edge: the tokens that ask; None means all.
-        causal: a token sees itself and what came before.
-        window: with `causal`, how many tokens it sees, itself included.
-        nearness: what is added to a score for how far its key is from its query.
-        scale: what scores are multiplied by; None means `1 / sqrt(head_dim)`.
 
     Returns:
         `[tokens, heads * head_dim]`, a row for each row of `q`.
     """
     if edge is not None:
-        return _attend_edge(q, k, v, packed, edge, causal, window, nearness, scale)
-    if has_varlen(q) and nearness is None and packed.unseen is None:
-        seen = (window - 1 if window else -1, 0) if causal else (-1, -1)
-        return _attend_varlen(q, k, v, packed, packed.offsets, packed.longest, seen, scale)
+        return _attend_edge(q, k, v, packed, edge, scoring)
+    if has_varlen(q) and scoring.nearness is None and packed.unseen is None:
+        rows = (packed.offsets, packed.longest)
+        return attend_varlen(q, k, v, rows, rows, scoring)
     in_products = [run.length >= _PRODUCT_TOKENS and multiplies_faster(q.device, q.dtype) for run in packed.runs]
     if not any(in_products):
-        parts = [_attend_run(q, k, v, packed, run, causal, window, nearness, scale) for run in packed.runs]
+        parts = [_attend_run(q, k, v, packed, run, scoring) for run in packed.runs]
         if further := len(q) - sum(map(len, parts)):
             parts.append(q.new_zeros(further, parts[0].shape[1]))
         return parts[0] if len(parts) == 1 else torch.cat(parts)
     mixed = q.new_empty(q.shape)
     for run, multiplies in zip(packed.runs, in_products, strict=True):
         if multiplies:
-            _attend_run_in_products(q, k, v, packed, run, causal, window, nearness, scale, mixed)
+            _attend_run_in_products(q, k, v, packed, run, scoring, mixed)
         else:
-            found = _attend_run(q, k, v, packed, run, causal, window, nearness, scale)
+            found = _attend_run(q, k, v, packed, run, scoring)
             mixed[run.start : run.start + len(found)] = found.view(-1, *q.shape[1:])
     mixed[packed.n_tokens :] = 0
     return mixed.flatten(1)
@@ -87,20 +90,44 @@ def has_varlen(q: Tensor) -> bool:
     )
 
 
-def _attend_edge(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    packed: Packed,
-    edge: Edge,
-    causal: bool,
-    window: int | None,
-    nearness: Nearness | None,
-    scale: float | None,
+def attend_varlen(
+    q: Tensor, k: Tensor, v: Tensor, rows: tuple[Tensor, int], key_rows: tuple[Tensor, int], scoring: Scoring
 ) -> Tensor:
-    sees_all = window is None and nearness is None and packed.unseen is None and (edge.which == "last" or not causal)
+    """Attention of rows of any lengths in one kernel, `[queries, heads * head_dim]`; `scoring` is without nearness.
+
+    Args:
+        q: `[queries, heads, head_dim]`.
+        k: `[keys, kv_heads, head_dim]`.
+        v: as `k`.
+        rows: where each row's queries begin and end, int32 `[rows + 1]`, and most of a row.
+        key_rows: the same of its keys. Fewer queries than keys are a row's last ones.
+        scoring: which keys of its row a token sees, and how.
+    """
+    from torch.nn.attention.varlen import varlen_attn
+
+    before = scoring.window - 1 if scoring.window else -1
+    out = varlen_attn(
+        q,
+        k,
+        v,
+        rows[0],
+        key_rows[0],
+        rows[1],
+        key_rows[1],
+        scale=scoring.scale,
+        window_size=(before, 0) if scoring.causal else (-1, -1),
+        enable_gqa=k.shape[1] != q.shape[1],
+    )
+    assert isinstance(out, Tensor)
+    return out.flatten(1)
+
+
+def _attend_edge(q: Tensor, k: Tensor, v: Tensor, packed: Packed, edge: Edge, scoring: Scoring) -> Tensor:
+    plain = scoring.window is None and scoring.nearness is None and packed.unseen is None
+    sees_all = plain and (edge.which == "last" or not scoring.causal)
     if sees_all and has_varlen(q):
-        return _attend_varlen(q, k, v, packed, edge.offsets, 1, (-1, -1), scale)
+        whole = Scoring(scale=scoring.scale)
+        return attend_varlen(q, k, v, (edge.offsets, 1), (packed.offsets, packed.longest), whole)
     parts, row = [], 0
     for run in packed.runs:
         lengths = np.array(run.row_lengths or [run.length])
@@ -111,10 +138,12 @@ def _attend_edge(
         begin, width = _reach(run, len(k))
         bias = None
         if not sees_all or run.row_lengths or width > run.length:
-            bias = _bias(packed, Scores(run, queries, begin, width), causal, window, nearness, q)
+            bias = _bias(packed, _Scores(run, queries, begin, width), scoring, q)
         keys, values = (_for_heads(_blocks(part, run, begin, width), q.shape[1]) for part in (k, v))
         grouped = keys.shape[1] != q.shape[1]
-        out = F.scaled_dot_product_attention(asking, keys, values, attn_mask=bias, scale=scale, enable_gqa=grouped)
+        out = F.scaled_dot_product_attention(
+            asking, keys, values, attn_mask=bias, scale=scoring.scale, enable_gqa=grouped
+        )
         parts.append(out.transpose(1, 2).reshape(n, -1))
         row += n
     if len(q) > row:
@@ -122,56 +151,19 @@ def _attend_edge(
     return torch.cat(parts)
 
 
-def _attend_varlen(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    packed: Packed,
-    offsets: Tensor,
-    longest: int,
-    seen: tuple[int, int],
-    scale: float | None,
-) -> Tensor:
-    """Queries lie as `offsets` say, `longest` of a row at most, and see so many keys to the left and to the right."""
-    from torch.nn.attention.varlen import varlen_attn
-
-    out = varlen_attn(
-        q,
-        k,
-        v,
-        offsets,
-        packed.offsets,
-        longest,
-        packed.longest,
-        scale=scale,
-        window_size=seen,
-        enable_gqa=k.shape[1] != q.shape[1],
-    )
-    assert isinstance(out, Tensor)
-    return out.flatten(1)
-
-
-def _attend_run(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    packed: Packed,
-    run: Run,
-    causal: bool,
-    window: int | None,
-    nearness: Nearness | None,
-    scale: float | None,
-) -> Tensor:
+def _attend_run(q: Tensor, k: Tensor, v: Tensor, packed: Packed, run: Run, scoring: Scoring) -> Tensor:
     n_asking, n_heads = run.length, q.shape[1]
     if run.n_blocks == 1 and run.stop == packed.n_tokens and run.length < _PRODUCT_TOKENS:
         n_asking = len(q) - run.start  # tokens of no row ask too, so that nothing is filled up afterwards
     queries = _blocks(q, run, run.start, n_asking)
-    plain = nearness is None and packed.unseen is None and not run.row_lengths
-    sees_all = plain and (window is None or window >= run.length)
-    if sees_all and causal and run.length > _CAUSAL_BIAS_TOKENS:
+    plain = scoring.nearness is None and packed.unseen is None and not run.row_lengths
+    sees_all = plain and (scoring.window is None or scoring.window >= run.length)
+    if sees_all and scoring.causal and run.length > _CAUSAL_BIAS_TOKENS:
         keys, values = (_for_heads(_blocks(part, run, run.start, run.length), n_heads) for part in (k, v))
         grouped = keys.shape[1] != n_heads
-        out = F.scaled_dot_product_attention(queries, keys, values, is_causal=True, scale=scale, enable_gqa=grouped)
+        out = F.scaled_dot_product_attention(
+            queries, keys, values, is_causal=True, scale=scoring.scale, enable_gqa=grouped
+        )
     else:
         begin, width = _reach(run, len(k))
         keys, values = (_for_heads(_blocks(part, run, begin, width), n_heads) for part in (k, v))
@@ -180,31 +172,24 @@ def _attend_run(
         for first in range(0, n_asking, _QUERY_BLOCK):
             last = min(first + _QUERY_BLOCK, n_asking)
             bias = None
-            if causal or not plain or width > run.length:
-                bias = _bias(packed, Scores(run, range(first, last), begin, width), causal, window, nearness, q)
+            if scoring.causal or not plain or width > run.length:
+                bias = _bias(packed, _Scores(run, range(first, last), begin, width), scoring, q)
             block = queries[:, :, first:last]
             out_blocks.append(
-                F.scaled_dot_product_attention(block, keys, values, attn_mask=bias, scale=scale, enable_gqa=grouped)
+                F.scaled_dot_product_attention(
+                    block, keys, values, attn_mask=bias, scale=scoring.scale, enable_gqa=grouped
+                )
             )
         out = out_blocks[0] if len(out_blocks) == 1 else torch.cat(out_blocks, dim=2)
     return out.transpose(1, 2).reshape(run.n_blocks * n_asking, -1)
 
 
 def _attend_run_in_products(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    packed: Packed,
-    run: Run,
-    causal: bool,
-    window: int | None,
-    nearness: Nearness | None,
-    scale: float | None,
-    mixed: Tensor,
+    q: Tensor, k: Tensor, v: Tensor, packed: Packed, run: Run, scoring: Scoring, mixed: Tensor
 ) -> None:
     """Write what the run's tokens mix, in their places of `mixed`, which is as `q`."""
     n_kv, length = k.shape[1], run.length
-    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
+    scale = 1 / math.sqrt(q.shape[-1]) if scoring.scale is None else scoring.scale
     # Of each key head, what it serves lies together; keys and values are filled up to whole lanes.
     queries = _blocks(q, run, run.start, length).unflatten(1, (n_kv, -1)).flatten(0, 1)
     keys, values = (_blocks(part, run, run.start, length) for part in (k, v))
@@ -215,17 +200,17 @@ def _attend_run_in_products(
     out = torch.empty_like(queries) if run.n_blocks > 1 else places[0]
     for first in range(0, length, _PRODUCT_QUERIES):
         last = min(first + _PRODUCT_QUERIES, length)
-        end = -(-(last if causal else length) // LANES) * LANES
+        end = -(-(last if scoring.causal else length) // LANES) * LANES
         # From which key on any is hidden, or scored by its place.
         changed = length
-        if nearness is not None or packed.unseen is not None or run.row_lengths or window is not None:
+        if packed.unseen is not None or run.row_lengths or scoring.nearness is not None or scoring.window is not None:
             changed = 0
-        elif causal:
+        elif scoring.causal:
             changed = first
         bias = None
         if changed < min(end, length):
-            scores = Scores(run, range(first, last), run.start + changed, end - changed)
-            bias = _by_key_head(_bias(packed, scores, causal, window, nearness, q), run.n_blocks, n_kv)
+            scores = _Scores(run, range(first, last), run.start + changed, end - changed)
+            bias = _by_key_head(_bias(packed, scores, scoring, q), run.n_blocks, n_kv)
         block, unseen = slice(first, last), max(0, end - length)
         attend_in_products(queries[:, :, block], keys[:, :end], values[:, :end], out[:, :, block], bias, scale, unseen)
     if run.n_blocks > 1:
@@ -263,7 +248,7 @@ def _reach(run: Run, n_tokens: int) -> tuple[int, int]:
 
 
 @dataclass(frozen=True, slots=True)
-class Scores:
+class _Scores:
     """A rectangle of attention scores of a run's blocks: some of its tokens by `width` keys from `begin` on."""
 
     run: Run
@@ -272,15 +257,13 @@ class Scores:
     width: int
 
 
-def _bias(
-    packed: Packed, scores: Scores, causal: bool, window: int | None, nearness: Nearness | None, like: Tensor
-) -> Tensor:
-    """`score_bias`, computed once per batch for short runs and anew for long ones, where it would take much memory."""
+def _bias(packed: Packed, scores: _Scores, scoring: Scoring, like: Tensor) -> Tensor:
+    """`_score_bias`, computed once per batch for short runs and anew for long ones, where it would take much memory."""
     run = scores.run
-    key = (run.start, scores.queries, window)
+    key = (run.start, scores.queries, scoring.window)
     if key in packed.biases:
         return packed.biases[key]
-    bias = score_bias(scores, causal=causal, window=window, nearness=nearness, like=like)
+    bias = _score_bias(scores, scoring, like)
     if packed.unseen is not None:
         # Each block has keys of its own that are hidden: `[blocks, 1, 1, keys]`.
         further = F.pad(packed.unseen, (0, scores.width))
@@ -299,7 +282,7 @@ def _by_key_head(bias: Tensor, n_blocks: int, n_kv: int) -> Tensor:
     return by_head.flatten(0, 1)
 
 
-def score_bias(scores: Scores, *, causal: bool, window: int | None, nearness: Nearness | None, like: Tensor) -> Tensor:
+def _score_bias(scores: _Scores, scoring: Scoring, like: Tensor) -> Tensor:
     """What is added to scores: `[1, 1 or heads, 1 or queries, keys]`.
 
     A key out of sight, or of another row, gets minus infinity. The leading 1 matters: with three dimensions PyTorch
@@ -317,9 +300,10 @@ def score_bias(scores: Scores, *, causal: bool, window: int | None, nearness: Ne
     if run.row_lengths:
         row = torch.from_numpy(np.repeat(np.arange(len(run.row_lengths)), run.row_lengths)).to(like.device)
         hidden = hidden | (row[queries] != row[keys.clamp(0, run.length - 1)])
-    if causal:
+    if scoring.causal:
         hidden = hidden | (keys > queries)
-    if causal and window is not None:
-        hidden = hidden | (queries - keys >= window)
-    bias = torch.zeros(1, 1, 1, device=like.device) if nearness is None else nearness(keys - queries)
+    if scoring.causal and scoring.window is not None:
+        hidden = hidden | (queries - keys >= scoring.window)
+    near = scoring.nearness
+    bias = torch.zeros(1, 1, 1, device=like.device) if near is None else near(keys - queries)
     return torch.where(hidden, float("-inf"), bias).to(like.dtype)[None]

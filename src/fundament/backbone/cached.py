@@ -79,14 +79,7 @@ class CachedDecoder:
                 row, read = slice(end - length, end), cache.n + length
                 keys, values = cache.keys[number], cache.values[number]
                 keys[cache.n : read], values[cache.n : read] = k[row], v[row]
-                attend_last(
-                    q[row],
-                    keys[:read],
-                    values[:read],
-                    mixed[row],
-                    window=layer.window,
-                    scale=shape.attention_scale,
-                )
+                attend_last(q[row], keys[:read], values[:read], mixed[row], layer.scoring)
             x = layer.after_attention(mixed.flatten(1), x)
         assert transformer.final_norm is not None
         return transformer.final_norm(x[last])

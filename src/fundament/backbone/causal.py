@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fundament.backbone.attention import KEY_LANES, has_varlen
+from fundament.backbone.attention import KEY_LANES, Scoring, attend_varlen, has_varlen
 from fundament.backbone.packed import rounded
 from fundament.backbone.passes import Piece, Slice
 from fundament.backbone.products import attend_in_products, multiplies_faster
@@ -16,9 +16,7 @@ _LEAST_QUERIES = 16  # fewer go through the fused kernel, which compiles nothing
 _QUERY_BLOCK = 128  # queries per step: few, so that little is computed of what they do not see yet
 
 
-def attend_slice(
-    q: Tensor, keys: Tensor, values: Tensor, part: Slice, window: int | None, scale: float | None
-) -> Tensor:
+def attend_slice(q: Tensor, keys: Tensor, values: Tensor, part: Slice, scoring: Scoring) -> Tensor:
     """Scaled dot-product attention of a slice's tokens, each to its own row up to itself.
 
     Args:
@@ -26,61 +24,38 @@ def attend_slice(
         keys: `[keys of the pass, kv_heads, head_dim]`, filled as far as the slice's rows have come.
         values: as `keys`.
         part: which keys are whose.
-        window: how many tokens a token sees, itself included; None means all before it.
-        scale: what scores are multiplied by; None means `1 / sqrt(head_dim)`.
+        scoring: causal, without nearness.
 
     Returns:
         `[tokens of the slice, heads * head_dim]`; zero for tokens of no row.
     """
     if has_varlen(q):
-        return _attend_varlen(q, keys, values, part, window, scale)
-    return _attend_pieces(q, keys, values, part.pieces, window, scale)
+        return _attend_varlen(q, keys, values, part, scoring)
+    return _attend_pieces(q, keys, values, part.pieces, scoring)
 
 
-def attend_asked(
-    q: Tensor, keys: Tensor, values: Tensor, part: Slice, window: int | None, scale: float | None
-) -> Tensor:
+def attend_asked(q: Tensor, keys: Tensor, values: Tensor, part: Slice, scoring: Scoring) -> Tensor:
     """The same of those tokens alone whose states are asked for, `[asked, heads * head_dim]`."""
     if has_varlen(q):
-        return _attend_varlen(q, keys, values, part, window, scale)[part.kept]
-    return _attend_pieces(q[part.kept], keys, values, part.asked, window, scale)
+        return _attend_varlen(q, keys, values, part, scoring)[part.kept]
+    return _attend_pieces(q[part.kept], keys, values, part.asked, scoring)
 
 
-def _attend_pieces(
-    q: Tensor, keys: Tensor, values: Tensor, pieces: Sequence[Piece], window: int | None, scale: float | None
-) -> Tensor:
+def _attend_pieces(q: Tensor, keys: Tensor, values: Tensor, pieces: Sequence[Piece], scoring: Scoring) -> Tensor:
     out = torch.zeros_like(q)
     for piece in pieces:
         tokens, row = slice(piece.start, piece.stop), slice(piece.key_start, piece.key_stop)
-        attend_last(q[tokens], keys[row], values[row], out[tokens], window=window, scale=scale)
+        attend_last(q[tokens], keys[row], values[row], out[tokens], scoring)
     return out.flatten(1)
 
 
-def _attend_varlen(
-    q: Tensor, keys: Tensor, values: Tensor, part: Slice, window: int | None, scale: float | None
-) -> Tensor:
-    from torch.nn.attention.varlen import varlen_attn
-
-    n, first, last = part.pieces[-1].stop, part.pieces[0].key_start, part.pieces[-1].key_stop
-    mixed = varlen_attn(
-        q[:n],
-        keys[first:last],
-        values[first:last],
-        part.offsets,
-        part.key_offsets,
-        part.longest,
-        part.key_longest,
-        scale=scale,
-        window_size=(window - 1 if window else -1, 0),  # counted from the end of queries and keys
-        enable_gqa=keys.shape[1] != q.shape[1],
-    )
-    assert isinstance(mixed, Tensor)
-    return mixed.flatten(1)
+def _attend_varlen(q: Tensor, keys: Tensor, values: Tensor, part: Slice, scoring: Scoring) -> Tensor:
+    n, lie = part.pieces[-1].stop, slice(part.pieces[0].key_start, part.pieces[-1].key_stop)
+    rows, key_rows = (part.offsets, part.longest), (part.key_offsets, part.key_longest)
+    return attend_varlen(q[:n], keys[lie], values[lie], rows, key_rows, scoring)
 
 
-def attend_last(
-    q: Tensor, keys: Tensor, values: Tensor, out: Tensor, *, window: int | None = None, scale: float | None = None
-) -> None:
+def attend_last(q: Tensor, keys: Tensor, values: Tensor, out: Tensor, scoring: Scoring) -> None:
     """Scaled dot-product attention of one row's last tokens to all of the row.
 
     Args:
@@ -88,11 +63,10 @@ def attend_last(
         keys: `[tokens, kv_heads, head_dim]`; each serves `heads // kv_heads` query heads.
         values: as `keys`.
         out: the result, as `q`.
-        window: how many tokens a token sees, itself included; None means all before it.
-        scale: what scores are multiplied by; None means `1 / sqrt(head_dim)`.
+        scoring: causal, without nearness.
     """
-    before = len(keys) - len(q)
-    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
+    before, window = len(keys) - len(q), scoring.window
+    scale = 1 / math.sqrt(q.shape[-1]) if scoring.scale is None else scoring.scale
     products = not q.is_cuda and (q.dtype == torch.float32 or multiplies_faster(q.device, q.dtype))
     attend = _attend_in_products if products and len(q) >= _LEAST_QUERIES else _attend_fused
     for first in range(0, len(q), _QUERY_BLOCK):

@@ -92,10 +92,10 @@ class Decoder:
                     if piece.fill is not None:
                         _copy(piece.fill, number, keys, values)
                 if number < shape.n_layers - 1:
-                    mixed = attend_slice(q, keys, values, part, layer.window, shape.attention_scale)
+                    mixed = attend_slice(q, keys, values, part, layer.scoring)
                     x[part.tokens] = layer.after_attention(mixed, residual)
                 elif part.asked:
-                    mixed = attend_asked(q, keys, values, part, layer.window, shape.attention_scale)
+                    mixed = attend_asked(q, keys, values, part, layer.scoring)
                     asked.append(layer.after_attention(mixed, residual[part.kept]))
             for states, (_, lie) in zip(new, batch.new, strict=True):
                 states[number, 0], states[number, 1] = keys[lie], values[lie]

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fundament.backbone.attention import attend
+from fundament.backbone.attention import Scoring, attend
 from fundament.backbone.device import use_cores
 from fundament.backbone.linear import Activation, Linear, LowRank
 from fundament.backbone.packed import Edge, Packed, Span
@@ -174,15 +174,15 @@ class Transformer:
         self.type = weights["types.weight"][0] if shape.n_types else None
         if self.positions is not None and self.type is not None:
             self.positions, self.type = self.positions + self.type, None
-        self.nearness: Nearness | None = None
-        if shape.positions == "alibi":
-            self.nearness = alibi(shape.n_heads, self.tokens.device)
-        if shape.n_buckets:
-            self.nearness = bucketed(weights["distances.weight"], shape.max_distance)
         self.embedding_norm = _Norm(shape, weights, "embedding_norm") if shape.embedding_norm else None
         self.token_terms = [adapter.get("tokens") for adapter in adapters]
         self.type_terms = [_type_of(adapter) for adapter in adapters]
-        self.layers = _built(partial(_Layer, shape, weights, adapters), shape.n_layers)
+        nearness: Nearness | None = None
+        if shape.positions == "alibi":
+            nearness = alibi(shape.n_heads, self.tokens.device)
+        if shape.n_buckets:
+            nearness = bucketed(weights["distances.weight"], shape.max_distance)
+        self.layers = _built(partial(_Layer, shape, weights, adapters, nearness), shape.n_layers)
         n_matrices = sum(layer.n_elements for layer in self.layers)
         n_others = sum(map(math.prod, parameters(shape).values())) - n_matrices
         self.n_bytes = n_others * self.tokens.element_size() + n_matrices * self.layers[0].qkv.itemsize
@@ -222,9 +222,9 @@ class Transformer:
         """
         *before, last = zip(self.layers, packed, strict=True)
         for layer, rows in before:
-            x = layer(x, rows, rotation, self.nearness)
+            x = layer(x, rows, rotation)
         layer, rows = last
-        x = layer(x, rows, rotation, self.nearness, edge)
+        x = layer(x, rows, rotation, edge)
         x = x[: rows.n_tokens if edge is None else len(edge.offsets) - 1]
         return self.final_norm(x) if self.final_norm is not None else x
 
@@ -286,9 +286,21 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 class _Layer:
-    def __init__(self, shape: Shape, weights: Mapping[str, Tensor], adapters: Sequence[Adapter], i: int) -> None:
+    def __init__(
+        self,
+        shape: Shape,
+        weights: Mapping[str, Tensor],
+        adapters: Sequence[Adapter],
+        nearness: Nearness | None,
+        i: int,
+    ) -> None:
         self.shape = shape
-        self.window = shape.window[i] if shape.window else None
+        self.scoring = Scoring(
+            causal=shape.causal,
+            window=shape.window[i] if shape.window else None,
+            nearness=nearness,
+            scale=shape.attention_scale,
+        )
         name = f"layers.{i}"
 
         def linear(part: str) -> Linear:
@@ -314,45 +326,22 @@ class _Layer:
         """Numbers in its matrices."""
         return sum(part.n_elements for part in (self.qkv, self.out, self.gate, self.up, self.down) if part is not None)
 
-    def __call__(
-        self,
-        x: Tensor,
-        packed: Packed,
-        rotation: Rotation | None,
-        nearness: Nearness | None,
-        edge: Edge | None = None,
-    ) -> Tensor:
+    def __call__(self, x: Tensor, packed: Packed, rotation: Rotation | None, edge: Edge | None = None) -> Tensor:
         spans = packed.spans if edge is None else edge.spans
         going = x if edge is None else x[edge.tokens]
         if self.shape.pre_norm:
-            x = self._attention(self.attention_norm(x), going, packed, rotation, nearness, edge)
+            x = self._attention(self.attention_norm(x), going, packed, rotation, edge)
             return self._mlp(self.mlp_norm(x), x, spans)
-        attended = self.attention_norm(self._attention(x, going, packed, rotation, nearness, edge))
+        attended = self.attention_norm(self._attention(x, going, packed, rotation, edge))
         if self.inner_norm is not None:
             attended = self.inner_norm(going + attended)
         return self.mlp_norm(self._mlp(attended, attended, spans))
 
     def _attention(
-        self,
-        x: Tensor,
-        residual: Tensor,
-        packed: Packed,
-        rotation: Rotation | None,
-        nearness: Nearness | None,
-        edge: Edge | None,
+        self, x: Tensor, residual: Tensor, packed: Packed, rotation: Rotation | None, edge: Edge | None
     ) -> Tensor:
         q, k, v = self.heads(x, rotation, packed.spans)
-        mixed = attend(
-            q if edge is None else q[edge.tokens],
-            k,
-            v,
-            packed,
-            edge=edge,
-            causal=self.shape.causal,
-            window=self.window,
-            nearness=nearness,
-            scale=self.shape.attention_scale,
-        )
+        mixed = attend(q if edge is None else q[edge.tokens], k, v, packed, self.scoring, edge)
         if self.mixed_norm is not None:
             mixed = self.mixed_norm(mixed)
         return self.out.add(mixed, residual, packed.spans if edge is None else edge.spans)
