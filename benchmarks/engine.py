@@ -24,7 +24,8 @@ from direct import DirectEngine, Reference, batcher_of, effort, event_loop, thro
 from fundament.backbone.device import place
 from fundament.core import Embed, Item, Model, Priority
 from fundament.engine.batcher import Batcher
-from fundament.engine.local import load_model, threads_of
+from fundament.engine.loading import load_model
+from fundament.engine.local import threads_of
 from fundament.engine.weights import Local, from_argument
 
 BUDGETS = (256, 512, 1_024, 2_048, 4_096, 8_192)

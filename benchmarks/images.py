@@ -52,7 +52,8 @@ from fundament.backbone.vision_embedder import AFTER, BEFORE, VisionEmbedder
 from fundament.backbone.vision_language import PROCESSOR, load_vision_language, read_tower_of
 from fundament.catalog import CATALOG
 from fundament.core import Array, Embed, Media, Model
-from fundament.engine.local import batch_tokens_of, load_model, threads_of
+from fundament.engine.loading import load_model
+from fundament.engine.local import batch_tokens_of, threads_of
 from fundament.models.clip import ClipEmbedder
 from fundament.models.qwen_vl import read_prompt
 

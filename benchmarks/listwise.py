@@ -38,7 +38,8 @@ from fundament.backbone.device import Placement
 from fundament.backbone.lru import LRU
 from fundament.catalog import ModelSpec
 from fundament.core import Rerank
-from fundament.engine.local import EngineOptions, LocalEngine, load_model
+from fundament.engine.loading import load_model
+from fundament.engine.local import EngineOptions, LocalEngine
 from fundament.engine.weights import Local
 from fundament.models import listwise
 from fundament.telemetry import Metrics

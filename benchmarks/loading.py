@@ -29,7 +29,7 @@ import corpus
 from contest import formats, machine, table, verdict
 from fundament.backbone.device import Placement
 from fundament.catalog import CATALOG
-from fundament.engine.local import load_model
+from fundament.engine.loading import load_model
 from fundament.engine.weights import Local
 
 ADAPTERS = ("retrieval", "text-matching", "clustering", "classification")

@@ -13,7 +13,7 @@ from sqlalchemy.engine import make_url
 
 from fundament.backbone.device import Placement
 from fundament.core import Model
-from fundament.engine.local import load_model
+from fundament.engine.loading import load_model
 from fundament.engine.weights import Local, embedded
 from fundament.store import migrate
 from fundament.store.database import Database, locate

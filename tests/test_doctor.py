@@ -38,7 +38,7 @@ from fundament.doctor import (
     examine,
 )
 from fundament.engine import weights
-from fundament.engine.local import needed_bytes
+from fundament.engine.loading import needed_bytes
 from fundament.engine.weights import WITHOUT_SAFETENSORS, FileRecord, Local, Receipt
 from fundament.errors import CheckpointError
 from fundament.store import migrate

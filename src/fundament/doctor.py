@@ -19,9 +19,9 @@ from fundament.buckets import first_line, require_client
 from fundament.catalog import EMBEDDED
 from fundament.config import Settings
 from fundament.depot import Kind, depot_of, probe
-from fundament.engine.local import budget_of, load_model, most_bytes
+from fundament.engine.loading import load_model, most_bytes
+from fundament.engine.local import budget_of
 from fundament.engine.weights import (
-    PROGRAM,
     WITHOUT_SAFETENSORS,
     Local,
     damage,
@@ -34,6 +34,7 @@ from fundament.engine.weights import (
 )
 from fundament.errors import CheckpointError, FundamentError, UnavailableError
 from fundament.limits import limits_of
+from fundament.models import PROGRAM
 from fundament.server import is_loopback, listen, refuse_open
 from fundament.store import keys, migrate
 from fundament.store.database import connected, is_sqlite, locate

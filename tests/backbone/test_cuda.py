@@ -12,7 +12,8 @@ from fundament.backbone.attention import Scoring, attend
 from fundament.backbone.device import Placement
 from fundament.backbone.packed import pack
 from fundament.core import Embed, Model, Rerank
-from fundament.engine.local import finish, load_model
+from fundament.engine.loading import load_model
+from fundament.engine.local import finish
 from fundament.engine.weights import embedded
 from tests.checkpoints import jina_bert, llama, load, qwen, qwen_reranker, texts
 

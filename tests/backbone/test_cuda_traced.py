@@ -29,7 +29,8 @@ from fundament.backbone.packed import pack
 from fundament.backbone.picture_writer import PictureWriter
 from fundament.catalog import CATALOG, EMBEDDED
 from fundament.core import Embed, Generate, Group, Input, Media, Message, Model, Rerank
-from fundament.engine.local import finish, load_model
+from fundament.engine.loading import load_model
+from fundament.engine.local import finish
 from fundament.engine.weights import Local, embedded
 from fundament.models import families
 from tests import checkpoints

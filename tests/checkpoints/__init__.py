@@ -16,7 +16,8 @@ from torch import Tensor
 from fundament.backbone.device import Placement
 from fundament.catalog import ModelSpec
 from fundament.core import Embed, Model, Ranking, Rerank
-from fundament.engine.local import finish, load_model
+from fundament.engine.loading import load_model
+from fundament.engine.local import finish
 from fundament.engine.weights import Local
 
 T = TypeVar("T")

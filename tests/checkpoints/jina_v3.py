@@ -11,7 +11,7 @@ from torch import Tensor
 from fundament.backbone.device import Placement
 from fundament.backbone.embedder import TextEmbedder
 from fundament.catalog import CATALOG, ModelSpec
-from fundament.engine.local import load_model
+from fundament.engine.loading import load_model
 from fundament.engine.weights import Local
 from tests.checkpoints import unigram
 from tests.checkpoints.xlm_roberta import HIDDEN, POSITIONS, flash_tensors, renamed, xlm_roberta

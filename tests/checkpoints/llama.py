@@ -20,7 +20,7 @@ from torch import Tensor
 from fundament.backbone.embedder import TextEmbedder
 from fundament.catalog import ModelSpec, Task
 from fundament.core import Embed, Item
-from fundament.engine.local import load_model
+from fundament.engine.loading import load_model
 from fundament.engine.weights import Local
 from tests.conftest import FLOAT32
 

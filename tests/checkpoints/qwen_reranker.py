@@ -11,7 +11,8 @@ from transformers import Qwen3Config, Qwen3ForCausalLM, Qwen3Model
 
 from fundament.catalog import ModelSpec
 from fundament.core import Ranking, Rerank
-from fundament.engine.local import finish, load_model
+from fundament.engine.loading import load_model
+from fundament.engine.local import finish
 from fundament.engine.weights import Local
 from tests.checkpoints import qwen, save
 from tests.checkpoints.llama import Config, tensors

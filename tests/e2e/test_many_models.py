@@ -10,10 +10,11 @@ import pytest
 from torch import bfloat16
 
 from fundament.core import Embed
-from fundament.engine.local import finish, load_model, needed_bytes
+from fundament.engine.loading import load_model, needed_bytes
+from fundament.engine.local import finish
 from fundament.engine.weights import Local
 from tests.conftest import FLOAT32
-from tests.engine.test_local import bert
+from tests.engine.berts import bert
 from tests.served import Served, serving, wait_until
 
 TEXTS = ["the search engine", "what people mean"]

@@ -2,98 +2,24 @@
 
 import asyncio
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from datetime import date
-from functools import partial
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from fundament.backbone.device import Placement
-from fundament.catalog import CATALOG, ModelSpec, Task
 from fundament.core import Array, Embed, Embedded, Embeddings, Item, Media, Priority
 from fundament.engine.batcher import Ticket
-from fundament.engine.local import (
-    EngineOptions,
-    LocalEngine,
-    _unpaid,
-    few_tokens_of,
-    load_model,
-    most_bytes,
-    needed_bytes,
-    threads_of,
-)
+from fundament.engine.local import EngineOptions, LocalEngine, _unpaid, few_tokens_of, threads_of
 from fundament.engine.weights import Local
-from fundament.errors import (
-    BalanceError,
-    CheckpointError,
-    ModelNotFoundError,
-    RowError,
-    TooLongError,
-    UnavailableError,
-)
+from fundament.errors import BalanceError, ModelNotFoundError, RowError, TooLongError, UnavailableError
 from fundament.telemetry import Metrics
-from tests.checkpoints import load, qwen_reranker, random_tensors, resave, save, word_piece
-from tests.checkpoints.clip import clip
-from tests.checkpoints.jina_bert import jina_bert
-from tests.checkpoints.mpnet import mpnet
-from tests.checkpoints.omni import HIDDEN as OMNI_DIM
-from tests.checkpoints.omni import omni
-from tests.checkpoints.qwen_vl import qwen_vl
-from tests.checkpoints.t5 import t5
-from tests.checkpoints.xlm_roberta import xlm_roberta
+from tests.engine.berts import bert
 from tests.served import PATIENCE_SECONDS, metrics_of
 
 TEXTS = ["the search engine", "what people mean"]
-VOCAB, HIDDEN = 20_000, 256  # 20 MB of float32, mostly token embeddings, so that memory can be seen to come and go
-
-
-def bert(directory: Path, seed: int, *, vocab: int = VOCAB, dtype: torch.dtype = torch.float32) -> Local:
-    """A random BERT of one layer, saved in that number format."""
-    linear = {"query": (HIDDEN, HIDDEN), "key": (HIDDEN, HIDDEN), "value": (HIDDEN, HIDDEN)}
-    layer = "encoder.layer.0"
-    modules: dict[str, tuple[int, ...]] = {
-        **{f"{layer}.attention.self.{name}": shape for name, shape in linear.items()},
-        f"{layer}.attention.output.dense": (HIDDEN, HIDDEN),
-        f"{layer}.intermediate.dense": (64, HIDDEN),
-        f"{layer}.output.dense": (HIDDEN, 64),
-    }
-    norms = ["embeddings.LayerNorm", f"{layer}.attention.output.LayerNorm", f"{layer}.output.LayerNorm"]
-    shapes: dict[str, tuple[int, ...]] = {
-        "embeddings.word_embeddings.weight": (vocab, HIDDEN),
-        "embeddings.position_embeddings.weight": (64, HIDDEN),
-        "embeddings.token_type_embeddings.weight": (2, HIDDEN),
-    }
-    shapes |= {f"{name}.weight": shape for name, shape in modules.items()}
-    shapes |= {f"{name}.bias": shape[:1] for name, shape in modules.items()}
-    shapes |= {f"{name}.{kind}": (HIDDEN,) for name in norms for kind in ("weight", "bias")}
-    config = {
-        "model_type": "bert",
-        "vocab_size": vocab,
-        "hidden_size": HIDDEN,
-        "intermediate_size": 64,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 4,
-        "max_position_embeddings": 64,
-        "type_vocab_size": 2,
-        "layer_norm_eps": 1e-12,
-        "hidden_act": "gelu",
-    }
-    tensors = {name: tensor.to(dtype) for name, tensor in random_tensors(shapes, seed).items()}
-    save(directory, config, tensors, word_piece(), pooling="mean_tokens")
-    spec = ModelSpec(
-        id=directory.name,
-        family="bert",
-        name=directory.name,
-        released=date(2024, 1, 1),
-        licence="Apache-2.0",
-        context=64,
-        dim=HIDDEN,
-    )
-    return Local(spec, directory)
 
 
 @pytest.fixture(scope="module")
@@ -387,83 +313,6 @@ def test_operators_divide_over_cores_in_a_models_threads_alone(
     assert set(found) == {2}  # four side by side
     assert {pool.submit(torch.get_num_threads).result() for pool in (engine._pool, engine._decoders)} == {1}
     runner.run(engine.close())
-
-
-@pytest.mark.parametrize(
-    ("model", "changes", "words"),
-    [
-        (
-            "jina-embeddings-v2-base-en",
-            {},
-            "is not of family jina_bert as 'jina-embeddings-v2-base-en' is: config.json says model_type 'bert', .*; "
-            "that is family bert. Serve it under a name of its own: --model NAME=",
-        ),
-        ("jina-embedding-t-en-v1", {"position_embedding_type": "alibi"}, "that is family jina_bert"),
-        (
-            "jina-embedding-t-en-v1",
-            {"model_type": "perceiver", "architectures": ["PerceiverModel"]},
-            r"model_type 'perceiver', architectures \['PerceiverModel'\]; that is no family known here",
-        ),
-    ],
-)
-def test_a_directory_of_another_family_is_refused(
-    tmp_path: Path, model: str, changes: dict[str, object], words: str
-) -> None:
-    directory = resave(bert(tmp_path / "model", 0).directory, config=changes)
-    with pytest.raises(CheckpointError, match=words):
-        load_model(Local(CATALOG[model], directory), Placement(torch.device("cpu"), torch.float32))
-
-
-V4, OMNI = CATALOG["jina-embeddings-v4"].tasks, CATALOG["jina-embeddings-v5-omni-small"].tasks
-
-
-@pytest.mark.parametrize(
-    ("family", "write", "tasks"),
-    [
-        ("jina_bert", jina_bert, {}),
-        ("xlm_roberta", xlm_roberta, {}),
-        ("mpnet", mpnet, {}),
-        ("t5", t5, {}),
-        ("clip", clip, {}),
-        ("omni", partial(omni, size="small"), OMNI),
-        ("qwen_vl", partial(qwen_vl, kind="v4"), V4),
-    ],
-)
-def test_vectors_of_another_length_than_the_catalogue_says_are_refused(
-    tmp_path: Path, family: str, write: Callable[[Path], Path], tasks: Mapping[str, Task]
-) -> None:
-    with pytest.raises(CheckpointError, match=r"a vector of 'tiny' has 1024 numbers, one of this checkpoint \d\d;"):
-        load(write(tmp_path), family, context=64, dim=1024, tasks=tasks)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_needed_memory_is_what_a_loaded_model_takes(tmp_path: Path, dtype: torch.dtype) -> None:
-    local, placement = bert(tmp_path / "model", 0), Placement(torch.device("cpu"), dtype)
-    assert needed_bytes(local, placement) == load_model(local, placement).n_bytes
-
-
-def test_the_most_that_a_model_may_take_counts_what_it_keeps(tmp_path: Path) -> None:
-    listwise = qwen_reranker.write(tmp_path / "listwise", qwen_reranker.HYBRID, projector=True)
-    yes_no = qwen_reranker.write(tmp_path / "yes-no", qwen_reranker.GENERATIVE)
-    media, known = omni(tmp_path / "omni", "nano"), CATALOG["jina-embeddings-v5-omni-nano"]
-    facts = {"tasks": known.tasks, "default_task": known.default_task, "modalities": known.modalities, "dim": OMNI_DIM}
-    models: dict[Path, Any] = {
-        listwise: qwen_reranker.load(listwise, "listwise"),
-        yes_no: qwen_reranker.load(yes_no, "qwen"),
-        media: load(media, "omni", groups=True, **facts),
-    }
-    placement = Placement(torch.device("cpu"), torch.float32)
-    for directory, model in models.items():
-        assert most_bytes(Local(model.spec, directory), placement, 0) >= model.n_bytes
-
-
-def test_needed_memory_counts_adapters(tmp_path: Path) -> None:
-    local, placement = bert(tmp_path / "model", 0), Placement(torch.device("cpu"), torch.bfloat16)
-    before = needed_bytes(local, placement)
-    for name in ("adapters/retrieval", "retrieval_query"):  # as jina-embeddings-v5 has them, and v3's port
-        save(folder := local.directory / name, {}, {"lora_A": torch.zeros(2, 500)}, word_piece())
-        (folder / "adapter_config.json").write_text("{}")
-    assert needed_bytes(local, placement) == before + 2 * 1000 * 2
 
 
 class Purse:

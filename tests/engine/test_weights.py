@@ -1,22 +1,13 @@
 """From what an operator names to a directory: the embedded model, pulled ones, own ones."""
 
-import errno
-import json
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
-from tokenizers import Tokenizer
-from torch import Tensor
 
 from fundament.catalog import CATALOG, EMBEDDED
-from fundament.core import Embed
 from fundament.engine import weights
-from fundament.engine.local import finish, load_model
 from fundament.engine.weights import (
     RECEIPT,
     FileRecord,
@@ -30,33 +21,8 @@ from fundament.engine.weights import (
     where_whole,
 )
 from fundament.errors import CheckpointError
-from tests.checkpoints import eurobert, jina_v3, llama, qwen
-from tests.checkpoints.clip import clip
-from tests.checkpoints.colbert import bert_colbert
-from tests.checkpoints.cross_encoder import bert_ranker
-from tests.checkpoints.jina_vlm import jina_vlm
-from tests.checkpoints.omni import omni
-from tests.checkpoints.qwen_vl import qwen_vl
-from tests.checkpoints.splade import splade
-from tests.conftest import FLOAT32
-from tests.hub import WIDTH, make_bert
 
 SPEC = CATALOG["jina-embedding-t-en-v1"]
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_bert(tmp_path_factory.mktemp("made"))
-
-
-@pytest.fixture
-def own(made: Path, tmp_path: Path) -> Path:
-    """A directory of the operator's own, to be changed."""
-    return Path(shutil.copytree(made, tmp_path / "own"))
-
-
-def edit(path: Path, **changes: object) -> None:
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
 def test_the_embedded_model_is_whole(minilm: Local) -> None:
@@ -85,15 +51,6 @@ def test_without_the_package_the_embedded_model_is_pulled_like_others(
         from_argument(EMBEDDED.id, tmp_path)
 
 
-def test_a_directory_of_ones_own_is_served_by_what_its_config_says(own: Path, tmp_path: Path) -> None:
-    local = from_argument(f"mine={own}", tmp_path)
-    assert (local.spec.id, local.spec.family, local.spec.dim, local.spec.context) == ("mine", "bert", WIDTH, 512)
-    assert local.n_bytes == (own / "model.safetensors").stat().st_size
-    model = load_model(local, FLOAT32)
-    items = model.prepare(call := Embed(inputs=["a cat"]))
-    assert finish(model, call, items, model.forward(items)).vectors.shape == (1, WIDTH)
-
-
 def test_a_directory_under_a_catalogue_id_is_that_model(own: Path, tmp_path: Path) -> None:
     assert from_argument(f"{SPEC.id}={own}", tmp_path) == Local(SPEC, own)
 
@@ -117,229 +74,12 @@ def test_a_name_with_another_owner_is_ones_own(own: Path, tmp_path: Path) -> Non
         from_argument(f"team/{SPEC.id}", tmp_path)
 
 
-def test_a_family_that_is_not_known_is_said(own: Path, tmp_path: Path) -> None:
-    edit(own / "config.json", model_type="perceiver", architectures=["PerceiverModel"])
-    with pytest.raises(CheckpointError, match=r"no known family: .*'perceiver'.*PerceiverModel.*Known are .*bert"):
-        from_argument(f"mine={own}", tmp_path)
-
-
-MEDIA: dict[str, Callable[[Path], Path]] = {
-    "jina-clip-v1": lambda directory: clip(directory, "v1"),
-    "jina-clip-v2": clip,
-    "jina-embeddings-v4": lambda directory: qwen_vl(directory, "v4"),
-    "jina-reranker-m0": lambda directory: qwen_vl(directory, "m0"),
-    "jina-embeddings-v5-omni-small": lambda directory: omni(directory, "small"),
-    "jina-vlm": jina_vlm,
-}
-
-
-@pytest.mark.parametrize("model", MEDIA)
-def test_what_reads_more_than_texts_is_served_under_its_models_id_only(model: str, tmp_path: Path) -> None:
-    directory = MEDIA[model](tmp_path / "tuned")
-    with pytest.raises(CheckpointError, match=rf"--model {model}={directory}\b.*--alias mine=ID"):
-        from_argument(f"mine={directory}", tmp_path)
-    assert from_argument(f"{model}={directory}", tmp_path) == Local(CATALOG[model], directory)
-
-
-def v5(directory: Path, config: llama.Config, tensors: dict[str, Tensor]) -> Path:
-    llama.save(directory, config, tensors)
-    llama.save_adapters(directory, config)
-    return directory
-
-
-WITH_ADAPTERS: dict[str, tuple[str, Callable[[Path], Path]]] = {
-    "woven": ("jina-embeddings-v3", jina_v3.woven),
-    "port": ("jina-embeddings-v3", jina_v3.port),
-    "small": ("jina-embeddings-v5-text-small", lambda path: v5(path, qwen.V5_SMALL, qwen.weights(qwen.V5_SMALL))),
-    "nano": ("jina-embeddings-v5-text-nano", lambda path: v5(path, eurobert.V5_NANO, llama.tensors(eurobert.V5_NANO))),
-}
-
-
-@pytest.mark.parametrize("name", WITH_ADAPTERS)
-def test_what_has_an_adapter_for_each_task_is_served_under_its_models_id_only(name: str, tmp_path: Path) -> None:
-    model, write = WITH_ADAPTERS[name]
-    directory = write(tmp_path / "tuned")
-    with pytest.raises(CheckpointError, match=rf"an adapter for each task: .* --model {model}={directory}\. .*--alias"):
-        from_argument(f"mine={directory}", tmp_path)
-    assert from_argument(f"{model}={directory}", tmp_path) == Local(CATALOG[model], directory)
-
-
-def test_an_adapter_that_no_model_of_the_family_has_is_refused(own: Path, tmp_path: Path) -> None:
-    llama.save_adapter(own, "mine", {"base_model.model.x.lora_A.weight": torch.zeros(4, 2)})
-    with pytest.raises(CheckpointError, match="has adapters, and no model of family bert is served with such"):
-        from_argument(f"mine={own}", tmp_path)
-
-
-@pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])
-def test_a_file_that_is_missing_is_said(own: Path, tmp_path: Path, name: str) -> None:
-    (own / name).unlink()
-    with pytest.raises(CheckpointError, match=f"has no {name}; is it a model directory"):
-        from_argument(f"mine={own}", tmp_path)
-
-
-@pytest.mark.parametrize("name", ["vocab.txt", "sentencepiece.bpe.model"])
-def test_a_vocabulary_of_another_form_has_a_way_out(own: Path, tmp_path: Path, name: str) -> None:
-    (own / "tokenizer.json").rename(own / name)
-    with pytest.raises(CheckpointError, match=rf"has no tokenizer\.json, and {name} .*\.save_pretrained\('{own}'\)"):
-        from_argument(f"mine={own}", tmp_path)
-
-
-ROUTES = {"query": ["query_0_SparseStaticEmbedding"], "document": ["document_0_MLMTransformer", "1_SpladePooling"]}
-
-
-@pytest.mark.parametrize(
-    ("files", "words"),
-    [
-        ({"adapter_config.json": {"base_model_name_or_path": "x/y"}}, r"has no config\.json: .* for x/y\. Merge"),
-        ({"modules.json": [{"type": "st.StaticEmbedding", "path": ""}]}, r"table of vectors \(StaticEmbedding\)"),
-        ({"modules.json": [{"type": "st.Transformer", "path": "0_T"}]}, "model is in 0_T: give --model that directory"),
-        (
-            {"modules.json": [{"type": "st.Router", "path": ""}], "router_config.json": {"structure": ROUTES}},
-            'is a Router, and its model is in document_0_MLMTransformer.* write "" for its name',
-        ),
-        ({"modules.json": [{"type": "st.Router", "path": ""}]}, "a Router of several models, which is not served"),
-        ({"modules.json": [{"type": "st.Other", "path": ""}]}, r"has no config\.json; is it a model directory"),
-    ],
-)
-def test_what_is_no_model_with_its_config_is_called_what_it_is(
-    tmp_path: Path, files: dict[str, Any], words: str
-) -> None:
-    for name, told in files.items():
-        (tmp_path / name).write_text(json.dumps(told))
-    with pytest.raises(CheckpointError, match=words):
-        from_argument(f"mine={tmp_path}", tmp_path)
-
-
-def test_the_setting_that_makes_a_model_unknown_is_said(own: Path, tmp_path: Path) -> None:
-    edit(own / "config.json", position_embedding_type="relative_key")
-    with pytest.raises(CheckpointError, match="not served is its position_embedding_type 'relative_key'"):
-        from_argument(f"mine={own}", tmp_path)
-
-
-def test_weights_that_are_missing_are_said_when_it_loads(own: Path, tmp_path: Path) -> None:
-    (own / "model.safetensors").unlink()
-    with pytest.raises(CheckpointError, match=r"has no \.safetensors file"):
-        load_model(from_argument(f"mine={own}", tmp_path), FLOAT32)
-
-
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        ({"num_attention_heads": "4"}, "says num_attention_heads '4'"),
-        ({"architectures": 5}, "should name its architectures in a list"),
-        ({"hidden_act": "zzz"}, "hidden_act 'zzz' is not served"),
-    ],
-)
-def test_what_is_wrong_in_a_directory_is_said_of_that_directory(
-    own: Path, tmp_path: Path, change: dict[str, Any], said: str
-) -> None:
-    config = json.loads((own / "config.json").read_text())
-    (own / "config.json").write_text(json.dumps(config | change))
-    with pytest.raises(CheckpointError, match=f"{own}.*{said}"):
-        load_model(from_argument(f"mine={own}", tmp_path), FLOAT32)
-
-
-def test_whatever_else_is_wrong_in_a_directory_is_its_fault(
-    own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def read(config: object) -> None:
-        raise ZeroDivisionError("by zero")
-
-    monkeypatch.setattr("fundament.models.bert.read_shape", read)
-    with pytest.raises(CheckpointError, match=f"{own} cannot be loaded.*by zero"):
-        load_model(from_argument(f"mine={own}", tmp_path), FLOAT32)
-
-
-@pytest.mark.parametrize(
-    "make",
-    [make_bert, bert_colbert, bert_ranker, lambda directory: splade(directory, "bert")],
-    ids=["dense", "per token", "pairs", "sparse"],
-)
-def test_a_tokenizer_of_more_tokens_than_the_weights_know_is_refused(
-    make: Callable[[Path], Any], tmp_path: Path
-) -> None:
-    own = tmp_path / "own"
-    own.mkdir()
-    make(own)
-    load_model(from_argument(f"mine={own}", tmp_path), FLOAT32)
-    tokenizer = Tokenizer.from_file(str(own / "tokenizer.json"))
-    tokenizer.add_tokens([f"more{number}" for number in range(3_000)])
-    tokenizer.save(str(own / "tokenizer.json"))
-    with pytest.raises(CheckpointError, match=rf"{own}.* the tokenizer knows \d+ tokens, the weights \d+"):
-        load_model(from_argument(f"mine={own}", tmp_path), FLOAT32)
-
-
-@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
-def test_a_file_that_may_not_be_read_is_named(own: Path, tmp_path: Path, name: str) -> None:
-    local = from_argument(f"mine={own}", tmp_path)
-    plain, refused = Path.open, PermissionError(errno.EACCES, "Permission denied", str(own / name))
-
-    def forbids(path: Path, *args: Any, **options: Any) -> Any:
-        if path == own / name:
-            raise refused
-        return plain(path, *args, **options)
-
-    with pytest.MonkeyPatch.context() as patched:  # a superuser, who runs tests in containers, may read everything
-        patched.setattr(Path, "open", forbids)
-        with pytest.raises(CheckpointError, match=rf"{own / name} cannot be read: Permission denied\. Let the user"):
-            load_model(local, FLOAT32)
-
-
 def test_pulled_models_that_may_not_be_read_are_said(tmp_path: Path) -> None:
     directory = tmp_path / "models" / SPEC.id
     (directory / RECEIPT).mkdir(parents=True)
     with pytest.raises(CheckpointError, match=rf"{RECEIPT} cannot be read: Is a directory"):
         read_receipt(directory)
     assert where_whole(SPEC, tmp_path) is None
-
-
-def test_a_vocabulary_with_gaps_counts_to_its_highest_id(own: Path, tmp_path: Path) -> None:
-    tokenizer = json.loads((own / "tokenizer.json").read_text())
-    tokenizer["model"]["vocab"]["faraway"] = 5_000
-    (own / "tokenizer.json").write_text(json.dumps(tokenizer))
-    with pytest.raises(CheckpointError, match="the tokenizer knows 5001 tokens, the weights 3000"):
-        load_model(from_argument(f"mine={own}", tmp_path), FLOAT32)
-
-
-def test_a_qwen_that_looks_both_ways_is_refused_and_one_without_a_table_reads_on(tmp_path: Path) -> None:
-    own = tmp_path / "own"
-    own.mkdir()
-    llama.save(own, qwen.QWEN3, qwen.weights(qwen.QWEN3))
-    (own / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 100_000}))
-    assert from_argument(f"mine={own}", tmp_path).spec.context == 100_000
-    edit(own / "config.json", is_causal=False)
-    with pytest.raises(CheckpointError, match=r"config\.json asks for attention both ways, which is not served"):
-        from_argument(f"mine={own}", tmp_path)
-    edit(own / "config.json", is_causal=True, architectures=None)
-    from_argument(f"mine={own}", tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("file", "said", "words"),
-    [
-        ("config_sentence_transformers.json", {"prompts": {"query": "people: "}}, "puts prompts before texts"),
-        ("tokenizer_config.json", {"model_input_names": ["input_ids", "attention_mask"]}, "leaves out types"),
-    ],
-)
-def test_what_would_change_a_rerankers_scores_is_refused(
-    tmp_path: Path, file: str, said: dict[str, Any], words: str
-) -> None:
-    own = tmp_path / "own"
-    own.mkdir()
-    bert_ranker(own)
-    told = json.loads((own / file).read_text()) if (own / file).exists() else {}
-    (own / file).write_text(json.dumps(told | said))
-    with pytest.raises(CheckpointError, match=words):
-        from_argument(f"mine={own}", tmp_path)
-
-
-def test_layers_behind_the_pooling_are_refused(own: Path, tmp_path: Path) -> None:
-    kinds = ["models.Transformer", "models.Pooling", "models.Normalize"]
-    (own / "modules.json").write_text(json.dumps([{"type": f"sentence_transformers.{kind}"} for kind in kinds]))
-    from_argument(f"mine={own}", tmp_path)
-    (own / "modules.json").write_text(json.dumps([{"type": "sentence_transformers.models.LSTM"}]))
-    with pytest.raises(CheckpointError, match="modules that are not served: LSTM"):
-        from_argument(f"mine={own}", tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from fundament.core import Model, Rerank
-from fundament.engine.local import load_model
+from fundament.engine.loading import load_model
 from fundament.engine.weights import from_argument
 from fundament.errors import CheckpointError, InputError, TooLongError
 from fundament.models import family_of

@@ -10,7 +10,7 @@ import pytest
 
 from fundament.catalog import CATALOG, EMBEDDED, ModelSpec, Task
 from fundament.core import Model
-from fundament.engine.local import load_model
+from fundament.engine.loading import load_model
 from fundament.engine.weights import Local, embedded
 from tests.checkpoints import qwen_reranker
 from tests.checkpoints.colbert import DIM, bert_colbert

@@ -14,7 +14,7 @@ from sentence_transformers import SentenceTransformer
 from transformers import MPNetModel
 
 from fundament.core import Embed, Model
-from fundament.engine.local import load_model
+from fundament.engine.loading import load_model
 from fundament.engine.weights import from_argument
 from fundament.errors import CheckpointError
 from tests.checkpoints import assert_same_alone, embed, load, resave, texts

@@ -16,7 +16,7 @@ from fundament.backbone.embedder import TextEmbedder
 from fundament.backbone.packed import pack
 from fundament.catalog import CATALOG, Task
 from fundament.core import Embed
-from fundament.engine.local import load_model
+from fundament.engine.loading import load_model
 from fundament.engine.weights import Local, from_argument
 from fundament.errors import CheckpointError, InputError
 from fundament.models import families, family

@@ -45,7 +45,8 @@ from transformers import (
 )
 
 from fundament.core import Embed, Model
-from fundament.engine.local import finish, load_model
+from fundament.engine.loading import load_model
+from fundament.engine.local import finish
 from fundament.engine.weights import from_argument
 from fundament.errors import CheckpointError
 from tests.checkpoints import assert_same_alone, byte_bpe, embed, llama, random_tensors, texts, unigram, word_piece

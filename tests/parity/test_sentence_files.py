@@ -22,7 +22,8 @@ from transformers import (
 from fundament.backbone.device import Placement
 from fundament.catalog import CATALOG
 from fundament.core import Embed
-from fundament.engine.local import finish, load_model
+from fundament.engine.loading import load_model
+from fundament.engine.local import finish
 from fundament.engine.weights import Local, from_argument
 from fundament.errors import CheckpointError
 from tests.checkpoints import assert_same_alone, embed, texts, word_piece

@@ -13,7 +13,7 @@ from transformers import BertConfig, BertModel
 from fundament.backbone.device import Placement
 from fundament.catalog import CATALOG
 from fundament.core import Embed, Model
-from fundament.engine.local import load_model
+from fundament.engine.loading import load_model
 from fundament.engine.weights import from_argument
 from fundament.errors import CheckpointError
 from tests.checkpoints import assert_same_alone, embed, texts, word_piece

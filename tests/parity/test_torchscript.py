@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from fundament.core import Embed, Model, SparseVectors
-from fundament.engine.local import finish, load_model, needed_bytes
+from fundament.engine.loading import load_model, needed_bytes
+from fundament.engine.local import finish
 from fundament.engine.weights import from_argument
 from fundament.errors import CheckpointError, InputError, TooLongError
 from tests.checkpoints import texts, word_piece

@@ -15,7 +15,7 @@ from fundament.backbone.embedder import TextEmbedder
 from fundament.backbone.packed import BASE, pack
 from fundament.catalog import CATALOG
 from fundament.core import Model
-from fundament.engine.local import load_model
+from fundament.engine.loading import load_model
 from fundament.engine.weights import Local, embedded
 from tests.conftest import FLOAT32
 from tests.golden.comparison import differences

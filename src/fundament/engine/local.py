@@ -2,8 +2,6 @@
 
 import asyncio
 import logging
-import math
-import re
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Hashable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
@@ -14,12 +12,7 @@ from weakref import WeakValueDictionary
 
 import torch
 
-from fundament.backbone.checkpoint import Checkpoint
-from fundament.backbone.decoder import PREFIX_BYTES
 from fundament.backbone.device import Dtype, Placement, free_bytes, n_cores, place, use_cores
-from fundament.backbone.sentence import known_by
-from fundament.backbone.tower_states import CAPACITY_BYTES
-from fundament.catalog import ModelSpec
 from fundament.core import (
     Array,
     Bill,
@@ -42,19 +35,17 @@ from fundament.core import (
 )
 from fundament.engine.batcher import Batcher, Ticket
 from fundament.engine.generator import Conversation, Generator
+from fundament.engine.loading import load_model, most_bytes
 from fundament.engine.memory import Memory
 from fundament.engine.recurring import Recurring, alike
-from fundament.engine.weights import PROGRAM, Local, embedded, reading, verify_embedded
+from fundament.engine.weights import Local, embedded, verify_embedded
 from fundament.errors import CheckpointError, ModelNotFoundError, UnavailableError
-from fundament.models import Family, family, family_of
 from fundament.telemetry import Metrics, say
 
 _SIDE_BY_SIDE_BYTES = 256 * 1024**2
 _MOST_THREADS = 4
 _FEW_TOKENS = 96
 _FEW_ROWS = 64
-_SHARING = ("listwise", "qwen")  # families whose rerankers keep the beginnings of prompts
-_SEEING = ("omni", "qwen_vl")  # that keep what their towers made
 _SHORT_CHARACTERS = 4096  # of a call that others wait for while it is tokenized
 
 _Made = TypeVar("_Made")
@@ -382,88 +373,6 @@ class LocalEngine:
 def _later(loop: asyncio.AbstractEventLoop, work: Callable[[], None], _: Future[Any]) -> None:
     with suppress(RuntimeError):  # the loop has ended
         loop.call_soon_threadsafe(work)
-
-
-def load_model(local: Local, placement: Placement) -> Model[Any, Any]:
-    """Load a model from its directory, strictly.
-
-    Raises:
-        CheckpointError: the checkpoint is of another family, or does not fit its own; it says which directory.
-    """
-    checkpoint, directory = Checkpoint(local.directory), str(local.directory)
-    try:
-        with reading():
-            return family_for(checkpoint, local.spec).load(checkpoint, local.spec, placement)
-    except CheckpointError as error:
-        if directory in error.detail:
-            raise
-        raise CheckpointError(f"{directory}: {error.detail}") from error
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{directory} cannot be loaded; is one of its settings wrong? {error!r}") from error
-
-
-def family_for(checkpoint: Checkpoint, spec: ModelSpec) -> Family:
-    """The family that loads a model, whose checkpoint must be one of it.
-
-    Raises:
-        CheckpointError: the checkpoint is of another family.
-    """
-    its_own = family(spec.family)
-    if spec.family == PROGRAM:  # it has no config.json to be known by: the operator said what it is
-        return its_own
-    if its_own.recognises(config := known_by(checkpoint)):
-        return its_own
-    told = (
-        f"{checkpoint.directory} is not of family {spec.family} as '{spec.id}' is: config.json says model_type "
-        f"'{config.get('model_type')}', architectures {checkpoint.config.get('architectures')}"
-    )
-    if other := family_of(config):
-        raise CheckpointError(
-            f"{told}; that is family {other}. Serve it under a name of its own: --model NAME={checkpoint.directory}"
-        )
-    raise CheckpointError(f"{told}; that is no family known here. Give the directory of '{spec.id}' itself")
-
-
-def needed_bytes(local: Local, placement: Placement) -> int:
-    """Memory that a model's weights take once they are loaded, adapters included, by the headers of its files.
-
-    Raises:
-        CheckpointError: files that cannot be read.
-    """
-    if local.spec.family == PROGRAM:  # it keeps its own number format
-        return local.n_bytes
-    adapters = sum(Checkpoint(path.parent).n_elements for path in local.directory.glob("*/**/adapter_config.json"))
-    checkpoint = Checkpoint(local.directory)
-    sizes = [(name, checkpoint.shape(name)) for name in checkpoint.names]
-    n_matrices = sum(math.prod(shape) for name, shape in sizes if _in_a_layer(name, shape))
-    n_others = checkpoint.n_elements - n_matrices + adapters
-    return placement.dtype.itemsize * n_matrices + placement.states.itemsize * n_others
-
-
-def _in_a_layer(tensor: str, shape: tuple[int, ...]) -> bool:
-    """Whether a checkpoint's tensor is a matrix of one of its layers: those are numbered."""
-    return len(shape) == 2 and re.search(r"\.\d+\.", tensor) is not None
-
-
-def most_bytes(local: Local, placement: Placement, cache_bytes: int) -> int:
-    """Memory that a model may come to take: its weights, and what it keeps of what it has read.
-
-    Args:
-        local: the model.
-        placement: where it runs.
-        cache_bytes: the keys and values of a chat model's conversations.
-
-    Raises:
-        CheckpointError: files that cannot be read.
-    """
-    spec, n_bytes = local.spec, needed_bytes(local, placement)
-    if spec.kind == "chat":
-        n_bytes += cache_bytes
-    if spec.kind == "reranker" and spec.family in _SHARING:
-        n_bytes += PREFIX_BYTES
-    if spec.family in _SEEING:
-        n_bytes += CAPACITY_BYTES
-    return n_bytes
 
 
 def budget_of(memory_bytes: int, device: torch.device) -> int:

@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from fundament.backbone.checkpoint import Checkpoint
     from fundament.backbone.device import Placement
 
+PROGRAM = "torchscript"
+"""The family whose weights are a program: it has no `config.json` to be known by, and loading runs it."""
+
 
 class Family(Protocol):
     """What a module of this package offers."""
@@ -27,6 +30,12 @@ class Family(Protocol):
             CheckpointError: it does not fit.
         """
         ...
+
+
+def kept_bytes(spec: ModelSpec) -> int:
+    """Memory that a model may fill with what it has read, beside its weights, where its family keeps such a thing."""
+    keeps = getattr(family(spec.family), "kept_bytes", None)
+    return int(keeps(spec)) if keeps else 0
 
 
 def families() -> list[str]:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fundament.backbone.checkpoint import Checkpoint
-from fundament.backbone.decoder import Decoder
+from fundament.backbone.decoder import PREFIX_BYTES, Decoder
 from fundament.backbone.device import Placement
 from fundament.backbone.excerpts import Excerpt, count_instruction, read_documents, read_query
 from fundament.backbone.llama import IGNORED, LAYOUT, PREFIXES, read_qwen_shape
@@ -55,6 +55,12 @@ _LEAST_NORM = 1e-8  # a shorter vector counts as this long, so that a cosine is 
 def recognises(config: dict[str, Any]) -> bool:
     """Qwen3 with the class of its publishers' own for rankings."""
     return config.get("model_type") == "qwen3" and ARCHITECTURE in (config.get("architectures") or ())
+
+
+def kept_bytes(spec: ModelSpec) -> int:
+    """Keys and values of the beginnings of prompts."""
+    del spec  # all share them
+    return PREFIX_BYTES
 
 
 class ListwiseReranker:

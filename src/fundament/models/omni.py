@@ -18,6 +18,7 @@ from fundament.backbone.llama import LAYOUT, read_shape
 from fundament.backbone.omni import Limits, Marks, Merger, OmniEmbedder, TaskParts
 from fundament.backbone.qwen3_vision import load_qwen3_vision
 from fundament.backbone.tokenizing import TextTokenizer
+from fundament.backbone.tower_states import CAPACITY_BYTES
 from fundament.backbone.transformer import Shape, Transformer, parameters
 from fundament.catalog import ModelSpec
 from fundament.errors import CheckpointError
@@ -44,6 +45,12 @@ _UNUSED = r"(.*\.)?(lm_head\.weight|rotary_emb\.inv_freq)"
 def recognises(config: dict[str, Any]) -> bool:
     """Both sizes by their own name."""
     return config.get("model_type") == "jina_embeddings_v5_omni"
+
+
+def kept_bytes(spec: ModelSpec) -> int:
+    """What the towers made of files that may come again."""
+    del spec  # all have one
+    return CAPACITY_BYTES
 
 
 def load(checkpoint: Checkpoint, spec: ModelSpec, placement: Placement) -> OmniEmbedder:

@@ -9,6 +9,7 @@ from typing import Any
 
 from fundament.backbone.checkpoint import Checkpoint
 from fundament.backbone.cross_encoder import CAUSAL_HEAD, CrossEncoder
+from fundament.backbone.decoder import PREFIX_BYTES
 from fundament.backbone.device import Placement
 from fundament.backbone.embedder import TextEmbedder
 from fundament.backbone.generative import GenerativeReranker, load_generative
@@ -28,6 +29,11 @@ def recognises(config: dict[str, Any]) -> bool:
     return config.get("model_type") in ("qwen2", "qwen3") and "JinaForRanking" not in (
         config.get("architectures") or ()
     )
+
+
+def kept_bytes(spec: ModelSpec) -> int:
+    """Keys and values of the beginnings of a reranker's prompts."""
+    return PREFIX_BYTES if spec.kind == "reranker" else 0
 
 
 def load(

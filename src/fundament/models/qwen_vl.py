@@ -11,6 +11,7 @@ from fundament.backbone.device import Placement
 from fundament.backbone.linear import Linear
 from fundament.backbone.task_adapters import read_task_adapters
 from fundament.backbone.tokenizing import TextTokenizer
+from fundament.backbone.tower_states import CAPACITY_BYTES
 from fundament.backbone.vision_embedder import VisionEmbedder
 from fundament.backbone.vision_language import (
     LAYOUT,
@@ -34,6 +35,12 @@ RANKED_PIXELS = (3_136, 602_112)
 def recognises(config: dict[str, Any]) -> bool:
     """Both by the class that their config names, as their `model_type` is the base model's."""
     return bool({"JinaEmbeddingsV4Model", "JinaVLForRanking"} & set(config.get("architectures") or ()))
+
+
+def kept_bytes(spec: ModelSpec) -> int:
+    """What the towers made of files that may come again."""
+    del spec  # all have one
+    return CAPACITY_BYTES
 
 
 def load(checkpoint: Checkpoint, spec: ModelSpec, placement: Placement) -> VisionEmbedder | VisionRanker:

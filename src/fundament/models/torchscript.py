@@ -1,6 +1,6 @@
 """A sparse encoder that is a TorchScript program: ELSER v2 as Elastic ships it to networks without internet.
 
-To load such a file is to run it, so none is let in that the operator has not allowed (`fundament.engine.weights`). It
+To load such a file is to run it, so none is let in that the operator has not allowed (`fundament.engine.own`). It
 takes ids, mask, types and positions of one row, int64 `[1, tokens]` each, and gives the weight of each entry of the
 vocabulary, `[1, vocab]`. Whether it does is tried when it is loaded.
 """
