@@ -10,8 +10,7 @@ from torch import Tensor
 from fundament.backbone.causal import attend_last
 from fundament.backbone.packed import rounded
 from fundament.backbone.positions import rotary_angles
-from fundament.backbone.transformer import Transformer
-from fundament.errors import CheckpointError
+from fundament.backbone.transformer import Transformer, require_decoder
 
 
 @dataclass(slots=True)
@@ -40,9 +39,8 @@ class CachedDecoder:
     """
 
     def __init__(self, transformer: Transformer) -> None:
+        require_decoder(transformer, "write")
         shape = transformer.shape
-        if not (shape.causal and shape.pre_norm and shape.positions == "rotary") or transformer.token_terms:
-            raise CheckpointError("only causal transformers of Llama's make, without adapters, can write")
         self.transformer = transformer
         self.token_bytes = 2 * shape.n_layers * shape.n_kv_heads * shape.head_dim * transformer.tokens.element_size()
 

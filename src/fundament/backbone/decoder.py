@@ -14,8 +14,7 @@ from fundament.backbone.causal import attend_asked, attend_slice
 from fundament.backbone.lru import LRU
 from fundament.backbone.passes import Fill, Row, lay
 from fundament.backbone.positions import rotary_angles
-from fundament.backbone.transformer import Transformer
-from fundament.errors import CheckpointError
+from fundament.backbone.transformer import Transformer, require_decoder
 
 PREFIX_BYTES = 256 * 1024**2
 
@@ -32,9 +31,8 @@ class Decoder:
     """
 
     def __init__(self, transformer: Transformer, prefix_bytes: int = PREFIX_BYTES) -> None:
+        require_decoder(transformer, "share beginnings")
         shape = transformer.shape
-        if not (shape.causal and shape.pre_norm and shape.positions == "rotary") or transformer.token_terms:
-            raise CheckpointError("only causal transformers of Llama's make, without adapters, can share beginnings")
         self.transformer = transformer
         self.prefixes: LRU[bytes, Tensor] = LRU(prefix_bytes)
         """By a prefix's bytes its keys and values, keys first: `[layers, 2, tokens, kv_heads, head_dim]`."""

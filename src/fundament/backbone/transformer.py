@@ -243,6 +243,17 @@ class Transformer:
             x[span.start : span.stop] += row
 
 
+def require_decoder(transformer: Transformer, purpose: str) -> None:
+    """Refuse what a kept key or value would not serve: only a causal, rotary transformer, norms first, is read on.
+
+    Raises:
+        CheckpointError: a transformer of another make, or with adapters.
+    """
+    shape = transformer.shape
+    if not (shape.causal and shape.pre_norm and shape.positions == "rotary") or transformer.token_terms:
+        raise CheckpointError(f"only causal transformers of Llama's make, without adapters, can {purpose}")
+
+
 def _built(build: Callable[[int], "_Layer"], n_layers: int) -> "list[_Layer]":
     """The layers; where their weights are packed as float16, which is most of such a load, several at once."""
     first = build(0)
