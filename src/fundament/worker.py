@@ -43,10 +43,11 @@ from fundament.depot import INPUT, OWNER, identity, of_job, of_upload, on_thread
 from fundament.errors import AuthError, BalanceError, FundamentError, LimitError, UnavailableError
 from fundament.fetching import Fetcher, read_networks
 from fundament.jsonl import csv_lines, jsonl
-from fundament.store import files, jobs, keys, usage
+from fundament.store import files, jobs, keys, leases, usage
 from fundament.store.database import name_of
-from fundament.store.jobs import Chunk, Job, Written
+from fundament.store.jobs import Job
 from fundament.store.keys import Key
+from fundament.store.leases import Chunk, Written
 from fundament.store.usage import Line
 from fundament.telemetry import say, say_rarely
 from fundament.webhooks import DELAYS, deliver
@@ -99,7 +100,7 @@ class Worker:
             await asyncio.gather(*held, return_exceptions=True)
             await self._fetcher.close()
             async with self.store.write() as connection:
-                await jobs.release(connection, self.name)
+                await leases.release(connection, self.name)
 
     async def _work(self) -> None:
         """Take what there is room for, then wait until something ends or somebody wakes us."""
@@ -136,7 +137,7 @@ class Worker:
         here, now = await identity(self.depot), _now()
         most = _INPUTS_AT_A_TIME // 2  # so that no key's slow servers keep the others' out
         async with self.store.write() as connection:
-            return await jobs.claim(
+            return await leases.claim(
                 connection, self.name, here, fetched=fetched, most=most, now=now, until=now + self._lease
             )
 
@@ -144,7 +145,7 @@ class Worker:
         here, now = await identity(self.depot), _now()
         async with self.store.write() as connection:
             models = sorted(self.state.served())
-            taken = await jobs.take(connection, self.name, here, models, now=now, until=now + self._lease)
+            taken = await leases.take(connection, self.name, here, models, now=now, until=now + self._lease)
             if taken is not None and taken[1].n_tries > 1 and self._chunks:
                 # It runs alone, so that nothing else dies with it: its turn comes when what runs now has ended.
                 await connection.rollback()
@@ -165,7 +166,7 @@ class Worker:
             async with self.store.write() as connection:
                 if n_more:
                     await check_stored(self.state, connection, job.key_id, n_more)
-                runs = await jobs.divide(
+                runs = await leases.divide(
                     connection,
                     job.id,
                     self.name,
@@ -233,7 +234,7 @@ class Worker:
                 found = [deadly(lines[0])]
             else:
                 async with self.store.write() as connection:
-                    await jobs.split(connection, chunk, self.name, one_by_one(raw, span))
+                    await leases.split(connection, chunk, self.name, one_by_one(raw, span))
                 return
             await self._keep(job, chunk, found)
         except (UnavailableError, LimitError) as error:
@@ -275,7 +276,7 @@ class Worker:
             written = await self._write(job.id, name, found)
             async with self.store.write() as connection:
                 short = await _pay(connection, job, written)
-                kept = short is None and await jobs.finish(
+                kept = short is None and await leases.finish(
                     connection, chunk, self.name, written, now=_now(), failure=failure
                 )
                 if not kept:
@@ -296,7 +297,7 @@ class Worker:
         until = _now() + timedelta(seconds=error.retry_after_seconds or 1)
         try:
             async with self.store.write() as connection:
-                await jobs.put_off(connection, chunk, self.name, n_admitted=n_admitted, until=until)
+                await leases.put_off(connection, chunk, self.name, n_admitted=n_admitted, until=until)
         except UnavailableError:
             return
         except Exception as unexpected:
@@ -346,7 +347,7 @@ class Worker:
         if not chunks and not inputs:
             return
         async with self.store.write() as connection:
-            held = await jobs.beat(connection, self.name, list(chunks), list(inputs), until=_now() + self._lease)
+            held = await leases.beat(connection, self.name, list(chunks), list(inputs), until=_now() + self._lease)
         for key, task in (chunks | inputs).items():
             if key not in held:
                 task.cancel()

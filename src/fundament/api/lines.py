@@ -24,7 +24,7 @@ from fundament.catalog import ModelSpec
 from fundament.core import Bill, Priority
 from fundament.errors import Fault, FundamentError, InputError, LimitError, UnavailableError
 from fundament.jsonl import MOST_LINE_BYTES, InputFileError
-from fundament.store.jobs import Span
+from fundament.store.leases import Span
 from fundament.telemetry import say
 
 R = TypeVar("R", bound=EmbeddingsRequest)
