@@ -1,27 +1,4 @@
-"""Every error a caller can meet, raised anywhere below and rendered once in `fundament.api.errors`.
-
-FundamentError
-├── InputError            422  the request says something that cannot be served; names the field
-├── TooLongError          400  INPUT_TOKEN_LIMIT_EXCEEDED
-├── TooLongTogetherError  400  the same, of inputs that are read as one (late chunking)
-├── ConversationTooLongError   400  the same, of a conversation
-├── BodyError             400/413/415  the body cannot be read; 499 where its client has gone
-├── ModelNotFoundError    400  INPUT_MODEL_NOT_FOUND
-├── InvalidLabelsError    400  INPUT_INVALID_LABELS
-├── LabelLimitError       400  INPUT_LABEL_LIMIT_EXCEEDED
-├── ResourceLimitError    403  AUTHZ_RESOURCE_LIMIT_EXCEEDED
-├── NotFoundError         404  RESOURCE_NOT_FOUND
-├── BusyError             409  CONFLICT_RESOURCE_BUSY
-├── AuthError             401  AUTH_…: no key, none of ours, or not written as one
-├── BalanceError          403  AUTHZ_INSUFFICIENT_BALANCE
-├── NotAllowedError       403  AUTHZ_ADMIN_REQUIRED
-├── LimitError            429  RATE_…_LIMIT_EXCEEDED, with Retry-After
-├── FetchError            422  a URL of the caller's that cannot or may not be read
-├── UnavailableError      503  SERVICE_UNAVAILABLE, with Retry-After
-├── TimedOutError         504  SERVICE_TIMEOUT
-├── RowError              500  INTERNAL_ERROR: a row whose forward pass failed; names it
-└── CheckpointError            a checkpoint that does not load, with all that is wrong with it; callers get 503
-"""
+"""Every error a caller can meet, raised anywhere below and rendered once in `fundament.api.errors`."""
 
 import sys
 from collections.abc import Iterable, Sequence
@@ -146,7 +123,7 @@ class ConversationTooLongError(FundamentError):
 
 
 class BodyError(FundamentError):
-    """A body that cannot be read: its status tells why (413 too large, 415 not JSON)."""
+    """A body that cannot be read: its status tells why (400 broken off, 413 too large, 415 of another type)."""
 
     code = None
 
@@ -283,4 +260,4 @@ class RowError(FundamentError):
 
 
 class CheckpointError(FundamentError):
-    """A checkpoint that does not load: a missing file, a name not consumed, a parameter not filled."""
+    """A checkpoint that does not load: a missing file, a name not consumed, a parameter not filled; callers get 503."""
