@@ -17,12 +17,11 @@ import pytest
 from sqlalchemy import update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from fundament import worker
 from fundament.config import Tier
 from fundament.depot.directory import Directory
 from fundament.errors import UnavailableError
 from fundament.store.jobs import jobs
-from fundament.worker import Worker
+from fundament.worker import housekeeping, webhooks
 from tests.accounts.keys import bearer, id_of, make_key, read_key
 from tests.inprocess import Api, running, work_until
 from tests.served import MODEL, PATIENCE_SECONDS
@@ -339,14 +338,13 @@ def test_what_another_stores_rows_may_know_stays(api: Api, folder: Path, monkeyp
     work(api, key, submit(api, key, ["one"]))  # whoever works first has the files
     stray.mkdir(exist_ok=True)
     os.utime(stray, (0, 0))
-    monkeypatch.setattr(worker, "name_of", lambda *_, shared: "postgresql://elsewhere/fundament")
-    swept = Worker(api.app.state.parts)
-    monkeypatch.setattr(worker, "_STRAY_SECONDS", 0.0)
-    api.run(swept._sweep())
+    monkeypatch.setattr(housekeeping, "name_of", lambda *_, shared: "postgresql://elsewhere/fundament")
+    monkeypatch.setattr(housekeeping, "_STRAY_SECONDS", 0.0)
+    api.run(housekeeping.sweep(api.app.state.parts))
     assert stray.exists()
     monkeypatch.undo()
-    monkeypatch.setattr(worker, "_STRAY_SECONDS", 0.0)
-    api.run(swept._sweep())
+    monkeypatch.setattr(housekeeping, "_STRAY_SECONDS", 0.0)
+    api.run(housekeeping.sweep(api.app.state.parts))
     assert not stray.exists()
 
 
@@ -380,8 +378,8 @@ def test_a_job_waits_while_the_process_has_no_files_left(
 def test_a_key_whose_webhooks_are_slow_holds_up_its_own_alone(
     api: Api, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker, "_WEBHOOKS_AT_A_TIME", 0)
-    monkeypatch.setattr(worker, "_WEBHOOKS_OF_A_KEY", 1)
+    monkeypatch.setattr(webhooks, "_AT_A_TIME", 0)
+    monkeypatch.setattr(webhooks, "_OF_A_KEY", 1)
     slow, quick, answers = new_key(api, folder), new_key(api, folder), threading.Event()
     in_time: list[bool] = []  # that the slow ones have answered
     with website() as site:
@@ -395,7 +393,7 @@ def test_a_key_whose_webhooks_are_slow_holds_up_its_own_alone(
         for key, url in hooks:
             asked = {"model": MODEL, "input": ["x"], "webhook_url": url}
             work(api, key, ask(api, key, "POST", "/v1/batch/embeddings", json=asked).json()["batch_id"])
-        monkeypatch.setattr(worker, "_WEBHOOKS_AT_A_TIME", 2)
+        monkeypatch.setattr(webhooks, "_AT_A_TIME", 2)
 
         async def told() -> bool:
             return any(each.path == "/quick" for each in site.asked)

@@ -9,9 +9,10 @@ import httpx
 import pytest
 from sqlalchemy import update
 
-from fundament import buckets, worker
+from fundament import buckets
 from fundament.depot import of_job, of_upload, whole
 from fundament.store.jobs import jobs
+from fundament.worker import housekeeping
 from tests.api.test_jobs import work_until
 from tests.inprocess import Api, running
 from tests.relay import Relay, relay
@@ -130,7 +131,7 @@ def test_what_no_row_knows_is_swept(api: Api, monkeypatch: pytest.MonkeyPatch) -
         return left == ([kept], [])
 
     api.run(leave())
-    monkeypatch.setattr(worker, "_STRAY_SECONDS", -60.0)
+    monkeypatch.setattr(housekeeping, "_STRAY_SECONDS", -60.0)
     work_until(api, swept)
 
 
