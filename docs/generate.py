@@ -47,8 +47,6 @@ HEADINGS: dict[Kind, tuple[str, str]] = {
     "chat": ("Chat models", "They answer in words."),
 }
 
-SINGULARS = {"models": "model", "aliases": "alias"}
-
 COLUMNS = ("Model", "Parameters", "Dimensions", "Context", "Reads", "Tasks", "Score", "Licence", "Served")
 
 SETTINGS = f"""\
@@ -133,13 +131,12 @@ def settings_page() -> str:
 
 
 def _flags() -> dict[str, str]:
-    """The flags of `fundament serve` by the setting they give; a flag that may repeat has its setting's singular."""
+    """The flags of `fundament serve` by the setting they give."""
     serve = typer.main.get_command(app).commands["serve"]  # type: ignore[attr-defined]
-    names = {SINGULARS.get(name, name): name for name in Settings.model_fields}
     return {
-        names[param.name]: " ".join(f"`{flag}`" for flag in (*param.opts, *param.secondary_opts))
+        param.name: " ".join(f"`{flag}`" for flag in (*param.opts, *param.secondary_opts))
         for param in serve.params
-        if param.name in names
+        if param.name in Settings.model_fields
     }
 
 

@@ -41,7 +41,8 @@ app.add_typer(db, name="db")
 batch = typer.Typer(help="Batch jobs of a running server: many lines, handed in once.", no_args_is_help=True)
 app.add_typer(batch, name="batch")
 
-# Options that several commands take. None means that neither the environment nor the file is overruled.
+# Options that several commands take. None means that neither the environment nor the file is overruled. A command that
+# takes settings alone has a parameter for each, of the setting's name, and has them together from its context.
 Models = Annotated[
     Optional[list[str]],  # noqa: UP045 - typer reads this form on every supported version
     typer.Option("--model", metavar="ID[=DIR]", help="Serve this model; may be given several times."),
@@ -62,6 +63,7 @@ Dtype = Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or floa
 DataDir = Annotated[
     Path | None, typer.Option(help="Where models and the store are kept.", show_default="~/.local/share/fundament")
 ]
+LogFormat = Annotated[str | None, typer.Option(help="text or json.", show_default="text")]
 Json = Annotated[bool, typer.Option("--json", help="JSON, for scripts.")]
 KeyId = Annotated[str, typer.Argument(metavar="ID", help="The key's id: `fundament keys list`.")]
 Files = Annotated[list[str], typer.Argument(metavar="FILE...", help=".jsonl, .csv, .parquet or .txt.")]
@@ -83,8 +85,9 @@ def main(version: Annotated[bool, typer.Option("--version", help="Print the vers
 
 @app.command()
 def serve(
-    model: Models = None,
-    alias: Aliases = None,
+    context: typer.Context,
+    models: Models = None,
+    aliases: Aliases = None,
     allow_torchscript: AllowTorchscript = None,
     host: Host = None,
     port: Port = None,
@@ -97,24 +100,10 @@ def serve(
     idle_seconds: Annotated[
         float | None, typer.Option(help="Let a model go after this long unused.", show_default="never")
     ] = None,
-    log_format: Annotated[str | None, typer.Option(help="text or json.", show_default="text")] = None,
+    log_format: LogFormat = None,
 ) -> None:
     """Serve models over HTTP. Further settings: docs/settings.md."""
-    settings = _settings(
-        models=model,
-        aliases=alias,
-        allow_torchscript=allow_torchscript,
-        host=host,
-        port=port,
-        auth=auth,
-        device=device,
-        dtype=dtype,
-        data_dir=data_dir,
-        preload=preload,
-        memory_gb=memory_gb,
-        idle_seconds=idle_seconds,
-        log_format=log_format,
-    )
+    settings = _settings(**context.params)
     from fundament.server import run
 
     try:
@@ -125,26 +114,18 @@ def serve(
 
 @app.command()
 def worker(
-    model: Models = None,
-    alias: Aliases = None,
+    context: typer.Context,
+    models: Models = None,
+    aliases: Aliases = None,
     allow_torchscript: AllowTorchscript = None,
     device: Device = None,
     dtype: Dtype = None,
     data_dir: DataDir = None,
     memory_gb: MemoryGb = None,
-    log_format: Annotated[str | None, typer.Option(help="text or json.", show_default="text")] = None,
+    log_format: LogFormat = None,
 ) -> None:
     """Run batch jobs of the servers on the same store and files; any number of workers may."""
-    settings = _settings(
-        models=model,
-        aliases=alias,
-        allow_torchscript=allow_torchscript,
-        device=device,
-        dtype=dtype,
-        data_dir=data_dir,
-        memory_gb=memory_gb,
-        log_format=log_format,
-    )
+    settings = _settings(**context.params)
     from fundament.server import work
 
     try:
@@ -474,8 +455,9 @@ def _job_progress(name: str) -> Iterator[Callable[["Report"], None]]:
 
 @app.command()
 def doctor(
-    model: Models = None,
-    alias: Aliases = None,
+    context: typer.Context,
+    models: Models = None,
+    aliases: Aliases = None,
     allow_torchscript: AllowTorchscript = None,
     host: Host = None,
     port: Port = None,
@@ -486,18 +468,7 @@ def doctor(
     memory_gb: MemoryGb = None,
 ) -> None:
     """Say what would stop `serve` with the same options, and what to do. Exit code 1 where something would."""
-    settings = _settings(
-        models=model,
-        aliases=alias,
-        allow_torchscript=allow_torchscript,
-        host=host,
-        port=port,
-        auth=auth,
-        device=device,
-        dtype=dtype,
-        data_dir=data_dir,
-        memory_gb=memory_gb,
-    )
+    settings = _settings(**context.params)
     from fundament.doctor import examine
 
     findings = examine(settings)
@@ -636,10 +607,11 @@ def _progress(title: str) -> Iterator[Callable[[int, int], None]]:
 
 
 def _settings(**given: Any) -> Settings:
+    """The settings, those that are given over the environment's and the file's; None and an empty list give none."""
     try:
         check_environment()
         check_file()
-        return Settings(**{name: value for name, value in given.items() if value is not None})
+        return Settings(**{name: value for name, value in given.items() if value not in (None, (), [])})
     except SettingsError:  # the one setting that is no word or list of words
         _refuse('FUNDAMENT_TIERS should be JSON, as in {"gold": {"requests_per_minute": 50}}')
     except ValidationError as error:
