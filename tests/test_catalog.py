@@ -13,7 +13,8 @@ from typing import get_type_hints
 import pytest
 from pydantic import TypeAdapter
 
-from fundament.catalog import _REVISIONS, CATALOG, EMBEDDED, ModelSpec, find, short_id
+from fundament.catalog import CATALOG, EMBEDDED, ModelSpec, find, short_id
+from fundament.catalog.entries import _REVISIONS
 from fundament.config import Settings
 
 SPECS = [pytest.param(spec, id=spec.id) for spec in CATALOG.values()]
