@@ -20,10 +20,10 @@ from fundament.engine.weights import from_argument
 from fundament.errors import CheckpointError, InputError, TooLongError
 from tests.checkpoints import texts, word_piece
 from tests.checkpoints.torchscript import POSITIONS, PROGRAM, row, torchscript, trace
+from tests.cli.command import fundament
 from tests.conftest import BFLOAT16, FLOAT32
 from tests.contract.schemas import conforms
 from tests.inprocess import running
-from tests.test_cli import fundament
 
 TEXTS = ["", "a", "the search, engine. finds?", "Naïve 東京 🙂", *texts([1, 9]), "a b " * 400]
 

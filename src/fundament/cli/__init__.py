@@ -1,0 +1,120 @@
+"""The `fundament` command: parses and delegates. What loads torch is imported by the command that needs it."""
+
+from typing import Annotated
+
+import typer
+
+from fundament import __version__
+from fundament.cli import batch, store, weights
+from fundament.cli.options import (
+    Aliases,
+    AllowTorchscript,
+    Auth,
+    DataDir,
+    Device,
+    Dtype,
+    Host,
+    LogFormat,
+    MemoryGb,
+    Models,
+    Port,
+    settings_of,
+)
+from fundament.cli.output import aligned, refuse
+from fundament.errors import FundamentError
+
+app = typer.Typer(
+    help="The Jina Search Foundation API on your own hardware.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.callback(invoke_without_command=True)
+def main(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    """Options of the command itself."""
+    if version:
+        typer.echo(f"fundament {__version__}")
+        raise typer.Exit
+
+
+def serve(
+    context: typer.Context,
+    models: Models = None,
+    aliases: Aliases = None,
+    allow_torchscript: AllowTorchscript = None,
+    host: Host = None,
+    port: Port = None,
+    auth: Auth = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    data_dir: DataDir = None,
+    preload: Annotated[bool | None, typer.Option("--preload/--lazy", help="Load models at start.")] = None,
+    memory_gb: MemoryGb = None,
+    idle_seconds: Annotated[
+        float | None, typer.Option(help="Let a model go after this long unused.", show_default="never")
+    ] = None,
+    log_format: LogFormat = None,
+) -> None:
+    """Serve models over HTTP. Further settings: docs/settings.md."""
+    settings = settings_of(**context.params)
+    from fundament.server import run
+
+    try:
+        run(settings)
+    except FundamentError as error:
+        refuse(error.detail)
+
+
+def worker(
+    context: typer.Context,
+    models: Models = None,
+    aliases: Aliases = None,
+    allow_torchscript: AllowTorchscript = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    data_dir: DataDir = None,
+    memory_gb: MemoryGb = None,
+    log_format: LogFormat = None,
+) -> None:
+    """Run batch jobs of the servers on the same store and files; any number of workers may."""
+    settings = settings_of(**context.params)
+    from fundament.server import work
+
+    try:
+        work(settings)
+    except FundamentError as error:
+        refuse(error.detail)
+
+
+def doctor(
+    context: typer.Context,
+    models: Models = None,
+    aliases: Aliases = None,
+    allow_torchscript: AllowTorchscript = None,
+    host: Host = None,
+    port: Port = None,
+    auth: Auth = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    data_dir: DataDir = None,
+    memory_gb: MemoryGb = None,
+) -> None:
+    """Say what would stop `serve` with the same options, and what to do. Exit code 1 where something would."""
+    settings = settings_of(**context.params)
+    from fundament.doctor import examine
+
+    findings = examine(settings)
+    colors = {"ok": typer.colors.GREEN, "warning": typer.colors.YELLOW, "problem": typer.colors.RED}
+    for finding, line in zip(findings, aligned([[f.level, f.subject, f.detail] for f in findings]), strict=True):
+        typer.secho(line, fg=colors[finding.level])
+    if any(finding.level == "problem" for finding in findings):
+        raise typer.Exit(1)
+
+
+for command in (serve, worker, weights.pull, weights.models, store.usage, doctor):
+    app.command()(command)
+app.add_typer(store.keys, name="keys")
+app.add_typer(store.db, name="db")
+app.add_typer(batch.app, name="batch")
