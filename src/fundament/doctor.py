@@ -251,6 +251,26 @@ def _nearest(path: Path) -> Path:
     return next(each for each in (path, *path.parents) if os.path.exists(each))  # noqa: PTH110 - Path.exists raises
 
 
+def check_store(settings: Settings) -> list[Finding]:
+    """Whether the store answers and has this release's schema, and whether those who can call have keys."""
+    store, n_keys = _check_store(settings)
+    return [store, _check_keys(settings, n_keys)]
+
+
+def _check_store(settings: Settings) -> tuple[Finding, int | None]:
+    """The store, and how many of its keys work; None where they cannot be counted."""
+    try:
+        url = locate(settings.store_url, settings.data_dir)
+        if is_sqlite(url) and _nearest(file := Path(str(url.database))) != file:
+            return _check_place(file), 0
+        with connected(url) as connection:
+            found = migrate.version_of(connection)
+            n_keys = connection.execute(keys.working()).scalar_one() if found == migrate.newest() else None
+        return _check_schema(url, found), n_keys
+    except FundamentError as error:
+        return Finding("problem", "store", error.detail), None
+
+
 def _check_place(file: Path) -> Finding:
     there = _nearest(file.parent)
     if there.is_dir() and os.access(there, os.W_OK | os.X_OK):
@@ -258,36 +278,34 @@ def _check_place(file: Path) -> Finding:
     return Finding("problem", "store", f"{file} cannot be made: {there} is not writable; --data-dir, or store_url")
 
 
-def check_store(settings: Settings) -> list[Finding]:
-    """Whether the store answers and has this release's schema, and whether those who can call have keys."""
-    findings: list[Finding] = []
-    n_keys: int | None = None
-    try:
-        url = locate(settings.store_url, settings.data_dir)
-        if is_sqlite(url) and _nearest(file := Path(str(url.database))) != file:
-            findings.append(_check_place(file))
-            n_keys = 0
-        else:
-            with connected(url) as connection:
-                found = migrate.version_of(connection)
-                n_keys = connection.execute(keys.working()).scalar_one() if found == migrate.newest() else None
-            findings.append(_check_schema(url, found))
-    except FundamentError as error:
-        findings.append(Finding("problem", "store", error.detail))
+def _check_schema(url: URL, found: str | None) -> Finding:
+    newest = migrate.newest()
+    where = url.render_as_string()
+    if is_sqlite(url) and not os.access(str(url.database), os.W_OK):
+        return Finding("problem", "store", f"{where} is not writable; let the user of fundament write it")
+    if found == newest:
+        return Finding("ok", "store", f"{where}, schema {found}")
+    migrate.refuse_newer(found, url)
+    told = f"{where} has {f'schema {found}' if found else 'no schema yet'}, this release works with {newest}"
+    if is_sqlite(url):
+        return Finding("ok", "store", f"{told}: brought there at the next start")
+    return Finding("problem", "store", f"{told}: fundament db upgrade")
+
+
+def _check_keys(settings: Settings, n_keys: int | None) -> Finding:
     if settings.auth:
         if n_keys is None:
-            told = "not counted until the store can be read and has this release's schema"
-            return [*findings, Finding("ok", "keys", told)]
-        level: Level = "ok" if n_keys else "warning"
-        told = f"{n_keys} keys work" if n_keys else "no key works yet: fundament keys create NAME"
-        return [*findings, Finding(level, "keys", told)]
+            return Finding("ok", "keys", "not counted until the store can be read and has this release's schema")
+        if not n_keys:
+            return Finding("warning", "keys", "no key works yet: fundament keys create NAME")
+        return Finding("ok", "keys", f"{n_keys} keys work")
     try:
         refuse_open(settings.host, settings.auth)
     except FundamentError as error:
-        return [*findings, Finding("problem", "keys", error.detail)]
+        return Finding("problem", "keys", error.detail)
     if not is_loopback(settings.host):
-        return [*findings, Finding("warning", "keys", f"none are asked for, as asked: whoever reaches {settings.host}")]
-    return [*findings, Finding("ok", "keys", "none are asked for: only this machine's users can call")]
+        return Finding("warning", "keys", f"none are asked for, as asked: whoever reaches {settings.host}")
+    return Finding("ok", "keys", "none are asked for: only this machine's users can call")
 
 
 def check_open_files() -> list[Finding]:
@@ -344,20 +362,6 @@ def check_redis(url: str) -> list[Finding]:
     except RedisError as error:
         return [Finding("problem", "limits", f"Redis does not count, and requests with limits would be 503: {error}")]
     return [Finding("ok", "limits", "Redis answers and can be written")]
-
-
-def _check_schema(url: URL, found: str | None) -> Finding:
-    newest = migrate.newest()
-    where = url.render_as_string()
-    if is_sqlite(url) and not os.access(str(url.database), os.W_OK):
-        return Finding("problem", "store", f"{where} is not writable; let the user of fundament write it")
-    if found == newest:
-        return Finding("ok", "store", f"{where}, schema {found}")
-    migrate.refuse_newer(found, url)
-    told = f"{where} has {f'schema {found}' if found else 'no schema yet'}, this release works with {newest}"
-    if is_sqlite(url):
-        return Finding("ok", "store", f"{told}: brought there at the next start")
-    return Finding("problem", "store", f"{told}: fundament db upgrade")
 
 
 def check_port(host: str, port: int) -> Finding:
