@@ -158,9 +158,7 @@ class Embed:
         Raises:
             TypeError: something else is among them, which `ModelSpec.modalities` should have kept out.
         """
-        if others := {type(value).__name__ for value in self.inputs if not isinstance(value, str)}:
-            raise TypeError(f"a text model was given {', '.join(sorted(others))}")
-        return cast("Sequence[str]", self.inputs)
+        return _texts(self.inputs)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -197,9 +195,14 @@ class Rerank:
         Raises:
             TypeError: something else is among them, which `ModelSpec.modalities` should have kept out.
         """
-        if others := {type(value).__name__ for value in (self.query, *self.documents) if not isinstance(value, str)}:
-            raise TypeError(f"a text model was given {', '.join(sorted(others))}")
-        return cast("str", self.query), cast("Sequence[str]", self.documents)
+        query, *documents = _texts((self.query, *self.documents))
+        return query, documents
+
+
+def _texts(values: Sequence[Input]) -> Sequence[str]:
+    if others := {type(value).__name__ for value in values if not isinstance(value, str)}:
+        raise TypeError(f"a text model was given {', '.join(sorted(others))}")
+    return cast("Sequence[str]", values)
 
 
 ChatRole = Literal["system", "user", "assistant"]
@@ -266,83 +269,84 @@ class Item:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Embeddings:
+class Counts:
+    """How much was read for a result; the engine counts it, from the call's items.
+
+    Attributes:
+        n_tokens: tokens read, summed over the inputs.
+        n_truncated: how many inputs, or documents, were longer than what the model reads.
+        n_media: how many of `n_tokens` stand for media, by their kind.
+        n_tokens_each: tokens of each input; empty where inputs and rows are not one to one.
+        n_media_each: the same of those that stand for media.
+    """
+
+    n_tokens: int = 0
+    n_truncated: int = 0
+    n_media: Mapping[MediaKind, int] = field(default_factory=dict)
+    n_tokens_each: Sequence[int] = ()
+    n_media_each: Sequence[Mapping[MediaKind, int]] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Embeddings(Counts):
     """What `Embed` answers: one vector per input, in the caller's order.
 
     A PDF has one per page, and a single text with late chunking one per sentence.
 
     Attributes:
         vectors: float32 `[vectors, dim]`, not normalised.
-        n_tokens: tokens read, summed over the inputs.
-        n_truncated: how many inputs were longer than the model's context.
-        n_media: how many of `n_tokens` stand for media, by their kind.
-        n_tokens_each: tokens of each input; empty where inputs and vectors are not one to one.
-        n_media_each: the same of those that stand for media.
     """
 
     vectors: NDArray[np.float32]
-    n_tokens: int = 0
-    n_truncated: int = 0
-    n_media: Mapping[MediaKind, int] = field(default_factory=dict)
-    n_tokens_each: Sequence[int] = ()
-    n_media_each: Sequence[Mapping[MediaKind, int]] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MultiVectors:
+class MultiVectors(Counts):
     """What `Embed` answers with one vector per token, in the caller's order.
 
     Attributes:
         vectors: of each input, float32 `[tokens, dim]`, not normalised.
         tokens: of each input, the token that each vector stands for; None where nobody asked.
-        n_tokens: tokens read, summed over the inputs.
-        n_truncated: how many inputs were longer than what the model reads.
-        n_media: how many of `n_tokens` stand for media, by their kind.
-        n_tokens_each: tokens of each input.
-        n_media_each: how many of them stand for media.
     """
 
     vectors: Sequence[NDArray[np.float32]]
     tokens: Sequence[Sequence[str]] | None = None
-    n_tokens: int = 0
-    n_truncated: int = 0
-    n_media: Mapping[MediaKind, int] = field(default_factory=dict)
-    n_tokens_each: Sequence[int] = ()
-    n_media_each: Sequence[Mapping[MediaKind, int]] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SparseVectors:
+class SparseVectors(Counts):
     """What `Embed` answers with weights of word pieces, in the caller's order.
 
     Attributes:
         weights: of each input, token → weight above zero, the heaviest first.
-        n_tokens: tokens read, summed over the inputs.
-        n_truncated: how many inputs were longer than what the model reads.
-        n_tokens_each: tokens of each input.
     """
 
     weights: Sequence[Mapping[str, float]]
-    n_tokens: int = 0
-    n_truncated: int = 0
-    n_tokens_each: Sequence[int] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Ranking:
+class Ranking(Counts):
     """What `Rerank` answers, in the order of the caller's documents.
 
     Attributes:
         scores: float32 `[documents]`; the higher, the more relevant. Their range is the model's own.
         embeddings: float32 `[documents, dim]` of unit length; None where nobody asked.
-        n_tokens: tokens read.
-        n_truncated: how many documents were longer than what the model reads.
     """
 
     scores: NDArray[np.float32]
     embeddings: NDArray[np.float32] | None = None
-    n_tokens: int = 0
-    n_truncated: int = 0
+
+
+Embedded = Embeddings | MultiVectors | SparseVectors
+Result = Embedded | Ranking
+
+
+def sum_media(each: Iterable[Mapping[MediaKind, int]]) -> dict[MediaKind, int]:
+    """Tokens of each kind of media over several rows or inputs, given those of each."""
+    sums: Counter[MediaKind] = Counter()
+    for n_media in each:
+        sums.update(n_media)
+    return dict(sums)
 
 
 Finish = Literal["stop", "length"]
@@ -364,18 +368,6 @@ class Delta:
     n_prompt: int
     n_written: int
     finish: Finish | None = None
-
-
-def sum_media(each: Iterable[Mapping[MediaKind, int]]) -> dict[MediaKind, int]:
-    """Tokens of each kind of media over several rows or inputs, given those of each."""
-    sums: Counter[MediaKind] = Counter()
-    for n_media in each:
-        sums.update(n_media)
-    return dict(sums)
-
-
-Embedded = Embeddings | MultiVectors | SparseVectors
-Result = Embedded | Ranking
 
 
 class Bill(Protocol):

@@ -63,22 +63,23 @@ def contents(answer: EmbeddingsAnswer) -> dict[str, Any]:
 
 def divided(answer: EmbeddingsAnswer, sizes: Sequence[int]) -> list[EmbeddingsAnswer]:
     """An answer as answers to that many inputs each; it must know the tokens of each input."""
-    made, answers, start = answer.made, [], 0
+    answers, start = [], 0
     for size in sizes:
         part = slice(start, start := start + size)
-        counts = made.n_tokens_each[part]
-        cut_out: Embedded
-        match made:
-            case Embeddings():
-                n_media = sum_media(made.n_media_each[part])
-                cut_out = Embeddings(vectors=made.vectors[part], n_tokens=sum(counts), n_media=n_media)
-            case MultiVectors():
-                tokens, n_media = None if made.tokens is None else made.tokens[part], sum_media(made.n_media_each[part])
-                cut_out = MultiVectors(vectors=made.vectors[part], tokens=tokens, n_tokens=sum(counts), n_media=n_media)
-            case SparseVectors():
-                cut_out = SparseVectors(weights=made.weights[part], n_tokens=sum(counts))
-        answers.append(replace(answer, made=cut_out))
+        answers.append(replace(answer, made=_part(answer.made, part)))
     return answers
+
+
+def _part(made: Embedded, part: slice) -> Embedded:
+    n_tokens, n_media = sum(made.n_tokens_each[part]), sum_media(made.n_media_each[part])
+    match made:
+        case Embeddings():
+            return Embeddings(vectors=made.vectors[part], n_tokens=n_tokens, n_media=n_media)
+        case MultiVectors():
+            tokens = None if made.tokens is None else made.tokens[part]
+            return MultiVectors(vectors=made.vectors[part], tokens=tokens, n_tokens=n_tokens, n_media=n_media)
+        case SparseVectors():
+            return SparseVectors(weights=made.weights[part], n_tokens=n_tokens, n_media=n_media)
 
 
 def _head(answer: EmbeddingsAnswer) -> dict[str, Any]:
@@ -116,13 +117,11 @@ def _written(vectors: Floats, encodings: list[Encoding]) -> object:
 
 
 def _usage(answer: EmbeddingsAnswer) -> Mapping[str, int]:
-    n_tokens = answer.made.n_tokens
-    if not answer.counts_output:
-        made = answer.made
-        n_media = {} if isinstance(made, SparseVectors) else made.n_media
-        return {
-            "total_tokens": n_tokens,
-            "prompt_tokens": n_tokens,
-            **{f"{kind}_tokens": n_media[kind] for kind in ("image", "audio", "video") if n_media.get(kind)},
-        }
-    return {"total_tokens": n_tokens, "input_tokens": n_tokens, "output_tokens": 0}
+    n_tokens, n_media = answer.made.n_tokens, answer.made.n_media
+    if answer.counts_output:
+        return {"total_tokens": n_tokens, "input_tokens": n_tokens, "output_tokens": 0}
+    return {
+        "total_tokens": n_tokens,
+        "prompt_tokens": n_tokens,
+        **{f"{kind}_tokens": n_media[kind] for kind in ("image", "audio", "video") if n_media.get(kind)},
+    }

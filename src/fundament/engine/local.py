@@ -20,16 +20,13 @@ from fundament.core import (
     Delta,
     Embed,
     Embedded,
-    Embeddings,
     Generate,
     Item,
     Model,
-    MultiVectors,
     Priority,
     Ranking,
     Rerank,
     Result,
-    SparseVectors,
     Writer,
     sum_media,
 )
@@ -436,18 +433,16 @@ def _unpaid(items: Sequence[Item], ticket: Ticket, error: BaseException) -> int:
 def finish(model: Model[Any, Any], call: Call, items: Sequence[Item], arrays: Sequence[Array]) -> Result:
     """What a model makes of a call's arrays, with what was read of its rows."""
     made: Result = model.finish(call, items, arrays)
-    made = replace(
-        made, n_tokens=sum(item.n_counted for item in items), n_truncated=sum(item.n_truncated for item in items)
-    )
-    if isinstance(made, Embeddings | MultiVectors):
-        made = replace(made, n_media=sum_media(item.n_media for item in items))
     # A PDF is as many rows as it has pages, and late chunking reads several inputs in one.
-    if isinstance(made, Ranking) or not isinstance(call, Embed) or call.late_chunking or len(items) != len(call.inputs):
-        return made
-    n_tokens = [item.n_counted for item in items]
-    if isinstance(made, SparseVectors):
-        return replace(made, n_tokens_each=n_tokens)
-    return replace(made, n_tokens_each=n_tokens, n_media_each=[item.n_media for item in items])
+    told_apart = isinstance(call, Embed) and not call.late_chunking and len(items) == len(call.inputs)
+    return replace(
+        made,
+        n_tokens=sum(item.n_counted for item in items),
+        n_truncated=sum(item.n_truncated for item in items),
+        n_media=sum_media(item.n_media for item in items),
+        n_tokens_each=[item.n_counted for item in items] if told_apart else (),
+        n_media_each=[item.n_media for item in items] if told_apart else (),
+    )
 
 
 def _in_float32(local: Local, items: Sequence[Item]) -> list[Array]:
