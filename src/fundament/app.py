@@ -16,15 +16,11 @@ from fundament.accounts.visits import Accounts
 from fundament.aliases import read_aliases
 from fundament.api import (
     admin,
-    batch,
-    batches,
-    bulk,
     chat,
     classifiers,
     classify,
     embeddings,
     errors,
-    files,
     health,
     me,
     models,
@@ -36,6 +32,7 @@ from fundament.api import (
 )
 from fundament.api.auth import DOCUMENTATION_FILES, AccountMiddleware
 from fundament.api.billing import BilledEngine
+from fundament.api.jobs import batch, batches, bulk, files
 from fundament.api.middleware import RequestMiddleware
 from fundament.api.state import State
 from fundament.buckets import require_client

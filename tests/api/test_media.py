@@ -13,9 +13,9 @@ import orjson
 import pytest
 
 from fundament import media
-from fundament.api import lines
 from fundament.api.embeddings import EmbeddingsRequest, task_of
 from fundament.api.inputs import Reference
+from fundament.api.jobs import lines
 from fundament.api.media import check_media, opened
 from fundament.app import named_models
 from fundament.backbone.device import Placement

@@ -17,10 +17,10 @@ from pydantic import (
     StringConstraints,
 )
 
-from fundament.api import files as uploads
 from fundament.api.body import echo, read_body
 from fundament.api.classifiers import delete, describe
 from fundament.api.ids import checked_id
+from fundament.api.jobs import files as uploads
 from fundament.api.me import describe_key, describe_usage
 from fundament.api.schemas import (
     OF_MANY,

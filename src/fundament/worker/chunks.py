@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from fundament.accounts.toll import Toll
 from fundament.accounts.visits import NO_LIMITS
-from fundament.api.lines import (
+from fundament.api.jobs.lines import (
     Outcome,
     affordable,
     deadly,

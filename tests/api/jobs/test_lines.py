@@ -11,9 +11,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fundament.api import lines
 from fundament.api.embeddings import EmbeddingsRequest, task_of
-from fundament.api.lines import Line
+from fundament.api.jobs import lines
+from fundament.api.jobs.lines import Line
 from fundament.catalog import CATALOG, ModelSpec, find
 from fundament.core import Embed, Embeddings
 from fundament.errors import FundamentError, InputError, RowError, TooLongError, UnavailableError

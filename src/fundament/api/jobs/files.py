@@ -10,8 +10,8 @@ from fastapi import APIRouter, Query, Request, Response
 from fundament.api.auth import owner
 from fundament.api.body import echo
 from fundament.api.ids import FORM, checked_id
-from fundament.api.jobs import KINDS, check_stored, download, find, gone, job_of_result, result_id, send
-from fundament.api.multipart import read_form
+from fundament.api.jobs.multipart import read_form
+from fundament.api.jobs.queue import KINDS, check_stored, download, find, gone, job_of_result, result_id, send
 from fundament.api.schemas import OF_MANY, OF_ONE, OF_STATE, FileDeleted, FileList, FileObject, responses, streamed
 from fundament.api.state import State, state_of
 from fundament.api.wire import answer

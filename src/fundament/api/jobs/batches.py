@@ -7,9 +7,9 @@ from pydantic import BeforeValidator, Field
 
 from fundament.api.auth import owner
 from fundament.api.body import Body, Kept, read_body
-from fundament.api.files import link, page
-from fundament.api.jobs import base_url, cancel, describe, find, submit
-from fundament.api.lines import model_named
+from fundament.api.jobs.files import link, page
+from fundament.api.jobs.lines import model_named
+from fundament.api.jobs.queue import base_url, cancel, describe, find, submit
 from fundament.api.schemas import OF_ONE, OF_STATE, OpenAIBatch, request_body, responses
 from fundament.api.state import State, state_of
 from fundament.api.wire import answer

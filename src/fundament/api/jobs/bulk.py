@@ -6,8 +6,8 @@ from fastapi import APIRouter, Request, Response
 
 from fundament.api.auth import owner
 from fundament.api.body import echo
-from fundament.api.jobs import base_url, describe, find, signed_url, submit
-from fundament.api.multipart import read_form
+from fundament.api.jobs.multipart import read_form
+from fundament.api.jobs.queue import base_url, describe, find, signed_url, submit
 from fundament.api.schemas import OF_ONE, OF_STATE, BulkEmbeddingJobResponse, DownloadResultResponse, responses
 from fundament.api.state import state_of
 from fundament.api.wire import answer

@@ -13,8 +13,7 @@ from fundament import buckets
 from fundament.depot import of_job, of_upload, whole
 from fundament.store.jobs import jobs
 from fundament.worker import housekeeping
-from tests.api.test_jobs import work_until
-from tests.inprocess import Api, running
+from tests.inprocess import Api, running, work_until
 from tests.relay import Relay, relay
 from tests.served import MODEL
 from tests.servers import bucket_on

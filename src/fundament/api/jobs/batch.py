@@ -12,14 +12,14 @@ from fastapi import APIRouter, Query, Request, Response
 from pydantic import Field
 
 from fundament.api.auth import is_link, owner
-from fundament.api.batches import list_batches
 from fundament.api.body import Kept, echo, read_body
 from fundament.api.embeddings import EmbeddingsRequest, as_named, check
-from fundament.api.files import link
 from fundament.api.ids import FORM
 from fundament.api.inputs import check_some
-from fundament.api.jobs import Kind, base_url, cancel, describe, download, find, is_signed, submit
-from fundament.api.lines import ENDPOINT, documents_side
+from fundament.api.jobs.batches import list_batches
+from fundament.api.jobs.files import link
+from fundament.api.jobs.lines import ENDPOINT, documents_side
+from fundament.api.jobs.queue import Kind, base_url, cancel, describe, download, find, is_signed, submit
 from fundament.api.schemas import (
     OF_MANY,
     OF_ONE,
