@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from typing import Any, TypeVar
 
 import orjson
@@ -25,6 +26,11 @@ def can_write(value: Any) -> bool:
     except orjson.JSONEncodeError:
         return False
     return True
+
+
+def iso(moment: datetime) -> str:
+    """A moment in UTC as ISO 8601 has it, to the second."""
+    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def answer(value: Any, *, status: int = 200, headers: dict[str, str] | None = None) -> Response:

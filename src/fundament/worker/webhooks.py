@@ -5,7 +5,8 @@ from collections import Counter
 from dataclasses import replace
 from datetime import UTC, datetime
 
-from fundament.api.jobs.queue import describe, message_secret
+from fundament.api.jobs.batch import describe
+from fundament.api.jobs.signatures import message_secret
 from fundament.api.state import State
 from fundament.api.wire import json_bytes
 from fundament.depot import identity

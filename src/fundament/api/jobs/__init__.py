@@ -1,8 +1,8 @@
 """Batch jobs: four endpoints over one queue.
 
-- `batch`: `/v1/batch`, as the Search Foundation API has jobs; `batches`: `/v1/batches`, as OpenAI has them;
-  `bulk`: `/v1/bulk-embeddings`, the older form; `files`: `/v1/files`, uploads and what jobs made.
-- `queue`: jobs handed in, found and ended, whatever the endpoint.
-- `lines`: what a worker does with a job's input.
-- `multipart`: forms with a file.
+- `batch` is `/v1/batch`, jobs as the Search Foundation API has them; `batches` is `/v1/batches`, as OpenAI has them;
+  `bulk` is `/v1/bulk-embeddings`, the older form; `files` is `/v1/files`, uploads and what jobs wrote.
+- `queue` hands in, finds and ends jobs of any of these; `downloads` sends what they wrote, `signatures` makes links to
+  that which need no key, `multipart` reads forms with a file.
+- `lines` is what a worker does with a job's input.
 """

@@ -4,7 +4,7 @@ A job made from `input` or `input_url` is answered as the Search Foundation API 
 (`input_file_id`) as its files variant does, with 202 and states of its own.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
@@ -16,10 +16,12 @@ from fundament.api.body import Kept, echo, read_body
 from fundament.api.embeddings import EmbeddingsRequest, as_named, check
 from fundament.api.ids import FORM
 from fundament.api.inputs import check_some
-from fundament.api.jobs.batches import list_batches
+from fundament.api.jobs.batches import counts, list_batches
+from fundament.api.jobs.downloads import Kind, download, has_files
 from fundament.api.jobs.files import link
 from fundament.api.jobs.lines import ENDPOINT, documents_side
-from fundament.api.jobs.queue import Kind, base_url, cancel, describe, download, find, is_signed, submit
+from fundament.api.jobs.queue import base_url, cancel, find, submit
+from fundament.api.jobs.signatures import is_signed, signed_url
 from fundament.api.schemas import (
     OF_MANY,
     OF_ONE,
@@ -33,8 +35,8 @@ from fundament.api.schemas import (
     streamed,
 )
 from fundament.api.state import State, state_of
-from fundament.api.wire import answer
-from fundament.depot import on_thread
+from fundament.api.wire import answer, iso
+from fundament.depot import identity, on_thread
 from fundament.errors import Fault, InputError, NotFoundError
 from fundament.jsonl import jsonl
 from fundament.store import jobs
@@ -43,6 +45,8 @@ from fundament.store.jobs import Dialect, Job
 router = APIRouter(tags=["Batch Embeddings"])
 
 _DIALECTS: tuple[Dialect, ...] = ("batch", "files")
+_BATCH_STATES = {"queued": "pending", "running": "processing"}
+_FILES_STATES = {"queued": "validating", "running": "in_progress", "expired": "failed"}
 _OTHER = {"model", "input", "input_url", "webhook_url", "input_file_id", "endpoint", "completion_window"}
 
 
@@ -59,6 +63,74 @@ class BatchRequest(EmbeddingsRequest):
     webhook_url: Kept | None = Field(None, max_length=8192, description="Told when the job ends.")
     endpoint: Literal["/v1/embeddings"] | None = Field(None, description="The only one.")
     completion_window: Literal["24h"] | None = Field(None, description="The only one.")
+
+
+async def describe(state: State, job: Job) -> dict[str, Any]:
+    """A job in the form in which it was asked for."""
+    return (_files if job.dialect == "files" else _batch)(job, await _links(state, job))
+
+
+def _batch(job: Job, links: Mapping[str, str | None]) -> dict[str, Any]:
+    return {
+        "batch_id": job.id,
+        "status": _BATCH_STATES.get(job.state, job.state),
+        "model": job.asked["model"],
+        "created_at": iso(job.created_at),
+        "completed_at": job.ended_at and iso(job.ended_at),
+        "expires_at": iso(job.expires_at),
+        **links,
+        "error": job.error,
+        "stats": None
+        if job.n_lines is None
+        else {
+            "total": job.n_lines,
+            "completed": job.n_completed,
+            "failed": job.n_failed,
+            "total_tokens": job.n_tokens,
+        },
+        **_webhook(job),
+    }
+
+
+def _files(job: Job, links: Mapping[str, str | None]) -> dict[str, Any]:
+    return {
+        "id": job.id,
+        "status": _FILES_STATES.get(job.state, job.state),
+        "created_at": int(job.created_at.timestamp()),
+        "endpoint": job.asked.get("endpoint"),
+        "request_counts": counts(job),
+        "usage": {"total_tokens": job.n_tokens, "prompt_tokens": job.n_tokens},
+        "model": job.asked["model"],
+        "input_file_id": job.asked.get("input_file_id"),
+        "completion_window": job.asked.get("completion_window"),
+        "completed_at": job.ended_at and int(job.ended_at.timestamp()),
+        "expires_at": int(job.expires_at.timestamp()),
+        **links,
+        "error": "The job has expired." if job.state == "expired" else job.error,
+        **_webhook(job),
+    }
+
+
+async def _links(state: State, job: Job) -> dict[str, str | None]:
+    here = has_files(job) and job.depot in (None, await identity(state.depot))  # whose secret signs
+    return {
+        "output_url": await signed_url(state, job, "output") if here and job.n_completed else None,
+        "error_file_url": await signed_url(state, job, "errors") if here and job.n_failed else None,
+    }
+
+
+def _webhook(job: Job) -> dict[str, Any]:
+    if job.webhook_url is None:
+        return {}
+    return {
+        "webhook": {
+            "url": job.webhook_url,
+            "state": job.webhook_state,
+            "attempts": job.webhook_attempts,
+            "next_attempt_at": job.webhook_at and iso(job.webhook_at) if job.webhook_state == "pending" else None,
+            "error": job.webhook_error,
+        }
+    }
 
 
 @router.post(

@@ -7,18 +7,21 @@ from pydantic import BeforeValidator, Field
 
 from fundament.api.auth import owner
 from fundament.api.body import Body, Kept, read_body
-from fundament.api.jobs.files import link, page
+from fundament.api.jobs.downloads import has_files
+from fundament.api.jobs.files import link, page, result_id
 from fundament.api.jobs.lines import model_named
-from fundament.api.jobs.queue import base_url, cancel, describe, find, submit
+from fundament.api.jobs.queue import base_url, cancel, find, submit
 from fundament.api.schemas import OF_ONE, OF_STATE, OpenAIBatch, request_body, responses
 from fundament.api.state import State, state_of
 from fundament.api.wire import answer
 from fundament.depot import of_upload
 from fundament.errors import FundamentError
 from fundament.store import jobs
+from fundament.store.jobs import Job
 
 router = APIRouter(tags=["Batches"])
 
+_STATES = {"queued": "validating", "running": "in_progress"}
 _MOST_METADATA = 16
 _HEAD_BYTES = 1_000_000  # of an upload, among which its first line is looked for
 
@@ -47,6 +50,48 @@ class BatchesRequest(Body):
     ) = None
 
 
+def describe(job: Job) -> dict[str, Any]:
+    """A job as OpenAI's clients read it."""
+    ended = job.ended_at and int(job.ended_at.timestamp())
+    errors = [{"code": "invalid_input", "message": job.error, "param": None, "line": None}]
+    here = has_files(job)
+    return {
+        "id": job.id,
+        "object": "batch",
+        "endpoint": job.asked.get("endpoint"),
+        "model": job.model,
+        "errors": {"object": "list", "data": errors} if job.error else None,
+        "input_file_id": job.asked.get("input_file_id"),
+        "completion_window": job.asked.get("completion_window"),
+        "status": _STATES.get(job.state, job.state),
+        "output_file_id": result_id(job, "output") if here and job.n_completed else None,
+        "error_file_id": result_id(job, "errors") if here and job.n_failed else None,
+        "created_at": int(job.created_at.timestamp()),
+        "in_progress_at": job.started_at and int(job.started_at.timestamp()),
+        "expires_at": int(job.expires_at.timestamp()),
+        "finalizing_at": ended if job.state == "completed" else None,
+        "completed_at": ended if job.state == "completed" else None,
+        "failed_at": ended if job.state == "failed" else None,
+        "expired_at": int(job.expires_at.timestamp()) if job.state == "expired" else None,
+        "cancelling_at": ended if job.state == "cancelled" else None,
+        "cancelled_at": ended if job.state == "cancelled" else None,
+        "request_counts": counts(job),
+        "usage": {
+            "input_tokens": job.n_tokens,
+            "input_tokens_details": {"cached_tokens": 0},
+            "output_tokens": 0,
+            "output_tokens_details": {"reasoning_tokens": 0},
+            "total_tokens": job.n_tokens,
+        },
+        "metadata": job.asked.get("metadata"),
+    }
+
+
+def counts(job: Job) -> dict[str, int]:
+    """How far a job's lines are."""
+    return {"total": job.n_lines or 0, "completed": job.n_completed, "failed": job.n_failed}
+
+
 @router.post(
     "/v1/batches",
     summary="Create a batch",
@@ -65,7 +110,7 @@ async def create(request: Request) -> Response:
         asked={**asked.model_dump(), "base_url": base_url(state, request)},
         place=place,
     )
-    return answer(await describe(state, job))
+    return answer(describe(job))
 
 
 @router.get(
@@ -76,7 +121,7 @@ async def create(request: Request) -> Response:
 async def status(request: Request, batch_id: str) -> Response:
     """How far a batch is."""
     state = state_of(request)
-    return answer(await describe(state, await find(state, batch_id, owner(request), "openai")))
+    return answer(describe(await find(state, batch_id, owner(request), "openai")))
 
 
 @router.post(
@@ -88,7 +133,7 @@ async def stop(request: Request, batch_id: str) -> Response:
     """Stop a batch that waits or runs; lines that are done stay."""
     state = state_of(request)
     job = await find(state, batch_id, owner(request), "openai")
-    return answer(await describe(state, await cancel(state, job)))
+    return answer(describe(await cancel(state, job)))
 
 
 async def _model(state: State, file_id: str) -> str | None:
@@ -117,4 +162,4 @@ async def list_batches(state: State, key_id: str, limit: int, after: str | None,
         found = await jobs.recent(
             connection, key_id, ["openai"], limit=limit + 1, beyond=beyond, oldest_first=oldest_first
         )
-    return answer(page([await describe(state, job) for job in found], limit))
+    return answer(page([describe(job) for job in found], limit))

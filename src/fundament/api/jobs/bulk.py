@@ -1,22 +1,26 @@
 """`/v1/bulk-embeddings`: the older form of batch jobs, a CSV or JSONL file in a form."""
 
 import re
+from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
 from fundament.api.auth import owner
 from fundament.api.body import echo
 from fundament.api.jobs.multipart import read_form
-from fundament.api.jobs.queue import base_url, describe, find, signed_url, submit
+from fundament.api.jobs.queue import base_url, find, submit
+from fundament.api.jobs.signatures import signed_url
 from fundament.api.schemas import OF_ONE, OF_STATE, BulkEmbeddingJobResponse, DownloadResultResponse, responses
 from fundament.api.state import state_of
-from fundament.api.wire import answer
+from fundament.api.wire import answer, iso
 from fundament.depot import of_upload
 from fundament.errors import BusyError, Fault, InputError
-from fundament.store import files
+from fundament.store import files, jobs
+from fundament.store.jobs import Job
 
 router = APIRouter(tags=["Bulk Embeddings"])
 
+_STATES = {"queued": "waiting", "running": "in-progress", "completed": "completed"}
 _EMAIL = r"^[^@ \x00]+@[^@ \x00]+$"
 _FORM = {
     "type": "object",
@@ -32,6 +36,26 @@ _FORM = {
         },
     },
 }
+
+
+def describe(job: Job) -> dict[str, Any]:
+    """A job in the older form."""
+    ended = job.state == "completed"
+    error = job.error or (None if ended or job.state in jobs.ACTIVE else f"The job is {job.state}.")
+    told = {
+        "_id": job.id,
+        "id": job.id,
+        "status": _STATES.get(job.state, "failed"),
+        "user_id": job.key_id,
+        "user_email": job.asked.get("email"),
+        "file_name": job.asked.get("file_name"),
+        "model_name": job.asked["model"],
+        "used_token_count": job.n_tokens,
+        "created_at": iso(job.created_at),
+        "completed_at": job.ended_at and iso(job.ended_at),
+        "error": error,
+    }
+    return {name: value for name, value in told.items() if value is not None}
 
 
 @router.post(
@@ -75,7 +99,7 @@ async def create(request: Request) -> Response:
         )
     finally:
         await state.depot.remove(upload)
-    return answer(await describe(state, job))
+    return answer(describe(job))
 
 
 @router.get(
@@ -86,7 +110,7 @@ async def create(request: Request) -> Response:
 async def status(request: Request, job_id: str) -> Response:
     """How far a job is."""
     state = state_of(request)
-    return answer(await describe(state, await find(state, job_id, owner(request), "bulk")))
+    return answer(describe(await find(state, job_id, owner(request), "bulk")))
 
 
 @router.post(

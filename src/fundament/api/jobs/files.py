@@ -10,8 +10,9 @@ from fastapi import APIRouter, Query, Request, Response
 from fundament.api.auth import owner
 from fundament.api.body import echo
 from fundament.api.ids import FORM, checked_id
+from fundament.api.jobs.downloads import KINDS, Kind, download, gone, send
 from fundament.api.jobs.multipart import read_form
-from fundament.api.jobs.queue import KINDS, check_stored, download, find, gone, job_of_result, result_id, send
+from fundament.api.jobs.queue import check_stored, find
 from fundament.api.schemas import OF_MANY, OF_ONE, OF_STATE, FileDeleted, FileList, FileObject, responses, streamed
 from fundament.api.state import State, state_of
 from fundament.api.wire import answer
@@ -265,6 +266,20 @@ def _expiry(fields: Mapping[str, str], now: datetime) -> datetime | None:
         message = f"Input should be a whole number from {_LEAST_SECONDS} to {_MOST_SECONDS}."
         raise InputError(Fault("body -> expires_after -> seconds", message, "value_error", echo(seconds)))
     return now + timedelta(seconds=given)
+
+
+def result_id(job: Job, kind: Kind) -> str:
+    """The id under which OpenAI's clients download a job's files."""
+    return f"{job.id.replace('batch_', 'file-', 1)}-{kind}"
+
+
+def job_of_result(file_id: str) -> tuple[str, Kind] | None:
+    """The job, and which of its files, that such an id means."""
+    stem, _, given = file_id.rpartition("-")
+    for kind in KINDS:
+        if kind == given and stem.startswith("file-"):
+            return stem.replace("file-", "batch_", 1), kind
+    return None
 
 
 def _not_found(file_id: str) -> NotFoundError:
