@@ -15,7 +15,7 @@ import pytest
 from fundament import media
 from fundament.api.embeddings import EmbeddingsRequest, task_of
 from fundament.api.inputs import Reference
-from fundament.api.jobs import lines
+from fundament.api.jobs import lines, outcomes
 from fundament.api.media import check_media, opened
 from fundament.app import named_models
 from fundament.backbone.device import Placement
@@ -190,8 +190,8 @@ def test_lines_of_a_job_that_hold_media_are_one_call_and_come_back_apart(api: Ap
     raw = b"\n".join(orjson.dumps({"input": given, "normalized": False}) for given in asked)
     state = api.app.state.parts
     read = lines.read(raw, 0, {"model": EYE}, lambda name: state.find(name))
-    found = api.run(lines.embed_lines(state, read, caller=""))
-    bodies = [orjson.loads(line)["response"]["body"] for line in lines.output_lines(found)]
+    found = api.run(outcomes.embed_lines(state, read, caller=""))
+    bodies = [orjson.loads(line)["response"]["body"] for line in outcomes.output_lines(found)]
     for given, body in zip(asked, bodies, strict=True):
         assert body["data"] == ask(api, EYE, given).json()["data"]
     images = [body["usage"].get("image_tokens") for body in bodies]

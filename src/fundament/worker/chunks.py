@@ -10,17 +10,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from fundament.accounts.toll import Toll
 from fundament.accounts.visits import NO_LIMITS
-from fundament.api.jobs.lines import (
-    Outcome,
-    affordable,
-    deadly,
-    embed_lines,
-    error_lines,
-    one_by_one,
-    output_lines,
-    read,
-    too_long,
-)
+from fundament.api.jobs.chunks import one_by_one
+from fundament.api.jobs.lines import read, too_long
+from fundament.api.jobs.outcomes import Outcome, affordable, deadly, embed_lines, error_lines, output_lines
 from fundament.api.state import State
 from fundament.catalog import ModelSpec, find
 from fundament.depot import INPUT, Depot, of_job, on_thread

@@ -7,7 +7,8 @@ from contextlib import aclosing
 from datetime import UTC, datetime
 
 from fundament import buckets
-from fundament.api.jobs.lines import divide, model_of
+from fundament.api.jobs.chunks import divide
+from fundament.api.jobs.lines import model_of
 from fundament.api.jobs.queue import check_stored
 from fundament.api.state import State
 from fundament.depot import INPUT, of_job, on_thread

@@ -4,5 +4,5 @@
   `bulk` is `/v1/bulk-embeddings`, the older form; `files` is `/v1/files`, uploads and what jobs wrote.
 - `queue` hands in, finds and ends jobs of any of these; `downloads` sends what they wrote, `signatures` makes links to
   that which need no key, `multipart` reads forms with a file.
-- `lines` is what a worker does with a job's input.
+- `chunks`, `lines` and `outcomes` are what a worker does with a job's input: divide it, read it, embed it.
 """

@@ -1,38 +1,27 @@
-"""The lines of a batch job: read from its input, embedded many at a time, written to its output and its errors.
+"""The lines of a batch job's input, read as requests.
 
 A line is `{"custom_id": …, "body": {"input": …}}` as OpenAI's batches have it, or plain: `{"input": …}`,
 `{"text": …}`, or a string.
 """
 
-import logging
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
-from itertools import accumulate, groupby
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import orjson
 
-from fundament.api.answers import EmbeddingsAnswer, contents, divided
 from fundament.api.body import echo, fields_by_synonym, read_json, validated
-from fundament.api.embeddings import EmbeddingsRequest, embed
-from fundament.api.errors import openai_form
-from fundament.api.state import State
-from fundament.api.wire import json_bytes
+from fundament.api.embeddings import EmbeddingsRequest
 from fundament.catalog import ModelSpec
-from fundament.core import Bill, Priority
-from fundament.errors import Fault, FundamentError, InputError, LimitError, UnavailableError
+from fundament.errors import Fault, FundamentError, InputError
 from fundament.jsonl import MOST_LINE_BYTES, InputFileError
 from fundament.store.leases import Span
-from fundament.telemetry import say
 
 R = TypeVar("R", bound=EmbeddingsRequest)
 
 ENDPOINT = "/v1/embeddings"
 
-# A chunk is what a worker takes at a time, and what is done again when it dies.
-_CHUNK_LINES, _CHUNK_BYTES = 256, 256 * 1024
 _MOST_NAME_CHARACTERS = 256
 _OWN_KEYS = ("custom_id", "id", "method", "url")
 _FIELD_OF = fields_by_synonym(EmbeddingsRequest)
@@ -55,79 +44,12 @@ class Line:
     options: bytes | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What became of a line: its answer, or why it has none."""
-
-    line: Line
-    answer: EmbeddingsAnswer | FundamentError
-
-    @property
-    def n_tokens(self) -> int:
-        """What it costs; nothing where it failed."""
-        return self.answer.made.n_tokens if isinstance(self.answer, EmbeddingsAnswer) else 0
-
-
-def divide(path: Path, *, max_lines: int) -> list[Span]:
-    """Find the chunks of an input.
-
-    Raises:
-        InputFileError: no lines, or too many.
-    """
-    spans: list[Span] = []
-    start = n_bytes = first = n_lines = 0
-    with path.open("rb") as file:
-        for size, is_empty in _sizes(file):
-            if n_lines and (n_lines == _CHUNK_LINES or n_bytes + size > _CHUNK_BYTES):
-                spans.append(Span(start=start, n_bytes=n_bytes, first_line=first, n_lines=n_lines))
-                start, first, n_bytes, n_lines = start + n_bytes, first + n_lines, 0, 0
-            if is_empty and not n_lines:
-                start += size
-                continue
-            n_bytes += size
-            n_lines += not is_empty
-            if first + n_lines > max_lines:
-                raise InputFileError(f"The input has more than {max_lines:,} lines. Divide it into several jobs.")
-    if n_lines:
-        spans.append(Span(start=start, n_bytes=n_bytes, first_line=first, n_lines=n_lines))
-    if not spans:
-        raise InputFileError("The input has no lines.")
-    return spans
-
-
-def _sizes(file: BinaryIO) -> Iterator[tuple[int, bool]]:
-    """Of each line the size in bytes and whether nothing is in it; no line is in memory whole that is too long."""
-    while raw := file.readline(MOST_LINE_BYTES + 1):
-        size, is_empty = len(raw), len(raw) <= MOST_LINE_BYTES and not raw.strip()
-        while not raw.endswith(b"\n") and (raw := file.readline(MOST_LINE_BYTES)):
-            size += len(raw)
-        yield size, is_empty
-
-
-def one_by_one(raw: bytes, span: Span) -> list[Span]:
-    """The lines of a chunk as chunks of their own; `raw` is its part of the input."""
-    spans: list[Span] = []
-    start = span.start
-    for line in raw.split(b"\n"):
-        if line.strip():
-            first = span.first_line + len(spans)
-            spans.append(Span(start=start, n_bytes=len(line), first_line=first, n_lines=1))
-        start += len(line) + 1
-    return spans
-
-
 def too_long(span: Span) -> Line | None:
     """What stands for a chunk that is one line, longer than any that is read; None for every other chunk."""
     if span.n_bytes <= MOST_LINE_BYTES:
         return None
     why = f"It is longer than {MOST_LINE_BYTES / 1e6:g} MB, so its custom_id is not known either."
     return Line(span.first_line, str(span.first_line), InputError(Fault("line", why, "too_long")))
-
-
-def deadly(line: Line) -> Outcome:
-    """What becomes of a line over which workers died."""
-    reason = "The process that ran this line died, again and again."
-    return Outcome(line, line.request if isinstance(line.request, FundamentError) else FundamentError(reason))
 
 
 def model_of(path: Path) -> str:
@@ -232,86 +154,3 @@ def _body(value: Any) -> dict[str, Any]:
 
 def _wrong(field: str, message: str, value: Any) -> NoReturn:
     raise InputError(Fault(field, message, input=echo(value)))
-
-
-async def embed_lines(state: State, lines: Sequence[Line], *, caller: str, bill: Bill | None = None) -> list[Outcome]:
-    """Embed the lines of a chunk in the background lane, in their order; a line that cannot be fails alone.
-
-    Raises:
-        UnavailableError: the model cannot answer now.
-        LimitError: the caller's minute has no room for them.
-    """
-    found: list[Outcome] = []
-    run = partial(embed, state, priority=Priority.BACKGROUND, caller=caller, bill=bill)
-    for _, alike in groupby(lines, key=lambda line: line.options or line.number):
-        found += await _together(run, list(alike))
-    return found
-
-
-async def _together(
-    run: Callable[[EmbeddingsRequest], Awaitable[EmbeddingsAnswer]], lines: list[Line]
-) -> list[Outcome]:
-    """Lines with equal options; halves of them where one fails."""
-    requests = [line.request for line in lines if isinstance(line.request, EmbeddingsRequest)]
-    if len(requests) < len(lines):
-        # Those that could not be read have no options and stand alone.
-        return [Outcome(line, line.request) for line in lines if isinstance(line.request, FundamentError)]
-    joint = requests[0]
-    if len(lines) > 1:
-        joint = joint.model_copy(update={"input": [value for request in requests for value in request.input]})
-    try:
-        answer = await run(joint)
-    except (UnavailableError, LimitError):
-        raise
-    except FundamentError as error:
-        if len(lines) == 1:
-            return [Outcome(lines[0], error)]
-    except Exception as error:
-        say("unexpected error", level=logging.ERROR, error=error, lines=len(lines))
-        if len(lines) == 1:
-            return [Outcome(lines[0], FundamentError("An unexpected error occurred."))]
-    else:
-        if len(lines) == 1:
-            return [Outcome(lines[0], answer)]
-        if answer.made.n_tokens_each:
-            answers = divided(answer, [len(request.input) for request in requests])
-            return [Outcome(line, each) for line, each in zip(lines, answers, strict=True)]
-    middle = len(lines) // 2
-    return [*await _together(run, lines[:middle]), *await _together(run, lines[middle:])]
-
-
-def affordable(found: Sequence[Outcome], n_tokens: int) -> list[Outcome]:
-    """The longest beginning of lines that costs no more than so many tokens."""
-    costs = accumulate(each.n_tokens for each in found)
-    return [each for each, cost in zip(found, costs, strict=True) if cost <= n_tokens]
-
-
-def output_lines(found: Iterable[Outcome]) -> Iterator[bytes]:
-    """The output's lines: of every line that has an answer, in OpenAI's form."""
-    for each in found:
-        if isinstance(each.answer, EmbeddingsAnswer):
-            yield _written(each.line, 200, contents(each.answer), None)
-
-
-def error_lines(found: Iterable[Outcome]) -> Iterator[bytes]:
-    """The errors' lines: of every line that has none, with the reason."""
-    for each in found:
-        if isinstance(error := each.answer, FundamentError):
-            code = error.code or "invalid_input"
-            body = {"error": openai_form(error) | {"code": code}}
-            yield _written(each.line, error.status, body, {"code": code, "message": error.detail})
-
-
-def _written(line: Line, status: int, body: dict[str, Any], error: dict[str, str] | None) -> bytes:
-    name = f"batch_req_{line.number}"
-    return (
-        json_bytes(
-            {
-                "id": name,
-                "custom_id": line.custom_id,
-                "response": {"status_code": status, "request_id": name, "body": body},
-                "error": error,
-            }
-        )
-        + b"\n"
-    )
