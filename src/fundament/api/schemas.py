@@ -572,3 +572,8 @@ def request_body(model: type[BaseModel]) -> dict[str, Any]:
     """The body of a route that reads it itself. What it refers to stays in it, for `api.openapi` to name."""
     schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+
+def form_body(schema: dict[str, Any]) -> dict[str, Any]:
+    """The form of a route that reads it itself."""
+    return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": schema}}}}

@@ -10,7 +10,14 @@ from fundament.api.body import echo
 from fundament.api.jobs.multipart import read_form
 from fundament.api.jobs.queue import base_url, find, submit
 from fundament.api.jobs.signatures import signed_url
-from fundament.api.schemas import OF_ONE, OF_STATE, BulkEmbeddingJobResponse, DownloadResultResponse, responses
+from fundament.api.schemas import (
+    OF_ONE,
+    OF_STATE,
+    BulkEmbeddingJobResponse,
+    DownloadResultResponse,
+    form_body,
+    responses,
+)
 from fundament.api.state import state_of
 from fundament.api.wire import answer, iso
 from fundament.depot import of_upload
@@ -62,7 +69,7 @@ def describe(job: Job) -> dict[str, Any]:
     "/v1/bulk-embeddings",
     summary="Start a bulk embedding job",
     responses=responses(BulkEmbeddingJobResponse, errors=(400, 401, 403, 413, 415, 429, 500, 503)),
-    openapi_extra={"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": _FORM}}}},
+    openapi_extra=form_body(_FORM),
 )
 async def create(request: Request) -> Response:
     """Queue a file's lines."""

@@ -13,7 +13,17 @@ from fundament.api.ids import FORM, checked_id
 from fundament.api.jobs.downloads import KINDS, Kind, download, gone, send
 from fundament.api.jobs.multipart import read_form
 from fundament.api.jobs.queue import check_stored, find
-from fundament.api.schemas import OF_MANY, OF_ONE, OF_STATE, FileDeleted, FileList, FileObject, responses, streamed
+from fundament.api.schemas import (
+    OF_MANY,
+    OF_ONE,
+    OF_STATE,
+    FileDeleted,
+    FileList,
+    FileObject,
+    form_body,
+    responses,
+    streamed,
+)
 from fundament.api.state import State, state_of
 from fundament.api.wire import answer
 from fundament.depot import of_job, of_upload
@@ -30,39 +40,32 @@ _DIALECTS: tuple[Dialect, ...] = ("openai", "files")
 _ANY_BYTES = "application/octet-stream"
 _LEAST_SECONDS, _MOST_SECONDS = 3600, 2_592_000  # that `expires_after` may say, as OpenAI has it
 
+_FORM = {
+    "type": "object",
+    "required": ["file"],
+    "dependentRequired": {
+        "expires_after[anchor]": ["expires_after[seconds]"],
+        "expires_after[seconds]": ["expires_after[anchor]"],
+    },
+    "properties": {
+        "file": {"type": "string", "format": "binary", "description": "JSONL."},
+        "purpose": {"type": "string", "default": _PURPOSE},
+        "expires_after[anchor]": {"type": "string", "const": "created_at"},
+        "expires_after[seconds]": {
+            "type": "integer",
+            "minimum": _LEAST_SECONDS,
+            "maximum": _MOST_SECONDS,
+            "description": "Without it the file stays until it is deleted.",
+        },
+    },
+}
+
 
 @router.post(
     "/v1/files",
     summary="Upload a file",
     responses=responses(FileObject, errors=(401, 403, 413, 415, 429, 500, 503)),
-    openapi_extra={
-        "requestBody": {
-            "required": True,
-            "content": {
-                "multipart/form-data": {
-                    "schema": {
-                        "type": "object",
-                        "required": ["file"],
-                        "dependentRequired": {
-                            "expires_after[anchor]": ["expires_after[seconds]"],
-                            "expires_after[seconds]": ["expires_after[anchor]"],
-                        },
-                        "properties": {
-                            "file": {"type": "string", "format": "binary", "description": "JSONL."},
-                            "purpose": {"type": "string", "default": _PURPOSE},
-                            "expires_after[anchor]": {"type": "string", "const": "created_at"},
-                            "expires_after[seconds]": {
-                                "type": "integer",
-                                "minimum": _LEAST_SECONDS,
-                                "maximum": _MOST_SECONDS,
-                                "description": "Without it the file stays until it is deleted.",
-                            },
-                        },
-                    }
-                }
-            },
-        }
-    },
+    openapi_extra=form_body(_FORM),
 )
 async def upload(request: Request) -> Response:
     """Keep a file until it is deleted, or as long as `expires_after` says."""
@@ -129,8 +132,8 @@ async def recent(
 async def get(request: Request, file_id: str) -> Response:
     """What is known of a file."""
     state, key_id = state_of(request), owner(request)
-    if made := job_of_result(file_id):
-        job, kind = await find(state, made[0], key_id, *_DIALECTS), made[1]
+    if result := await _result(state, file_id, key_id):
+        job, kind = result
         async with state.store.read() as connection:
             parts = await jobs.parts(connection, job.id, kind)
         if not parts:
@@ -148,9 +151,8 @@ async def get(request: Request, file_id: str) -> Response:
 async def content(request: Request, file_id: str) -> Response:
     """The file's bytes."""
     state, key_id = state_of(request), owner(request)
-    if made := job_of_result(file_id):
-        job = await find(state, made[0], key_id, *_DIALECTS)
-        return await download(state, job, made[1], media_type=_ANY_BYTES)
+    if result := await _result(state, file_id, key_id):
+        return await download(state, *result, media_type=_ANY_BYTES)
     file = await find_file(state, file_id, key_id)
     return await send(
         state.depot,
@@ -169,18 +171,18 @@ async def content(request: Request, file_id: str) -> Response:
 async def delete(request: Request, file_id: str) -> Response:
     """Remove an upload, and jobs that were made from it go on; or a file that a job made, once it has ended."""
     state, key_id = state_of(request), owner(request)
-    if made := job_of_result(file_id):
-        job = await find(state, made[0], key_id, *_DIALECTS)
+    if result := await _result(state, file_id, key_id):
+        job, kind = result
         if job.state in jobs.ACTIVE:
             raise BusyError(f"Batch job '{job.id}' still writes this file; cancel the job first.")
         async with state.store.write() as connection:
-            names = await jobs.drop_parts(connection, job.id, made[1])
+            names = await jobs.drop_parts(connection, job.id, kind)
         if not names:
             raise _not_found(file_id)
         for name in names:
             await state.depot.remove(of_job(job.id, name))
-        return answer({"id": file_id, "object": "file", "deleted": True})
-    await remove(state, file_id, key_id)
+    else:
+        await remove(state, file_id, key_id)
     return answer({"id": file_id, "object": "file", "deleted": True})
 
 
@@ -242,8 +244,8 @@ def page(rows: list[dict[str, Any]], limit: int) -> dict[str, Any]:
 
 async def _place(state: State, file_id: str, key_id: str) -> tuple[datetime, str]:
     """Where a file of a caller stands among the others."""
-    if made := job_of_result(file_id):
-        job = await find(state, made[0], key_id, *_DIALECTS)
+    if result := await _result(state, file_id, key_id):
+        job, _ = result
         return job.ended_at or job.created_at, file_id
     return (await find_file(state, file_id, key_id)).created_at, file_id
 
@@ -273,12 +275,16 @@ def result_id(job: Job, kind: Kind) -> str:
     return f"{job.id.replace('batch_', 'file-', 1)}-{kind}"
 
 
-def job_of_result(file_id: str) -> tuple[str, Kind] | None:
-    """The job, and which of its files, that such an id means."""
+async def _result(state: State, file_id: str, key_id: str) -> tuple[Job, Kind] | None:
+    """A caller's job, and which of its files, that such an id means; None where it is an upload's.
+
+    Raises:
+        NotFoundError: there is no such job.
+    """
     stem, _, given = file_id.rpartition("-")
     for kind in KINDS:
         if kind == given and stem.startswith("file-"):
-            return stem.replace("file-", "batch_", 1), kind
+            return await find(state, stem.replace("file-", "batch_", 1), key_id, *_DIALECTS), kind
     return None
 
 
