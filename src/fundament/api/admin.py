@@ -18,24 +18,12 @@ from pydantic import (
 )
 
 from fundament.api.body import echo, read_body
-from fundament.api.classifiers import delete, describe
+from fundament.api.classifiers import ClassifierSummary, Deleted, delete, describe
 from fundament.api.ids import checked_id
 from fundament.api.jobs import files as uploads
-from fundament.api.me import describe_key, describe_usage
-from fundament.api.schemas import (
-    OF_MANY,
-    OF_ONE,
-    Deleted,
-    FileDeleted,
-    KeyInfo,
-    KeyList,
-    NewKey,
-    OwnedClassifierList,
-    OwnedFileList,
-    UsageList,
-    request_body,
-    responses,
-)
+from fundament.api.jobs.files import FileDeleted, FileObject
+from fundament.api.me import KeyInfo, UsageLine, describe_key, describe_usage
+from fundament.api.schemas import OF_MANY, OF_ONE, request_body, responses
 from fundament.api.state import state_of
 from fundament.api.wire import answer
 from fundament.errors import Fault, InputError, NotFoundError
@@ -45,8 +33,6 @@ from fundament.store.keys import LAST_YEAR, MOST_TOKENS, Key
 router = APIRouter(prefix="/v1/admin", tags=["Administration"])
 
 _WITH_BODY = (400, 401, 403, 413, 415, 429, 500, 503)
-_USAGE = responses(UsageList, errors=OF_MANY, fields=True)
-_USAGE[200]["content"] = {"text/csv": {"schema": {"type": "string"}}}
 
 
 def _text(value: Any) -> Any:
@@ -103,6 +89,52 @@ class CreditRequest(BaseModel):
     tokens: Annotated[int, Field(gt=0, le=MOST_TOKENS), BeforeValidator(_whole)] = Field(
         description="How many to add.", examples=[1_000_000]
     )
+
+
+class NewKey(KeyInfo):
+    """A key as it is made: `key` is shown this once."""
+
+    key: str
+
+
+class KeyList(BaseModel):
+    """All keys, the oldest first."""
+
+    object: str
+    data: list[KeyInfo]
+
+
+class UsageList(BaseModel):
+    """Usage, by day."""
+
+    object: str
+    data: list[UsageLine]
+
+
+class OwnedClassifier(ClassifierSummary):
+    """A trained classifier and the key that made it; null where no key did."""
+
+    key_id: str | None
+
+
+class OwnedClassifierList(BaseModel):
+    """Everybody's classifiers, the oldest first."""
+
+    object: str
+    data: list[OwnedClassifier]
+
+
+class OwnedFile(FileObject):
+    """An upload and the key that it is of; null where no key made it."""
+
+    key_id: str | None
+
+
+class OwnedFileList(BaseModel):
+    """Everybody's uploads, the oldest first."""
+
+    object: str
+    data: list[OwnedFile]
 
 
 @router.post(
@@ -223,6 +255,10 @@ async def delete_file(request: Request, file_id: str) -> Response:
     """Remove an upload, whoever made it; jobs that were made from it go on."""
     await uploads.remove(state_of(request), file_id, None)
     return answer({"id": file_id, "object": "file", "deleted": True})
+
+
+_USAGE = responses(UsageList, errors=OF_MANY, fields=True)
+_USAGE[200]["content"] = {"text/csv": {"schema": {"type": "string"}}}
 
 
 @router.get(

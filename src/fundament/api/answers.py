@@ -6,11 +6,61 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+from pydantic import BaseModel
+
+from fundament.api.schemas import OrAbsent
 from fundament.api.wire import long_answer
 from fundament.core import Embedded, Embeddings, MultiVectors, SparseVectors, sum_media
 from fundament.vectors import Encoding, Floats, encode, encode_each, shorten, shorten_each
 
 _MANY_NUMBERS = 1_000_000  # more hold up the event loop for milliseconds
+
+
+class EmbeddingUsage(BaseModel):
+    """Tokens read; the first two numbers are equal. The others say how many of them stand for media."""
+
+    total_tokens: int
+    prompt_tokens: int
+    image_tokens: OrAbsent[int] = None
+    audio_tokens: OrAbsent[int] = None
+    video_tokens: OrAbsent[int] = None
+
+
+class ELSERV2EmbeddingUsage(BaseModel):
+    """Tokens read by elser-v2; it writes none."""
+
+    total_tokens: int
+    input_tokens: int
+    output_tokens: int
+
+
+class SingleEmbeddingData(BaseModel):
+    """One input's vector, or its weight of each token, the heaviest first."""
+
+    object: str
+    index: int
+    embedding: list[float] | str | dict[str, list[float] | str] | dict[str, float]
+
+
+TokenVectors = list[list[float]] | list[str]
+
+
+class MultiEmbeddingData(BaseModel):
+    """One input's vectors, one per token."""
+
+    object: str
+    index: int
+    embeddings: TokenVectors | dict[str, TokenVectors]
+    tokenized_input: OrAbsent[list[str]] = None
+
+
+class EmbeddingResponse(BaseModel):
+    """One item per input, in order."""
+
+    model: str
+    object: str
+    usage: EmbeddingUsage | ELSERV2EmbeddingUsage
+    data: list[SingleEmbeddingData] | list[MultiEmbeddingData]
 
 
 @dataclass(frozen=True, slots=True)

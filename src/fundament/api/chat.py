@@ -9,7 +9,7 @@ from typing import Annotated, Any, get_args
 from uuid import uuid4
 
 from fastapi import APIRouter, Request, Response
-from pydantic import AliasChoices, BeforeValidator, Field, StringConstraints, WithJsonSchema
+from pydantic import AliasChoices, BaseModel, BeforeValidator, Field, StringConstraints, WithJsonSchema
 from starlette.types import Receive, Scope, Send
 
 from fundament.api.body import Body, ModelName, echo, read_body
@@ -17,7 +17,7 @@ from fundament.api.errors import openai_form
 from fundament.api.inputs import Part, Reference
 from fundament.api.media import opened
 from fundament.api.presence import CLIENT_GONE, while_awaited, while_connected
-from fundament.api.schemas import ChatCompletion, request_body, responses
+from fundament.api.schemas import request_body, responses
 from fundament.api.state import State, state_of
 from fundament.api.wire import answer, json_bytes
 from fundament.catalog import ModelSpec
@@ -156,6 +156,41 @@ class ChatRequest(Body):
     modalities: list[str] | None = Field(None, description='Not served but `["text"]`.')
     audio: dict[str, Any] | None = Field(None, description="Not served.")
     top_logprobs: int | None = Field(None, description="Not served: 0.")
+
+
+class ChatMessage(BaseModel):
+    """What the model wrote."""
+
+    role: str
+    content: str
+
+
+class ChatChoice(BaseModel):
+    """The answer, and why it ends: `stop` or `length`."""
+
+    index: int
+    message: ChatMessage
+    logprobs: None
+    finish_reason: str
+
+
+class ChatUsage(BaseModel):
+    """Tokens read, those of images included, and tokens written, the one that ended the answer included."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class ChatCompletion(BaseModel):
+    """A whole answer. With `stream` the body is `text/event-stream`: chunks of OpenAI's form, then `[DONE]`."""
+
+    id: str
+    object: str
+    created: int
+    model: str
+    choices: list[ChatChoice]
+    usage: ChatUsage
 
 
 def check(state: State, spec: ModelSpec, request: ChatRequest) -> None:

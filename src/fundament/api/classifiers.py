@@ -1,14 +1,16 @@
 """`GET` and `POST /v1/classifiers`, `DELETE /v1/classifiers/{id}`: the caller's trained classifiers."""
 
+from datetime import datetime
 from typing import Any
 from uuid import NAMESPACE_URL, UUID, uuid4, uuid5
 
 from fastapi import APIRouter, Request, Response
+from pydantic import BaseModel
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from fundament.api.auth import owner
 from fundament.api.ids import checked_id
-from fundament.api.schemas import ClassifierSummary, Deleted, responses
+from fundament.api.schemas import responses
 from fundament.api.state import State, state_of
 from fundament.api.wire import answer
 from fundament.errors import BusyError, NotFoundError
@@ -19,6 +21,32 @@ router = APIRouter(tags=["Classification"])
 
 NOBODY = ""  # who owns what callers without a key make
 _ID_LENGTH = 36
+
+
+class ClassifierSummary(BaseModel):
+    """A trained classifier."""
+
+    classifier_id: UUID
+    user_id: UUID
+    model: str
+    labels: list[str]
+    access: str
+    updated_number: int
+    used_number: int
+    created_at: datetime
+    updated_at: datetime
+    used_at: datetime | None
+    is_active: bool
+    is_latest: bool
+    metadata_: dict[str, Any]
+
+
+class Deleted(BaseModel):
+    """What is gone."""
+
+    classifier_id: UUID
+    object: str
+    deleted: bool
 
 
 def known_id(classifier_id: str) -> str:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import numpy as np
 from fastapi import APIRouter, Request, Response
-from pydantic import BeforeValidator, Field, WithJsonSchema
+from pydantic import BaseModel, BeforeValidator, Field, WithJsonSchema
 
 from fundament.api.auth import owner
 from fundament.api.body import Body, ModelName, echo, read_body
@@ -16,7 +16,7 @@ from fundament.api.inputs import ImageDoc, Sent, TextDoc, check_number, check_so
 from fundament.api.media import check_media, opened, read_bare
 from fundament.api.presence import while_awaited
 from fundament.api.routes import PlainRoute
-from fundament.api.schemas import ClassificationResponse, request_body, responses
+from fundament.api.schemas import BaseUsage, request_body, responses
 from fundament.api.state import State, state_of
 from fundament.api.wire import long_answer, written
 from fundament.catalog import ModelSpec
@@ -117,6 +117,30 @@ class ClassifyRequest(Body):
         ),
     ] = Field(description=f"What is classified: texts, or images on models that read them; {MOST_INPUTS} at most.")
     truncate: bool | None = Field(False, description="Cut inputs longer than the context instead of refusing them.")
+
+
+class ClassificationPredictionLabel(BaseModel):
+    """A candidate and how likely it is."""
+
+    label: str
+    score: float
+
+
+class ClassificationPrediction(BaseModel):
+    """One input's likeliest label and every label's score, each by group where the labels came in groups."""
+
+    object: str
+    index: int
+    prediction: str | dict[str, str]
+    score: float | dict[str, float]
+    predictions: list[ClassificationPredictionLabel] | dict[str, list[ClassificationPredictionLabel]]
+
+
+class ClassificationResponse(BaseModel):
+    """One item per input, in order."""
+
+    usage: BaseUsage
+    data: list[ClassificationPrediction]
 
 
 @dataclass(frozen=True, slots=True)

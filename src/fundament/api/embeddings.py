@@ -12,13 +12,13 @@ from pydantic import (
     WithJsonSchema,
 )
 
-from fundament.api.answers import EmbeddingsAnswer, cut, write
+from fundament.api.answers import EmbeddingResponse, EmbeddingsAnswer, cut, write
 from fundament.api.body import Body, ModelName, echo, read_body
 from fundament.api.inputs import Alone, Inputs, check_number
 from fundament.api.media import check_media, opened, read_bare, references
 from fundament.api.presence import while_awaited
 from fundament.api.routes import PlainRoute
-from fundament.api.schemas import EmbeddingResponse, request_body, responses
+from fundament.api.schemas import request_body, responses
 from fundament.api.state import State, state_of
 from fundament.api.wire import written
 from fundament.catalog import ModelSpec

@@ -4,14 +4,21 @@ Each answers HEAD too, which load balancers probe with.
 """
 
 from fastapi import APIRouter, Request, Response
+from pydantic import BaseModel
 
 from fundament.api.errors import render
-from fundament.api.schemas import Status, responses
+from fundament.api.schemas import responses
 from fundament.api.state import state_of
 from fundament.api.wire import answer
 from fundament.errors import UnavailableError
 
 router = APIRouter(tags=["Health Check"])
+
+
+class Status(BaseModel):
+    """How the process is."""
+
+    status: str
 
 
 @router.get("/", include_in_schema=False)

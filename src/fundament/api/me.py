@@ -5,9 +5,10 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
+from pydantic import BaseModel
 
 from fundament.api.auth import caller_of
-from fundament.api.schemas import Account, responses
+from fundament.api.schemas import responses
 from fundament.api.state import state_of
 from fundament.api.wire import answer
 from fundament.store import keys, usage
@@ -17,6 +18,50 @@ from fundament.store.usage import Use
 router = APIRouter(tags=["Account"])
 
 _DAYS = 30
+
+
+class KeyInfo(BaseModel):
+    """A key without its secret; moments are in UTC, ISO 8601."""
+
+    object: str
+    id: str
+    name: str
+    tier: str
+    balance: int | None
+    admin: bool
+    state: str
+    created_at: str
+    expires_at: str | None
+    revoked_at: str | None
+    last_used_at: str | None
+
+
+class UsageLine(BaseModel):
+    """What one key used of one model through one endpoint on one day (UTC)."""
+
+    key_id: str
+    day: str
+    model: str
+    endpoint: str
+    requests: int
+    tokens: int
+
+
+class RateLimits(BaseModel):
+    """What a caller may do; 0 is no limit."""
+
+    requests_per_minute: int
+    tokens_per_minute: int
+    concurrency: int
+
+
+class Account(BaseModel):
+    """The caller's own key, limits and use; `key` is null where no keys are asked for."""
+
+    object: str
+    key: KeyInfo | None
+    limits: RateLimits
+    usage: list[UsageLine]
 
 
 @router.get("/v1/me", summary="Your account", responses=responses(Account, errors=(401, 429, 500, 503)))

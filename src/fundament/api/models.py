@@ -3,8 +3,9 @@
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
+from pydantic import BaseModel
 
-from fundament.api.schemas import ModelInfo, ModelListResponse, responses
+from fundament.api.schemas import OrAbsent, responses
 from fundament.api.state import State, state_of
 from fundament.api.wire import answer
 from fundament.catalog import ModelSpec
@@ -14,6 +15,53 @@ router = APIRouter(tags=["Model List"])
 
 _SAMPLING = ["temperature", "top_p", "seed", "stop", "max_tokens"]
 _FREE = dict.fromkeys(("prompt", "completion", "image", "request", "input_cache_read", "input_cache_write"), "0")
+
+
+class ModelPricing(BaseModel):
+    """Prices per token; everything is free on your own hardware."""
+
+    prompt: str
+    completion: str
+    image: str
+    request: str
+    input_cache_read: str
+    input_cache_write: str
+
+
+class ModelInfo(BaseModel):
+    """A served model: OpenRouter's fields, then those of OpenAI's list and of the older local reference."""
+
+    id: str
+    hugging_face_id: str
+    name: str
+    created: int
+    input_modalities: list[str]
+    output_modalities: list[str]
+    quantization: str
+    context_length: int
+    max_output_length: int
+    pricing: ModelPricing
+    supported_sampling_parameters: list[str]
+    supported_features: list[str]
+    description: str
+    datacenters: list[dict[str, str]]
+    object: str
+    owned_by: str
+    type: str
+    max_tokens: int
+    dimensions: int | None
+    supports_multimodal: bool
+    tasks: list[str] | None
+    licence: str
+    score: str | None
+    alias_of: OrAbsent[str] = None
+
+
+class ModelListResponse(BaseModel):
+    """The served models."""
+
+    object: str
+    data: list[ModelInfo]
 
 
 def describe(spec: ModelSpec) -> dict[str, Any]:

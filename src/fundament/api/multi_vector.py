@@ -4,10 +4,11 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
+from fundament.api.answers import EmbeddingResponse
 from fundament.api.body import read_body
 from fundament.api.embeddings import EmbeddingsRequest, answer_embeddings
 from fundament.api.routes import PlainRoute
-from fundament.api.schemas import EmbeddingResponse, request_body, responses
+from fundament.api.schemas import request_body, responses
 
 router = APIRouter(tags=["Search Foundation Models"], route_class=PlainRoute)
 

@@ -6,14 +6,14 @@ from typing import Annotated, Any, cast
 
 import numpy as np
 from fastapi import APIRouter, Request, Response
-from pydantic import AliasChoices, BeforeValidator, Field, StringConstraints
+from pydantic import AliasChoices, BaseModel, BeforeValidator, Field, StringConstraints
 
 from fundament.api.body import Body, ModelName, echo, read_body
 from fundament.api.inputs import ImageDoc, Part, Reference, TextDoc, check_number, check_some, read_part
 from fundament.api.media import opened, read_bare_input
 from fundament.api.presence import while_awaited
 from fundament.api.routes import PlainRoute
-from fundament.api.schemas import RerankingResponse, request_body, responses
+from fundament.api.schemas import BaseUsage, OrAbsent, request_body, responses
 from fundament.api.similarity import rank_by_vectors
 from fundament.api.state import State, state_of
 from fundament.api.wire import can_write, long_answer, written
@@ -117,6 +117,24 @@ class RerankRequest(Body):
     return_sparse: bool | None = Field(
         None, description="Score by weights of tokens, on an embedding model that gives them too (bge-m3)."
     )
+
+
+class RerankingResult(BaseModel):
+    """One document's score."""
+
+    index: int
+    relevance_score: float
+    document: OrAbsent[str | dict[str, Any]] = None
+    embedding: OrAbsent[list[float]] = None
+
+
+class RerankingResponse(BaseModel):
+    """Documents, the most relevant first."""
+
+    model: str
+    object: str
+    usage: BaseUsage
+    results: list[RerankingResult]
 
 
 @dataclass(frozen=True, slots=True)

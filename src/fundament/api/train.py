@@ -5,11 +5,11 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Annotated, Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import numpy as np
 from fastapi import APIRouter, Request, Response
-from pydantic import BeforeValidator, Field, StringConstraints
+from pydantic import BaseModel, BeforeValidator, Field, StringConstraints
 
 from fundament.api.auth import owner
 from fundament.api.body import Body, ModelName, echo, read_body
@@ -18,7 +18,7 @@ from fundament.api.classify import MOST_INPUTS, check_dim, embedder, readable, t
 from fundament.api.inputs import ImageDoc, Part, TextDoc, check_number, check_some, read_part
 from fundament.api.media import opened
 from fundament.api.presence import while_awaited
-from fundament.api.schemas import TrainingResponse, request_body, responses
+from fundament.api.schemas import BaseUsage, request_body, responses
 from fundament.api.state import State, state_of
 from fundament.api.wire import json_bytes, written
 from fundament.catalog import ModelSpec
@@ -118,6 +118,14 @@ class TrainRequest(Body):
         10, description="Most steps of the training; it ends by itself when nothing is left to gain."
     )
     truncate: bool | None = Field(False, description="Cut inputs longer than the context instead of refusing them.")
+
+
+class TrainingResponse(BaseModel):
+    """What was trained, and on how many examples."""
+
+    classifier_id: UUID
+    num_samples: int
+    usage: BaseUsage
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,31 +9,21 @@ from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request, Response
-from pydantic import Field
+from pydantic import BaseModel, Field, RootModel
 
+from fundament.api.answers import EmbeddingUsage
 from fundament.api.auth import is_link, owner
 from fundament.api.body import Kept, echo, read_body
 from fundament.api.embeddings import EmbeddingsRequest, as_named, check
 from fundament.api.ids import FORM
 from fundament.api.inputs import check_some
-from fundament.api.jobs.batches import counts, list_batches
+from fundament.api.jobs.batches import OpenAIBatchPage, RequestCounts, counts, list_batches
 from fundament.api.jobs.downloads import Kind, download, has_files
 from fundament.api.jobs.files import link
 from fundament.api.jobs.lines import ENDPOINT, documents_side
 from fundament.api.jobs.queue import base_url, cancel, find, submit
 from fundament.api.jobs.signatures import is_signed, signed_url
-from fundament.api.schemas import (
-    OF_MANY,
-    OF_ONE,
-    OF_STATE,
-    BatchAnswer,
-    BatchJob,
-    BatchList,
-    BatchStatus,
-    request_body,
-    responses,
-    streamed,
-)
+from fundament.api.schemas import OF_MANY, OF_ONE, OF_STATE, OrAbsent, request_body, responses, streamed
 from fundament.api.state import State, state_of
 from fundament.api.wire import answer, iso
 from fundament.depot import identity, on_thread
@@ -63,6 +53,69 @@ class BatchRequest(EmbeddingsRequest):
     webhook_url: Kept | None = Field(None, max_length=8192, description="Told when the job ends.")
     endpoint: Literal["/v1/embeddings"] | None = Field(None, description="The only one.")
     completion_window: Literal["24h"] | None = Field(None, description="The only one.")
+
+
+class BatchStats(BaseModel):
+    """Lines of a job."""
+
+    total: int
+    completed: int
+    failed: int
+    total_tokens: int
+
+
+class Webhook(BaseModel):
+    """How telling the caller's server goes."""
+
+    url: str
+    state: str
+    attempts: int
+    next_attempt_at: str | None
+    error: str | None
+
+
+class BatchStatus(BaseModel):
+    """A job made from `input` or `input_url`; moments are in UTC, ISO 8601."""
+
+    batch_id: str
+    status: str
+    model: str
+    created_at: str
+    completed_at: str | None
+    expires_at: str
+    output_url: str | None
+    error_file_url: str | None
+    error: str | None
+    stats: BatchStats | None
+    webhook: OrAbsent[Webhook] = None
+
+
+class BatchJob(BaseModel):
+    """A job made from `input_file_id`; moments are in seconds."""
+
+    id: str
+    status: str
+    created_at: int
+    endpoint: str
+    request_counts: RequestCounts
+    usage: EmbeddingUsage
+    model: str
+    input_file_id: str
+    completion_window: str
+    completed_at: int | None
+    expires_at: int
+    output_url: str | None
+    error_file_url: str | None
+    error: str | None
+    webhook: OrAbsent[Webhook] = None
+
+
+class BatchAnswer(RootModel[BatchStatus | BatchJob]):
+    """A job in the form in which it was asked for."""
+
+
+class BatchList(RootModel[list[BatchStatus] | OpenAIBatchPage]):
+    """Jobs, the newest first; OpenAI's clients get a page of theirs."""
 
 
 async def describe(state: State, job: Job) -> dict[str, Any]:

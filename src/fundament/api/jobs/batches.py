@@ -3,7 +3,7 @@
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request, Response
-from pydantic import BeforeValidator, Field
+from pydantic import BaseModel, BeforeValidator, Field
 
 from fundament.api.auth import owner
 from fundament.api.body import Body, Kept, read_body
@@ -11,7 +11,7 @@ from fundament.api.jobs.downloads import has_files
 from fundament.api.jobs.files import link, page, result_id
 from fundament.api.jobs.lines import model_named
 from fundament.api.jobs.queue import base_url, cancel, find, submit
-from fundament.api.schemas import OF_ONE, OF_STATE, OpenAIBatch, request_body, responses
+from fundament.api.schemas import OF_ONE, OF_STATE, request_body, responses
 from fundament.api.state import State, state_of
 from fundament.api.wire import answer
 from fundament.depot import of_upload
@@ -48,6 +48,50 @@ class BatchesRequest(Body):
         ]
         | None
     ) = None
+
+
+class RequestCounts(BaseModel):
+    """Lines of a job."""
+
+    total: int
+    completed: int
+    failed: int
+
+
+class OpenAIBatch(BaseModel):
+    """A job made by OpenAI's clients; moments are in seconds."""
+
+    id: str
+    object: str
+    endpoint: str
+    model: str | None
+    errors: dict[str, Any] | None
+    input_file_id: str
+    completion_window: str
+    status: str
+    output_file_id: str | None
+    error_file_id: str | None
+    created_at: int
+    in_progress_at: int | None
+    expires_at: int
+    finalizing_at: int | None
+    completed_at: int | None
+    failed_at: int | None
+    expired_at: int | None
+    cancelling_at: int | None
+    cancelled_at: int | None
+    request_counts: RequestCounts
+    metadata: dict[str, str] | None
+
+
+class OpenAIBatchPage(BaseModel):
+    """A page of jobs, the newest first."""
+
+    object: str
+    data: list[OpenAIBatch]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
 
 
 def describe(job: Job) -> dict[str, Any]:

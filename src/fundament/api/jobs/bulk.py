@@ -4,20 +4,14 @@ import re
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
+from pydantic import BaseModel, Field
 
 from fundament.api.auth import owner
 from fundament.api.body import echo
 from fundament.api.jobs.multipart import read_form
 from fundament.api.jobs.queue import base_url, find, submit
 from fundament.api.jobs.signatures import signed_url
-from fundament.api.schemas import (
-    OF_ONE,
-    OF_STATE,
-    BulkEmbeddingJobResponse,
-    DownloadResultResponse,
-    form_body,
-    responses,
-)
+from fundament.api.schemas import OF_ONE, OF_STATE, OrAbsent, form_body, responses
 from fundament.api.state import state_of
 from fundament.api.wire import answer, iso
 from fundament.depot import of_upload
@@ -43,6 +37,29 @@ _FORM = {
         },
     },
 }
+
+
+class BulkEmbeddingJobResponse(BaseModel):
+    """A job of the older form."""
+
+    id: str
+    job_id: str = Field(alias="_id")
+    status: str
+    user_id: str
+    user_email: OrAbsent[str] = None
+    file_name: str
+    model_name: str
+    used_token_count: int
+    created_at: str
+    completed_at: OrAbsent[str] = None
+    error: OrAbsent[str] = None
+
+
+class DownloadResultResponse(BaseModel):
+    """Where the result is."""
+
+    id: str
+    download_url: str
 
 
 def describe(job: Job) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request, Response
+from pydantic import BaseModel
 
 from fundament.api.auth import owner
 from fundament.api.body import echo
@@ -13,17 +14,7 @@ from fundament.api.ids import FORM, checked_id
 from fundament.api.jobs.downloads import KINDS, Kind, download, gone, send
 from fundament.api.jobs.multipart import read_form
 from fundament.api.jobs.queue import check_stored, find
-from fundament.api.schemas import (
-    OF_MANY,
-    OF_ONE,
-    OF_STATE,
-    FileDeleted,
-    FileList,
-    FileObject,
-    form_body,
-    responses,
-    streamed,
-)
+from fundament.api.schemas import OF_MANY, OF_ONE, OF_STATE, OrAbsent, form_body, responses, streamed
 from fundament.api.state import State, state_of
 from fundament.api.wire import answer
 from fundament.depot import of_job, of_upload
@@ -59,6 +50,37 @@ _FORM = {
         },
     },
 }
+
+
+class FileObject(BaseModel):
+    """An upload, or a file that a job made."""
+
+    id: str
+    object: str
+    bytes: int
+    created_at: int
+    expires_at: OrAbsent[int] = None
+    filename: str
+    purpose: str
+    status: str
+
+
+class FileList(BaseModel):
+    """A page of uploads and of files that jobs made."""
+
+    object: str
+    data: list[FileObject]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
+class FileDeleted(BaseModel):
+    """A file that is gone."""
+
+    id: str
+    object: str
+    deleted: bool
 
 
 @router.post(
