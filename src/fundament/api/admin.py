@@ -17,7 +17,7 @@ from pydantic import (
     StringConstraints,
 )
 
-from fundament.api.body import echo, read_body
+from fundament.api.body import Body, echo, read_body
 from fundament.api.classifiers import ClassifierSummary, Deleted, delete, describe
 from fundament.api.ids import checked_id
 from fundament.api.jobs import files as uploads
@@ -47,33 +47,28 @@ def _within(at: datetime) -> datetime:
     return at
 
 
-def _whole(value: Any) -> Any:
-    """JSON has one kind of number: 5.0 is 5."""
-    return int(value) if isinstance(value, float) and abs(value) <= MOST_TOKENS and value.is_integer() else value
-
-
 _Name = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f]+$")]
 _Moment = Annotated[AwareDatetime, Strict(False), BeforeValidator(_text), AfterValidator(_within)]
 
 
-class KeyRequest(BaseModel):
+class KeyRequest(Body):
     """A key to be made."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(extra="forbid")
 
     name: _Name = Field(description="What its owner calls it.", examples=["search"])
     tier: str = Field("free", description="The name of its limits.")
-    balance: Annotated[int, Field(ge=0, le=MOST_TOKENS), BeforeValidator(_whole)] | None = Field(
+    balance: Annotated[int, Field(ge=0, le=MOST_TOKENS)] | None = Field(
         None, description="Tokens that it may spend; null counts none."
     )
     admin: bool = Field(False, description="Whether it manages keys and sees everybody's usage.")
     expires_at: _Moment | None = Field(None, description="When it stops, with a time zone.")
 
 
-class KeyChange(BaseModel):
+class KeyChange(Body):
     """What becomes different about a key; what is left out stays."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, json_schema_extra={"minProperties": 1})
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"minProperties": 1})
 
     # What a factory makes is no default to the document: a client that filled it in would be refused.
     name: _Name = Field(default_factory=str, description="What its owner calls it.", examples=["search"])
@@ -81,14 +76,12 @@ class KeyChange(BaseModel):
     expires_at: _Moment | None = Field(None, description="When it stops, with a time zone; null is never.")
 
 
-class CreditRequest(BaseModel):
+class CreditRequest(Body):
     """Tokens for a balance."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(extra="forbid")
 
-    tokens: Annotated[int, Field(gt=0, le=MOST_TOKENS), BeforeValidator(_whole)] = Field(
-        description="How many to add.", examples=[1_000_000]
-    )
+    tokens: Annotated[int, Field(gt=0, le=MOST_TOKENS)] = Field(description="How many to add.", examples=[1_000_000])
 
 
 class NewKey(KeyInfo):
