@@ -49,6 +49,12 @@ from fundament.store.database import Database, locate
 from fundament.telemetry import Metrics, say
 from fundament.worker import Worker
 
+# In the order of the documentation.
+_ENDPOINTS = (
+    *(embeddings, multi_vector, rerank, chat, classify, train, classifiers),
+    *(models, batch, batches, files, bulk, me, admin, health, prometheus),
+)
+
 
 def named_models(settings: Settings) -> dict[str, Local]:
     """The models asked for, the embedded one where none is.
@@ -98,7 +104,7 @@ def create_app(settings: Settings) -> FastAPI:
     metrics = Metrics()
     engine = LocalEngine(found, engine_options(settings), metrics)
     fetcher = Fetcher(read_networks(settings.allowed_networks))
-    starting: dict[str, str] = {"reason": "Models are loading."} if settings.preload else {}
+    starting = "Models are loading." if settings.preload else None
 
     def served() -> Mapping[str, ModelSpec]:
         with suppress(CheckpointError):  # a directory that may no longer be read brings nothing new
@@ -106,25 +112,26 @@ def create_app(settings: Settings) -> FastAPI:
         return {model: local.spec for model, local in engine.locals.items()}
 
     def not_ready() -> str | None:
-        if reason := starting.get("reason"):
-            return reason
+        if starting:
+            return starting
         for model, death in engine.deaths().items():
             return f"Model '{model}' has stopped: {death}. Restart the server."
         return None
 
     async def start() -> None:
+        nonlocal starting
         try:
             if settings.preload:
                 await engine.load(named)
             # What is here now stays: the garbage collector need not walk it again while requests wait.
             gc.collect()
             gc.freeze()
-            starting.pop("reason", None)
+            starting = None
         except FundamentError as error:
-            starting["reason"] = error.detail
+            starting = error.detail
             say("model did not load", level=logging.ERROR, reason=error.detail)
         except Exception as error:
-            starting["reason"] = f"A model did not load: {error!r}."
+            starting = f"A model did not load: {error!r}."
             say("model did not load", level=logging.ERROR, error=error)
 
     state = State(
@@ -142,14 +149,12 @@ def create_app(settings: Settings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        tasks = [asyncio.ensure_future(start()), asyncio.ensure_future(engine.memory.expire())]
-        tasks.append(asyncio.ensure_future(_document(app)))
-        tasks.append(asyncio.ensure_future(accounts.ledger.keep()))
-        tasks.append(asyncio.ensure_future(accounts.limits.keep()))
+        work = [start(), engine.memory.expire(), _document(app), accounts.ledger.keep(), accounts.limits.keep()]
         if settings.worker:
             worker = Worker(state)
             state.wake = worker.wake
-            tasks.append(asyncio.ensure_future(worker.run()))
+            work.append(worker.run())
+        tasks = [asyncio.create_task(each) for each in work]
         yield
         for task in tasks:
             task.cancel()
@@ -171,17 +176,20 @@ def create_app(settings: Settings) -> FastAPI:
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     app.state.parts = state
+    _install(app, state)
+    return app
+
+
+def _install(app: FastAPI, state: State) -> None:
+    """Put the routes in the application, and around them what every request goes through, the last one outermost."""
+    settings = state.settings
     errors.install(app)
-    modules = (
-        *(embeddings, multi_vector, rerank, chat, classify, train, classifiers),
-        *(models, batch, batches, files, bulk, me, admin, health, prometheus),
-    )
-    for module in modules:
+    for module in _ENDPOINTS:
         app.include_router(module.router)
     openapi.install(app, auth=bool(settings.auth))
-    app.add_middleware(AccountMiddleware, accounts=accounts)
-    routes = [route for module in modules for route in module.router.routes]
-    app.add_middleware(RequestMiddleware, state=app.state.parts, routes=routes)
+    app.add_middleware(AccountMiddleware, accounts=state.accounts)
+    routes = [route for module in _ENDPOINTS for route in module.router.routes]
+    app.add_middleware(RequestMiddleware, state=state, routes=routes)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -191,7 +199,6 @@ def create_app(settings: Settings) -> FastAPI:
             expose_headers=["*"],
             max_age=3600,
         )
-    return app
 
 
 async def _document(app: FastAPI) -> None:
