@@ -212,28 +212,13 @@ def check(state: State, spec: ModelSpec, request: EmbeddingsRequest) -> None:
     Raises:
         InputError: naming the field and the way out.
     """
-    faults = []
-    faults += _check_task(spec, request)
-    faults += _check_instruction(state, spec, request)
-    if (dimensions := request.dimensions) is not None and output_of(spec, request) == spec.outputs[0] != "sparse":
-        if dimensions > spec.dim:
-            message = f"Input should be less than or equal to {spec.dim}"
-            faults.append(Fault("body -> dimensions", message, "less_than_equal", dimensions))
-        elif spec.dims and dimensions not in spec.dims:
-            listed = ", ".join(map(str, spec.dims))
-            faults.append(Fault("body -> dimensions", f"Input should be one of {listed}.", "enum", dimensions))
-        elif dimensions < (least := spec.shortest_dim or spec.dim):
-            why = f"Vectors of '{spec.id}' cannot be cut: ask for {spec.dim} or leave it out."
-            message = why if least == spec.dim else f"Input should be greater than or equal to {least}"
-            faults.append(Fault("body -> dimensions", message, "greater_than_equal", dimensions))
-    if request.late_chunking and not spec.late_chunking:
-        why = spec.refusals.get("late_chunking", "its vectors are not pooled over parts of a text")
-        faults.append(Fault("body -> late_chunking", f"Model '{spec.id}' does not support late_chunking: {why}."))
-    if spec.late_chunking and request.late_chunking_window is not None and not request.late_chunking:
-        faults.append(Fault("body -> late_chunking_window", "It goes with 'late_chunking: true' only."))
-    if spec.late_chunking and request.late_chunking and output_of(spec, request) == "multi":
-        faults.append(Fault("body -> late_chunking", "It does not go with return_multivector: ask for one of them."))
-    faults += _check_output(spec, request)
+    faults = [
+        *_check_task(spec, request),
+        *_check_instruction(state, spec, request),
+        *_check_dimensions(spec, request),
+        *_check_late_chunking(spec, request),
+        *_check_output(spec, request),
+    ]
     if faults:
         raise InputError(*faults)
 
@@ -262,6 +247,36 @@ def _check_instruction(state: State, spec: ModelSpec, request: EmbeddingsRequest
     if task is not None and not task.prompt:
         message = f"Texts of task '{request.task}' are read without an instruction: leave one of the two out."
         return [Fault("body -> instruction", message)]
+    return []
+
+
+def _check_dimensions(spec: ModelSpec, request: EmbeddingsRequest) -> list[Fault]:
+    """What is wrong with the length of what the model makes first; of anything else `_check_output` says it."""
+    dimensions = request.dimensions
+    output = output_of(spec, request)
+    if dimensions is None or output != spec.outputs[0] or output == "sparse":
+        return []
+    if dimensions > spec.dim:
+        message = f"Input should be less than or equal to {spec.dim}"
+        return [Fault("body -> dimensions", message, "less_than_equal", dimensions)]
+    if spec.dims and dimensions not in spec.dims:
+        listed = ", ".join(map(str, spec.dims))
+        return [Fault("body -> dimensions", f"Input should be one of {listed}.", "enum", dimensions)]
+    if dimensions < (least := spec.shortest_dim or spec.dim):
+        why = f"Vectors of '{spec.id}' cannot be cut: ask for {spec.dim} or leave it out."
+        message = why if least == spec.dim else f"Input should be greater than or equal to {least}"
+        return [Fault("body -> dimensions", message, "greater_than_equal", dimensions)]
+    return []
+
+
+def _check_late_chunking(spec: ModelSpec, request: EmbeddingsRequest) -> list[Fault]:
+    if request.late_chunking and not spec.late_chunking:
+        why = spec.refusals.get("late_chunking", "its vectors are not pooled over parts of a text")
+        return [Fault("body -> late_chunking", f"Model '{spec.id}' does not support late_chunking: {why}.")]
+    if spec.late_chunking and request.late_chunking_window is not None and not request.late_chunking:
+        return [Fault("body -> late_chunking_window", "It goes with 'late_chunking: true' only.")]
+    if request.late_chunking and output_of(spec, request) == "multi":
+        return [Fault("body -> late_chunking", "It does not go with return_multivector: ask for one of them.")]
     return []
 
 
