@@ -1,6 +1,5 @@
 """`POST /v1/chat/completions` (experimental): a conversation in, its next message out, whole or as it is written."""
 
-import logging
 import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
@@ -10,20 +9,18 @@ from uuid import uuid4
 
 from fastapi import APIRouter, Request, Response
 from pydantic import AliasChoices, BaseModel, BeforeValidator, Field, StringConstraints, WithJsonSchema
-from starlette.types import Receive, Scope, Send
 
 from fundament.api.body import Body, ModelName, echo, read_body
-from fundament.api.errors import openai_form
+from fundament.api.events import DONE, EventStream, event
 from fundament.api.inputs import Part, Reference
 from fundament.api.media import opened
-from fundament.api.presence import CLIENT_GONE, while_awaited, while_connected
+from fundament.api.presence import while_awaited
 from fundament.api.schemas import request_body, responses
 from fundament.api.state import State, state_of
-from fundament.api.wire import answer, json_bytes
+from fundament.api.wire import answer
 from fundament.catalog import ModelSpec
 from fundament.core import ChatRole, Delta, Generate, Group, Media, Message
-from fundament.errors import BodyError, Fault, FundamentError, InputError
-from fundament.telemetry import say
+from fundament.errors import Fault, InputError
 
 router = APIRouter()
 
@@ -312,74 +309,19 @@ async def _events(
     """The answer as server-sent events; the request's log line learns how many tokens it had."""
     more: dict[str, Any] = {"usage": None} if usage else {}
 
-    def event(delta: dict[str, str], finish: str | None = None) -> bytes:
+    def chunk(delta: dict[str, str], finish: str | None = None) -> bytes:
         choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}
-        return _event({**head, "choices": [choice], **more})
+        return event({**head, "choices": [choice], **more})
 
-    yield event({"role": "assistant", "content": ""})
+    yield chunk({"role": "assistant", "content": ""})
     last = first
     if first.text:
-        yield event({"content": first.text})
+        yield chunk({"content": first.text})
     async for last in deltas:
         if last.text:
-            yield event({"content": last.text})
+            yield chunk({"content": last.text})
     log["tokens"] = last.n_prompt + last.n_written
-    yield event({}, last.finish)
+    yield chunk({}, last.finish)
     if usage:
-        yield _event({**head, "choices": [], "usage": usage_of(last)})
-    yield b"data: [DONE]\n\n"
-
-
-def _event(value: dict[str, Any]) -> bytes:
-    return b"data: " + json_bytes(value) + b"\n\n"
-
-
-class EventStream(Response):
-    """Server-sent events, until they end or the client leaves.
-
-    Args:
-        request: what is answered.
-        deltas: closed at the end, so that the conversation goes with its client.
-        events: what is sent.
-    """
-
-    media_type = "text/event-stream"
-
-    def __init__(
-        self, request: Request, deltas: AsyncGenerator[Delta, None], events: AsyncGenerator[bytes, None]
-    ) -> None:
-        super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
-        del self.headers["content-length"]
-        self._request, self._deltas, self._events = request, deltas, events
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send them."""
-        del scope, receive
-        try:
-            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-            await while_connected(self._request, self._send(send))
-        except BodyError as error:
-            if error.status != CLIENT_GONE:
-                raise
-        finally:
-            await self._events.aclose()
-            await self._deltas.aclose()
-
-    async def _send(self, send: Send) -> None:
-        try:
-            async for event in self._events:
-                await send({"type": "http.response.body", "body": event, "more_body": True})
-        except FundamentError as error:
-            await send({"type": "http.response.body", "body": _broken(error), "more_body": True})
-        except OSError:
-            return
-        except Exception as error:
-            say("unexpected error", level=logging.ERROR, error=error, request_id=self._request.state.request_id)
-            unexpected = _broken(FundamentError("An unexpected error occurred."))
-            await send({"type": "http.response.body", "body": unexpected, "more_body": True})
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
-
-
-def _broken(error: FundamentError) -> bytes:
-    """An error behind the beginning of an answer, whose status is sent: OpenAI's clients raise it."""
-    return _event({"error": openai_form(error)})
+        yield event({**head, "choices": [], "usage": usage_of(last)})
+    yield DONE
