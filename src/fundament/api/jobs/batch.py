@@ -26,8 +26,10 @@ from fundament.api.jobs.signatures import is_signed, signed_url
 from fundament.api.schemas import OF_MANY, OF_ONE, OF_STATE, OrAbsent, request_body, responses, streamed
 from fundament.api.state import State, state_of
 from fundament.api.wire import answer, iso
+from fundament.buckets import is_listed
 from fundament.depot import identity, on_thread
-from fundament.errors import Fault, InputError, NotFoundError
+from fundament.errors import Fault, FetchError, InputError, NotFoundError
+from fundament.fetching import check_form
 from fundament.jsonl import jsonl
 from fundament.store import jobs
 from fundament.store.jobs import Dialect, Job
@@ -224,13 +226,15 @@ async def create_job(state: State, asked: BatchRequest, *, key_id: str, base: st
             "endpoint": asked.endpoint or ENDPOINT,
             "completion_window": asked.completion_window or "24h",
         }
+    place = await _placing(state, asked, key_id)
+    _check_urls(state, asked)
     return await submit(
         state,
         "batch" if asked.input_file_id is None else "files",
         key_id=key_id,
         model=spec.id,
         asked=told,
-        place=await _placing(state, asked, key_id),
+        place=place,
         url=asked.input_url,
         webhook_url=asked.webhook_url,
     )
@@ -252,6 +256,28 @@ async def _placing(state: State, asked: BatchRequest, key_id: str) -> Callable[[
         return await state.depot.write(name, on_thread(jsonl(lines)))
 
     return write
+
+
+def _check_urls(state: State, asked: BatchRequest) -> None:
+    """Refuse URLs that are none.
+
+    Raises:
+        InputError: naming the field.
+    """
+    if (url := asked.input_url) is not None and not is_listed(url, state.settings.input_buckets):
+        if url.startswith(("s3://", "gs://")):
+            message = "It is no object of a bucket that may be read here: the operator lists those in input_buckets."
+            raise InputError(Fault("body -> input_url", message, "url", echo(url)))
+        _check_url("input_url", url)
+    if asked.webhook_url is not None:
+        _check_url("webhook_url", asked.webhook_url)
+
+
+def _check_url(field: str, url: str) -> None:
+    try:
+        check_form(url)
+    except FetchError as error:
+        raise InputError(Fault(f"body -> {field}", error.detail, "url", echo(url))) from error
 
 
 @router.get(

@@ -11,19 +11,14 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from fundament.api.body import echo
 from fundament.api.ids import checked_id
 from fundament.api.state import State
-from fundament.buckets import is_listed
 from fundament.depot import INPUT, identity, of_job
 from fundament.errors import (
     BodyError,
     BusyError,
-    Fault,
-    FetchError,
-    InputError,
     LimitError,
     NotFoundError,
     UnavailableError,
 )
-from fundament.fetching import check_form
 from fundament.store import files, jobs
 from fundament.store.jobs import Dialect, Job
 
@@ -58,18 +53,10 @@ async def submit(
         webhook_url: told when the job ends.
 
     Raises:
-        InputError: a URL that is none.
         LimitError: the key has as many jobs as it may.
         BodyError: the key's inputs and files take as many bytes as they may.
         UnavailableError: the disk is full, or the bucket does not answer.
     """
-    if url is not None and not is_listed(url, state.settings.input_buckets):
-        if url.startswith(("s3://", "gs://")):
-            message = "It is no object of a bucket that may be read here: the operator lists those in input_buckets."
-            raise InputError(Fault("body -> input_url", message, "url", echo(url)))
-        _check_url("input_url", url)
-    if webhook_url is not None:
-        _check_url("webhook_url", webhook_url)
     job_id, now = jobs.new_id(), datetime.now(UTC)
     try:
         async with AsyncExitStack() as undo:
@@ -97,13 +84,6 @@ async def submit(
         raise UnavailableError(f"The input cannot be kept: {error.strerror}.", retry_after_seconds=60) from error
     state.wake()
     return job
-
-
-def _check_url(field: str, url: str) -> None:
-    try:
-        check_form(url)
-    except FetchError as error:
-        raise InputError(Fault(f"body -> {field}", error.detail, "url", echo(url))) from error
 
 
 def _check_number(state: State, n_active: int) -> None:
