@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from fundament.api.auth import owner
 from fundament.api.body import echo
@@ -30,6 +31,9 @@ _FIELDS = ("purpose", "expires_after[anchor]", "expires_after[seconds]")
 _DIALECTS: tuple[Dialect, ...] = ("openai", "files")
 _ANY_BYTES = "application/octet-stream"
 _LEAST_SECONDS, _MOST_SECONDS = 3600, 2_592_000  # that `expires_after` may say, as OpenAI has it
+
+_Place = tuple[datetime, str]
+"""Where a file stands among a key's others: when it was made, then its id."""
 
 _FORM = {
     "type": "object",
@@ -125,25 +129,31 @@ async def recent(
 ) -> Response:
     """The caller's uploads (`batch`) and the files that jobs made (`batch_output`), the newest first."""
     state, key_id, oldest_first = state_of(request), owner(request), order == "asc"
-    beyond = None if after is None else await _place(state, after, key_id)
-    found: list[tuple[tuple[datetime, str], dict[str, Any]]] = []
+    beyond = None if after is None else await _place_of(state, after, key_id)
+    found: list[tuple[_Place, dict[str, Any]]] = []
     async with state.store.read() as connection:
         if purpose in (None, _PURPOSE):
-            for file in await files.recent(
-                connection, key_id, limit=limit + 1, beyond=beyond, oldest_first=oldest_first
-            ):
-                found.append(((file.created_at, file.id), describe(file)))
+            uploads = await files.recent(connection, key_id, limit=limit + 1, beyond=beyond, oldest_first=oldest_first)
+            found += [((file.created_at, file.id), describe(file)) for file in uploads]
         if purpose in (None, _MADE):
-            # As many as the key's jobs of a day: few enough to put in order here.
-            made = await jobs.written(connection, key_id, _DIALECTS)
-            for kind in KINDS:
-                sizes = await jobs.sizes(connection, [job.id for job in made], kind)
-                for job in made:
-                    place = (job.ended_at or job.created_at, result_id(job, kind))
-                    if job.id in sizes and (beyond is None or (place > beyond if oldest_first else place < beyond)):
-                        found.append((place, _describe_result(job, place[1], sizes[job.id])))
+            for place, described in await _results(connection, key_id):
+                if beyond is None or (place > beyond if oldest_first else place < beyond):
+                    found.append((place, described))
     found.sort(key=lambda each: each[0], reverse=not oldest_first)
     return answer(page([described for _, described in found], limit))
+
+
+async def _results(connection: AsyncConnection, key_id: str) -> list[tuple[_Place, dict[str, Any]]]:
+    """The files that a key's jobs wrote: as many as its jobs of a day, few enough to put in order here."""
+    made = await jobs.written(connection, key_id, _DIALECTS)
+    found = []
+    for kind in KINDS:
+        sizes = await jobs.sizes(connection, [job.id for job in made], kind)
+        for job in made:
+            if job.id in sizes:
+                file_id = result_id(job, kind)
+                found.append(((_written_at(job), file_id), _describe_result(job, file_id, sizes[job.id])))
+    return found
 
 
 @router.get(
@@ -264,11 +274,10 @@ def page(rows: list[dict[str, Any]], limit: int) -> dict[str, Any]:
     }
 
 
-async def _place(state: State, file_id: str, key_id: str) -> tuple[datetime, str]:
-    """Where a file of a caller stands among the others."""
+async def _place_of(state: State, file_id: str, key_id: str) -> _Place:
     if result := await _result(state, file_id, key_id):
         job, _ = result
-        return job.ended_at or job.created_at, file_id
+        return _written_at(job), file_id
     return (await find_file(state, file_id, key_id)).created_at, file_id
 
 
@@ -333,9 +342,13 @@ def _describe_result(job: Job, file_id: str, n_bytes: int) -> dict[str, Any]:
         "id": file_id,
         "object": "file",
         "bytes": n_bytes,
-        "created_at": int((job.ended_at or job.created_at).timestamp()),
+        "created_at": int(_written_at(job).timestamp()),
         "expires_at": int(job.expires_at.timestamp()),
         "filename": f"{file_id}.jsonl",
         "purpose": _MADE,
         "status": "processed",
     }
+
+
+def _written_at(job: Job) -> datetime:
+    return job.ended_at or job.created_at
