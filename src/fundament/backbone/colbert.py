@@ -17,7 +17,8 @@ from torch import Tensor
 from fundament.backbone.bert import UNUSED, check_positions
 from fundament.backbone.checkpoint import Checkpoint, Source
 from fundament.backbone.device import Placement
-from fundament.backbone.rows import states_of_rows
+from fundament.backbone.packed import hide
+from fundament.backbone.rows import pack_items, unsort
 from fundament.backbone.tokenizing import TextTokenizer, check_vocabulary
 from fundament.backbone.transformer import Shape, Transformer, parameters
 from fundament.catalog import ModelSpec
@@ -113,13 +114,11 @@ class ColBERT:
 
     def forward(self, items: Sequence[Item]) -> list[Array]:
         """The kept tokens' vectors of each row, float32 `[kept tokens, dim]`."""
-        states = states_of_rows(
-            self.transformer,
-            [item.features["ids"] for item in items],
-            visible=[int(item.features["visible"]) for item in items],
-            head=lambda hidden: F.linear(hidden, self.projection).float(),
-        )
-        found = np.split(torch.cat(states).cpu().numpy(), np.cumsum([len(state) for state in states[:-1]]))
+        packed, order = pack_items(items, self.transformer.tokens.device)
+        packed = hide(packed, [int(items[place].features["visible"]) for place in order])
+        with torch.inference_mode():
+            vectors = F.linear(self.transformer(packed), self.projection).float().cpu().numpy()
+        found = unsort(np.split(vectors, packed.bounds[1:-1]), order)
         return [vectors[item.features["kept"]] for vectors, item in zip(found, items, strict=True)]
 
     def finish(self, call: Embed, items: Sequence[Item], arrays: Sequence[Array]) -> MultiVectors:

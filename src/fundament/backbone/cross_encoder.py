@@ -13,8 +13,9 @@ from torch import Tensor
 from fundament.backbone.checkpoint import Checkpoint, Source
 from fundament.backbone.device import Placement
 from fundament.backbone.linear import Activation, LowRank, activate
-from fundament.backbone.packed import Packed, Span, pack
+from fundament.backbone.packed import Packed, Span
 from fundament.backbone.pooling import Pooling, pool, pooled
+from fundament.backbone.rows import pack_items, unsort
 from fundament.backbone.tokenizing import TextTokenizer, check_vocabulary
 from fundament.backbone.transformer import Adapter, Shape, Transformer, parameters
 from fundament.catalog import ModelSpec
@@ -186,14 +187,12 @@ class CrossEncoder:
 
     def forward(self, items: Sequence[Item]) -> list[Array]:
         """The logit of each row, float32 `[1]`."""
-        rows = [item.features["ids"] for item in items]
-        order = sorted(range(len(rows)), key=lambda place: len(rows[place]))
-        packed = pack([rows[place] for place in order], self.transformer.tokens.device)
+        packed, order = pack_items(items, self.transformer.tokens.device)
         if self.typed:
             packed = self._typed(packed, [int(items[place].features["second"]) for place in order])
         with torch.inference_mode():
             logits = self.head(self.transformer, packed).cpu().numpy()
-        return list(logits[np.argsort(order)])
+        return unsort(logits, order)
 
     def _typed(self, packed: Packed, seconds: Sequence[int]) -> Packed:
         """The batch with the tokens of each row from its `second`-th on of type 1."""

@@ -8,8 +8,9 @@ from torch import Tensor
 
 from fundament.backbone import chunking
 from fundament.backbone.dense import Dense
-from fundament.backbone.packed import BASE, Packed, pack
+from fundament.backbone.packed import BASE, Packed
 from fundament.backbone.pooling import Pooling, pool, pool_parts, pooled
+from fundament.backbone.rows import pack_items, unsort
 from fundament.backbone.tokenizing import TextTokenizer, check_vocabulary
 from fundament.backbone.transformer import Transformer
 from fundament.catalog import ModelSpec, Task
@@ -156,33 +157,21 @@ class TextEmbedder:
         """One float32 vector `[dim]` per row; of a row of parts, one per part, `[parts, dim]`."""
         if self.pooling == "mean":
             return self.pool(items, *self.run(items))
-        order, packed = self.pack(items)
+        packed, order = pack_items(items, self.transformer.tokens.device)
         with torch.inference_mode():
             vectors = self._condense(pooled(self.transformer, packed, self.pooling)).cpu().numpy()
-        return list(vectors[np.argsort(order)])
+        return unsort(vectors, order)
 
-    def run(self, items: Sequence[Item]) -> tuple[list[int], Packed, Tensor]:
-        """The rows' places as they are packed, the batch, and its states `[tokens, hidden]`."""
-        order, packed = self.pack(items)
-        return order, packed, self.transformer(packed)
+    def run(self, items: Sequence[Item]) -> tuple[Packed, list[int], Tensor]:
+        """The batch, the place of each of its rows in `items`, and its states `[tokens, hidden]`."""
+        packed, order = pack_items(items, self.transformer.tokens.device)
+        return packed, order, self.transformer(packed)
 
-    def pack(self, items: Sequence[Item]) -> tuple[list[int], Packed]:
-        """The rows' places as they are packed, and the batch."""
-        rows = [item.features["ids"] for item in items]
-        adapters = [int(item.features["adapter"]) for item in items]
-        order = sorted(range(len(rows)), key=lambda place: (adapters[place], len(rows[place])))
-        packed = pack(
-            [rows[place] for place in order],
-            self.transformer.tokens.device,
-            [adapters[place] for place in order],
-        )
-        return order, packed
-
-    def pool(self, items: Sequence[Item], order: Sequence[int], packed: Packed, hidden: Tensor) -> list[Array]:
+    def pool(self, items: Sequence[Item], packed: Packed, order: Sequence[int], hidden: Tensor) -> list[Array]:
         """What `forward` gives, of what `run` gave."""
         with torch.inference_mode():
             vectors = self._condense(pool(hidden, packed, self.pooling)).cpu().numpy()
-            arrays: list[Array] = list(vectors[np.argsort(order)])
+            arrays: list[Array] = unsort(vectors, order)
             borders: dict[int, Array] = {}
             for row, place in enumerate(order):
                 if (parts := items[place].features.get("borders")) is not None:

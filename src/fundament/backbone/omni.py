@@ -22,9 +22,10 @@ from fundament.backbone.embedder import TextEmbedder
 from fundament.backbone.images import Patches, Pixels, check_form, cut, fitting_size, resize
 from fundament.backbone.linear import Linear
 from fundament.backbone.mixed import count_all
-from fundament.backbone.packed import Packed, edge_of, pack
+from fundament.backbone.packed import Packed, edge_of
 from fundament.backbone.positions import rotary_angles
 from fundament.backbone.qwen3_vision import Qwen3Vision
+from fundament.backbone.rows import pack_items, unsort
 from fundament.backbone.sounds import RATE, SECONDS, Frames, log_mel
 from fundament.backbone.tokenizing import TextTokenizer
 from fundament.backbone.tower_states import TowerStates
@@ -359,11 +360,8 @@ class OmniEmbedder:
     def forward(self, items: Sequence[Item]) -> list[Array]:
         """One float32 vector `[dim]` per row."""
         transformer = self.text.transformer
-        tasks = [int(item.features["adapter"]) for item in items]
-        order = sorted(range(len(items)), key=lambda place: (tasks[place], len(items[place].features["ids"])))
+        packed, order = pack_items(items, transformer.tokens.device)
         rows = [items[place].features for place in order]
-        device = transformer.tokens.device
-        packed = pack([row["ids"] for row in rows], device, [tasks[place] for place in order])
         with torch.inference_mode():
             x = transformer.embed(packed)
             self._put_marks(x, packed, rows)
@@ -373,7 +371,7 @@ class OmniEmbedder:
             rotation = rotary_angles(packed.positions, shape.head_dim, shape.rope_theta, x.dtype)
             states = transformer.run(x, [packed] * shape.n_layers, rotation, edge_of(packed, "last"))
             vectors = states.float().cpu().numpy()
-        return list(vectors[np.argsort(order)])
+        return unsort(vectors, order)
 
     def _put_marks(self, x: Tensor, packed: Packed, rows: Sequence[dict[str, Array]]) -> None:
         """Give the tokens that mark media the embeddings of their row's task."""

@@ -128,10 +128,15 @@ def edge_of(packed: Packed, which: Literal["first", "last"]) -> Edge:
 
 
 def hide(packed: Packed, visible: Sequence[int]) -> Packed:
-    """The batch with each row's tokens from the `visible`-th on hidden from attention; each row keeps one at least."""
+    """The batch with each row's tokens from the `visible`-th on hidden from attention; each row keeps one at least.
+
+    Where none is hidden it is the batch as it was, for which attention has faster ways.
+    """
     unseen = np.zeros(len(packed.ids), dtype=np.bool_)
     for (start, stop), n in zip(pairwise(packed.bounds), visible, strict=True):
         unseen[start + n : stop] = True
+    if not unseen.any():
+        return packed
     return replace(packed, unseen=torch.from_numpy(unseen).to(packed.ids.device), biases={})
 
 

@@ -1,35 +1,37 @@
-"""Running rows for what each token becomes, where an embedder wants what a row becomes."""
+"""From items to packed rows, and from what the rows became back to the items' order."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar
 
-import numpy as np
 import torch
-from torch import Tensor
 
-from fundament.backbone.packed import hide, pack
-from fundament.backbone.transformer import Transformer
-from fundament.core import Array
+from fundament.backbone.packed import BASE, Packed, pack, rounded
+from fundament.core import Item
+
+T = TypeVar("T")
 
 
-def states_of_rows(
-    transformer: Transformer,
-    rows: Sequence[Array],
-    *,
-    visible: Sequence[int] = (),
-    head: Callable[[Tensor], Tensor],
-) -> list[Tensor]:
-    """What the hidden states of each row become, `[tokens, …]`, in the given order.
+def pack_items(
+    items: Sequence[Item], device: torch.device, *, fit: Callable[[int], int] = rounded
+) -> tuple[Packed, list[int]]:
+    """Lay rows end to end, those of an adapter side by side and of them those of like length.
 
     Args:
-        transformer: what runs.
-        rows: token ids of each row.
-        visible: how many of each row's tokens, from the first, are attended to; left out, all are.
-        head: what hidden states go through, all rows' together.
+        items: with their token ids as the feature `ids`, and where they ask for one the place of an adapter, `adapter`.
+        device: where the batch goes.
+        fit: as `pack` takes it.
+
+    Returns:
+        The batch, and of each of its rows the place in `items`.
     """
-    order = sorted(range(len(rows)), key=lambda place: len(rows[place]))
-    packed = pack([rows[place] for place in order], transformer.tokens.device)
-    if any(n < len(row) for n, row in zip(visible, rows, strict=False)):
-        packed = hide(packed, [visible[place] for place in order])
-    with torch.inference_mode():
-        parts = head(transformer(packed)).split([len(rows[place]) for place in order])
-    return [parts[row] for row in np.argsort(order)]
+    rows = [item.features["ids"] for item in items]
+    adapters = [int(item.features.get("adapter", BASE)) for item in items]
+    order = sorted(range(len(rows)), key=lambda place: (adapters[place], len(rows[place])))
+    packed = pack([rows[place] for place in order], device, [adapters[place] for place in order], fit=fit)
+    return packed, order
+
+
+def unsort(found: Iterable[T], order: Sequence[int]) -> list[T]:
+    """What the rows of a batch became, in the items' order; `order` is what `pack_items` gave beside the batch."""
+    placed = dict(zip(order, found, strict=True))
+    return [placed[place] for place in range(len(order))]

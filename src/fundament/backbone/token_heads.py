@@ -78,8 +78,8 @@ class HeadedEmbedder:
         outputs = [_OUTPUTS[int(item.features["output"])] for item in items]
         if set(outputs) == {"dense"}:
             return self.dense.forward(items)
-        order, packed, hidden = self.dense.run(items)
-        arrays = self.dense.pool(items, order, packed, hidden)
+        packed, order, hidden = self.dense.run(items)
+        arrays = self.dense.pool(items, packed, order, hidden)
         lengths = [stop - start for start, stop in pairwise(packed.bounds)]
         states = dict(zip(order, hidden.split(lengths), strict=True))
         sparse = [place for place, output in enumerate(outputs) if output == "sparse"]

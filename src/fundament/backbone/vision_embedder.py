@@ -15,6 +15,7 @@ from fundament.backbone.linear import Linear
 from fundament.backbone.mixed import count_all, rows_in_order
 from fundament.backbone.packed import BASE, Packed, Span
 from fundament.backbone.pooling import pool_parts
+from fundament.backbone.rows import unsort
 from fundament.backbone.tokenizing import TextTokenizer
 from fundament.backbone.vision_language import Prompt, VisionLanguage, n_patches
 from fundament.catalog import ModelSpec
@@ -91,7 +92,7 @@ class VisionEmbedder:
     def forward(self, items: Sequence[Item]) -> list[Array]:
         """Per row: a vector `[dim]`; of a row of parts one each; or of unit length one per token, `[tokens, dim]`."""
         with torch.inference_mode():
-            hidden, packed, order = self.model(items)
+            packed, order, hidden = self.model(items)
             bounds = [*pairwise(packed.bounds)]
             if items[0].mate == "multi":
                 vectors = self._project(hidden, packed).cpu().numpy()
@@ -101,7 +102,7 @@ class VisionEmbedder:
                 borders = [_borders(row, *bound) for row, bound in zip(rows, bounds, strict=True)]
                 means = pool_parts(hidden, borders)
                 found = [mean if "borders" in row else mean[0] for row, mean in zip(rows, means, strict=True)]
-        return [found[row] for row in np.argsort(order)]
+        return unsort(found, order)
 
     def _project(self, hidden: Tensor, packed: Packed) -> Tensor:
         """Each token's vector, float32 `[tokens, dim]`."""

@@ -17,8 +17,9 @@ from fundament.backbone.images import Patches, Pixels, check_form, check_process
 from fundament.backbone.llama import LAYOUT as LLAMA
 from fundament.backbone.llama import read_shape
 from fundament.backbone.mrope import Slot, mrope_rotation, positions
-from fundament.backbone.packed import BASE, Packed, pack, rounded_closely
+from fundament.backbone.packed import Packed, rounded_closely
 from fundament.backbone.qwen_vision import QwenVision, TowerShape, load_qwen_vision, read_tower
+from fundament.backbone.rows import pack_items
 from fundament.backbone.tokenizing import TextTokenizer
 from fundament.backbone.tower_states import TowerStates
 from fundament.backbone.transformer import Adapter, Shape, Transformer, parameters
@@ -148,16 +149,14 @@ class VisionLanguage:
         self.seen: TowerStates[int] = TowerStates()
         self.n_bytes = transformer.n_bytes + vision.n_bytes + self.seen.capacity_bytes
 
-    def __call__(self, items: Sequence[Item]) -> tuple[Tensor, Packed, list[int]]:
-        """Hidden states after the last norm, `[tokens, hidden]`; how rows lie in them; and each one's place in `items`.
+    def __call__(self, items: Sequence[Item]) -> tuple[Packed, list[int], Tensor]:
+        """The batch, the place of each of its rows in `items`, and its states after the last norm, `[tokens, hidden]`.
 
         Runs in inference mode, which the caller enters.
         """
-        adapters = [int(item.features.get("adapter", BASE)) for item in items]
-        order = sorted(range(len(items)), key=lambda place: (adapters[place], len(items[place].features["ids"])))
-        rows = [items[place].features for place in order]
         device, shape = self.transformer.tokens.device, self.transformer.shape
-        packed = pack([row["ids"] for row in rows], device, [adapters[place] for place in order], fit=rounded_closely)
+        packed, order = pack_items(items, device, fit=rounded_closely)
+        rows = [items[place].features for place in order]
         slots = [_slots(row) for row in rows]
         places = torch.zeros(3, len(packed.ids), dtype=torch.int64)
         found = [positions(len(row["ids"]), inside) for row, inside in zip(rows, slots, strict=True)]
@@ -165,7 +164,7 @@ class VisionLanguage:
         x = self.transformer.embed(packed)
         self._put_in(x, packed, rows, slots)
         rotation = mrope_rotation(places.to(device), self.sections, shape.head_dim, shape.rope_theta, x.dtype)
-        return self.transformer.run(x, [packed] * shape.n_layers, rotation), packed, order
+        return packed, order, self.transformer.run(x, [packed] * shape.n_layers, rotation)
 
     def _put_in(
         self, x: Tensor, packed: Packed, rows: Sequence[dict[str, Array]], slots: Sequence[Sequence[Slot]]

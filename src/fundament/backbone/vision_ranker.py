@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fundament import media
 from fundament.backbone.images import Patches
+from fundament.backbone.rows import unsort
 from fundament.backbone.vision_language import Prompt, VisionLanguage, n_patches
 from fundament.catalog import ModelSpec
 from fundament.core import Array, Item, Media, Ranking, Rerank
@@ -125,9 +126,9 @@ class VisionRanker:
     def forward(self, items: Sequence[Item]) -> list[Array]:
         """The score of each row, float32 `[1]`."""
         with torch.inference_mode():
-            hidden, packed, order = self.model(items)
+            packed, order, hidden = self.model(items)
             scores = self.score(hidden[packed.offsets[1:] - 1]).cpu().numpy()
-        return list(scores[np.argsort(order)])
+        return unsort(scores, order)
 
     def finish(self, call: Rerank, items: Sequence[Item], arrays: Sequence[Array]) -> Ranking:  # noqa: ARG002
         """The scores of one call's documents, in their order."""

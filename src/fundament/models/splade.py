@@ -26,7 +26,7 @@ from fundament.backbone.bert import (
 from fundament.backbone.checkpoint import Checkpoint, Source, Weights
 from fundament.backbone.device import Placement
 from fundament.backbone.linear import Activation, activate
-from fundament.backbone.rows import states_of_rows
+from fundament.backbone.rows import pack_items, unsort
 from fundament.backbone.sentence import read_modules
 from fundament.backbone.sparse import named, naming, sparse, sparse_rows
 from fundament.backbone.tokenizing import TextTokenizer, check_vocabulary
@@ -210,11 +210,12 @@ class SPLADE:
         """Ids over weights of each row, float32 `[2, n]`."""
         if "known" in items[0].features:
             return [item.features["known"] for item in items]
-        rows = [item.features["ids"] for item in items]
-        states = states_of_rows(self.transformer, rows, head=self.prediction.before)
+        packed, order = pack_items(items, self.transformer.tokens.device)
+        lengths = np.diff(packed.bounds).tolist()
         arrays: list[Array] = []
         with torch.inference_mode():
-            for start, stop in self._shares([len(row) for row in rows]):
+            states = unsort(self.prediction.before(self.transformer(packed)).split(lengths), order)
+            for start, stop in self._shares([len(row) for row in states]):
                 weights = self.prediction.most(states[start:stop])
                 for _ in range(self.n_logarithms):
                     weights = weights.log1p()
