@@ -114,7 +114,7 @@ class ColBERT:
 
     def forward(self, items: Sequence[Item]) -> list[Array]:
         """The kept tokens' vectors of each row, float32 `[kept tokens, dim]`."""
-        packed, order = pack_items(items, self.transformer.tokens.device)
+        packed, order = pack_items(items, self.transformer.device)
         packed = hide(packed, [int(items[place].features["visible"]) for place in order])
         with torch.inference_mode():
             vectors = F.linear(self.transformer(packed), self.projection).float().cpu().numpy()

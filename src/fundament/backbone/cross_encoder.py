@@ -187,7 +187,7 @@ class CrossEncoder:
 
     def forward(self, items: Sequence[Item]) -> list[Array]:
         """The logit of each row, float32 `[1]`."""
-        packed, order = pack_items(items, self.transformer.tokens.device)
+        packed, order = pack_items(items, self.transformer.device)
         if self.typed:
             packed = self._typed(packed, [int(items[place].features["second"]) for place in order])
         with torch.inference_mode():

@@ -157,14 +157,14 @@ class TextEmbedder:
         """One float32 vector `[dim]` per row; of a row of parts, one per part, `[parts, dim]`."""
         if self.pooling == "mean":
             return self.pool(items, *self.run(items))
-        packed, order = pack_items(items, self.transformer.tokens.device)
+        packed, order = pack_items(items, self.transformer.device)
         with torch.inference_mode():
             vectors = self._condense(pooled(self.transformer, packed, self.pooling)).cpu().numpy()
         return unsort(vectors, order)
 
     def run(self, items: Sequence[Item]) -> tuple[Packed, list[int], Tensor]:
         """The batch, the place of each of its rows in `items`, and its states `[tokens, hidden]`."""
-        packed, order = pack_items(items, self.transformer.tokens.device)
+        packed, order = pack_items(items, self.transformer.device)
         return packed, order, self.transformer(packed)
 
     def pool(self, items: Sequence[Item], packed: Packed, order: Sequence[int], hidden: Tensor) -> list[Array]:

@@ -360,7 +360,7 @@ class OmniEmbedder:
     def forward(self, items: Sequence[Item]) -> list[Array]:
         """One float32 vector `[dim]` per row."""
         transformer = self.text.transformer
-        packed, order = pack_items(items, transformer.tokens.device)
+        packed, order = pack_items(items, transformer.device)
         rows = [items[place].features for place in order]
         with torch.inference_mode():
             x = transformer.embed(packed)

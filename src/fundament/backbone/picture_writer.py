@@ -142,7 +142,7 @@ class PictureWriter:
     @torch.inference_mode()
     def begin(self, call: Generate, item: Item) -> Writing:
         """Make room for the conversation and look at its pictures, at each once."""
-        features, device = item.features, self.decoder.transformer.tokens.device
+        features, device = item.features, self.decoder.transformer.device
         states: list[Tensor] = []
         targets: list[Array] = []
         seen: dict[int, Tensor] = {}

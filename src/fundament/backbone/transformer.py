@@ -163,10 +163,9 @@ class Transformer:
         changed = {name for adapter in adapters for name in adapter}
         if unknown := changed - adaptable(shape).keys():
             raise CheckpointError(f"adapters change what the model does not have: {', '.join(sorted(unknown))}")
-        if shape.vocab:
-            self.tokens = weights["tokens.weight"]
-        else:  # it says on which device and in which number format states are
-            self.tokens = weights["layers.0.attention_norm.weight"].new_empty(0, shape.hidden)
+        norm = weights["layers.0.attention_norm.weight"]
+        self.device, self.dtype = norm.device, norm.dtype  # of states; the layers' weights may be float16
+        self.tokens = weights["tokens.weight"] if shape.vocab else norm.new_empty(0, shape.hidden)
         self.positions: Tensor | None = None
         if shape.positions == "absolute":
             self.positions = weights["positions.weight"][max(0, shape.position_offset - 1) :]
@@ -179,13 +178,13 @@ class Transformer:
         self.type_terms = [_type_of(adapter) for adapter in adapters]
         nearness: Nearness | None = None
         if shape.positions == "alibi":
-            nearness = alibi(shape.n_heads, self.tokens.device)
+            nearness = alibi(shape.n_heads, self.device)
         if shape.n_buckets:
             nearness = bucketed(weights["distances.weight"], shape.max_distance)
         self.layers = _built(partial(_Layer, shape, weights, adapters, nearness), shape.n_layers)
         n_matrices = sum(layer.n_elements for layer in self.layers)
         n_others = sum(map(math.prod, parameters(shape).values())) - n_matrices
-        self.n_bytes = n_others * self.tokens.element_size() + n_matrices * self.layers[0].qkv.itemsize
+        self.n_bytes = n_others * self.dtype.itemsize + n_matrices * self.layers[0].qkv.itemsize
         self.n_bytes += sum(term.n_bytes for adapter in adapters for term in adapter.values())
         self.final_norm = _Norm(shape, weights, "final_norm") if shape.pre_norm and shape.final_norm else None
 
@@ -194,7 +193,7 @@ class Transformer:
         """Hidden states after the last layer (and its norm), `[tokens, hidden]`, or `[rows, hidden]` of an edge."""
         rotation = None
         if self.shape.positions == "rotary":
-            rotation = rotary_angles(packed.positions, self.shape.head_dim, self.shape.rope_theta, self.tokens.dtype)
+            rotation = rotary_angles(packed.positions, self.shape.head_dim, self.shape.rope_theta, self.dtype)
         return self.run(self.embed(packed), [packed] * self.shape.n_layers, rotation, edge)
 
     def embed(self, packed: Packed) -> Tensor:

@@ -154,7 +154,7 @@ class VisionLanguage:
 
         Runs in inference mode, which the caller enters.
         """
-        device, shape = self.transformer.tokens.device, self.transformer.shape
+        device, shape = self.transformer.device, self.transformer.shape
         packed, order = pack_items(items, device, fit=rounded_closely)
         rows = [items[place].features for place in order]
         slots = [_slots(row) for row in rows]

@@ -210,7 +210,7 @@ class SPLADE:
         """Ids over weights of each row, float32 `[2, n]`."""
         if "known" in items[0].features:
             return [item.features["known"] for item in items]
-        packed, order = pack_items(items, self.transformer.tokens.device)
+        packed, order = pack_items(items, self.transformer.device)
         lengths = np.diff(packed.bounds).tolist()
         arrays: list[Array] = []
         with torch.inference_mode():
