@@ -3,17 +3,15 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fundament.backbone import cross_encoder
+from fundament.backbone import cross_encoder, embedder
 from fundament.backbone.checkpoint import Checkpoint, Source
 from fundament.backbone.cross_encoder import CrossEncoder, HeadKind, bert_head
-from fundament.backbone.dense import read_dense
 from fundament.backbone.device import Placement
 from fundament.backbone.embedder import TextEmbedder
 from fundament.backbone.linear import read_activation
 from fundament.backbone.pooling import Pooling
 from fundament.backbone.sentence import read_pooling, unneeded_heads
-from fundament.backbone.tokenizing import TextTokenizer
-from fundament.backbone.transformer import Adapter, Shape, Transformer, parameters
+from fundament.backbone.transformer import Adapter, Shape
 from fundament.catalog import ModelSpec
 from fundament.errors import CheckpointError
 
@@ -139,37 +137,22 @@ def load_embedder(
     unused: str = UNUSED,
     adapters: tuple[Sequence[Adapter], Mapping[str, int]] = ((), {}),
 ) -> TextEmbedder:
-    """Read the weights and put the sentence encoder together.
-
-    Args:
-        checkpoint: where the files are.
-        spec: what the catalogue says of the model.
-        placement: where the weights go.
-        shape: what to build.
-        layout: where each module's tensors are.
-        prefixes: what the tensor names may begin with.
-        pooling: the pooling where the checkpoint names none.
-        unused: a pattern of tensor names that are known and not needed.
-        adapters: what rows may ask for, and the place of each by its name.
+    """A sentence encoder, as `embedder.load` puts it together; `pooling` is that where the checkpoint names none.
 
     Raises:
         CheckpointError: the checkpoint does not fit, or its position table is shorter than the catalogue's context.
     """
     check_positions(checkpoint, spec, shape)
-    weights = checkpoint.read(
-        parameters(shape),
-        layout,
-        placement,
-        prefixes=prefixes,
-        ignored=f"{unused}|{unneeded_heads(checkpoint)}",
-    )
-    return TextEmbedder(
-        TextTokenizer(checkpoint.directory, spec.context),
-        Transformer(shape, weights, adapters[0]),
-        read_pooling(checkpoint, pooling),
+    return embedder.load(
+        checkpoint,
         spec,
-        adapters[1],
-        read_dense(checkpoint, shape.hidden, placement),
+        placement,
+        shape,
+        layout,
+        read_pooling(checkpoint, pooling),
+        unused=f"{unused}|{unneeded_heads(checkpoint)}",
+        prefixes=prefixes,
+        adapters=adapters,
     )
 
 
@@ -183,19 +166,11 @@ def load_cross_encoder(
     prefixes: tuple[str, ...],
     kind: HeadKind | None = None,
 ) -> CrossEncoder:
-    """Read the weights and put the cross-encoder together.
-
-    Args:
-        checkpoint: where the files are.
-        spec: what the catalogue says of the model.
-        placement: where the weights go.
-        shape: what to build.
-        layout: where each module's tensors are.
-        prefixes: what the encoder's tensor names may begin with.
-        kind: what the head is; None where the tensor names tell.
+    """A cross-encoder, as `cross_encoder.load` puts it together; `kind` is None where the tensor names tell the head.
 
     Raises:
-        CheckpointError: the checkpoint does not fit, is no sequence classifier, or tells several labels apart.
+        CheckpointError: the checkpoint does not fit, its position table is shorter than the catalogue's context, it is
+            no sequence classifier, or it tells several labels apart.
     """
     check_positions(checkpoint, spec, shape)
     kind = kind or bert_head(checkpoint, prefixes)

@@ -7,12 +7,14 @@ import torch
 from torch import Tensor
 
 from fundament.backbone import chunking
-from fundament.backbone.dense import Dense
+from fundament.backbone.checkpoint import Checkpoint, Source
+from fundament.backbone.dense import Dense, read_dense
+from fundament.backbone.device import Placement
 from fundament.backbone.packed import BASE, Packed
 from fundament.backbone.pooling import Pooling, pool, pool_parts, pooled
 from fundament.backbone.rows import pack_items, unsort
 from fundament.backbone.tokenizing import TextTokenizer, check_vocabulary
-from fundament.backbone.transformer import Transformer
+from fundament.backbone.transformer import Adapter, Shape, Transformer, parameters
 from fundament.catalog import ModelSpec, Task
 from fundament.core import Array, Embed, Embeddings, Item
 from fundament.errors import CheckpointError, Fault, InputError, TooLongError, TooLongTogetherError
@@ -222,3 +224,43 @@ class TextEmbedder:
         return Embeddings(
             vectors=chunking.merge(n_parts, [(*row, array) for row, array in zip(rows, arrays, strict=True)])
         )
+
+
+def load(
+    checkpoint: Checkpoint,
+    spec: ModelSpec,
+    placement: Placement,
+    shape: Shape,
+    layout: Mapping[str, Source],
+    pooling: Pooling,
+    *,
+    unused: str,
+    prefixes: Sequence[str] = ("",),
+    adapters: tuple[Sequence[Adapter], Mapping[str, int]] = ((), {}),
+) -> TextEmbedder:
+    """Read the weights and put the text encoder together, with the dense layers that `modules.json` names.
+
+    Args:
+        checkpoint: where the files are.
+        spec: what the catalogue says of the model.
+        placement: where the weights go.
+        shape: what to build.
+        layout: where each module's tensors are.
+        pooling: how a row's hidden states become one vector.
+        unused: a pattern of tensor names that are known and not needed.
+        prefixes: what the tensor names may begin with.
+        adapters: what rows may ask for, and the place of each by its name.
+
+    Raises:
+        CheckpointError: the checkpoint does not fit.
+    """
+    weights = checkpoint.read(parameters(shape), layout, placement, prefixes=prefixes, ignored=unused)
+    terms, places = adapters
+    return TextEmbedder(
+        TextTokenizer(checkpoint.directory, spec.context),
+        Transformer(shape, weights, terms),
+        pooling,
+        spec,
+        places,
+        read_dense(checkpoint, shape.hidden, placement),
+    )

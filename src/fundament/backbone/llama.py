@@ -3,19 +3,17 @@
 from dataclasses import replace
 from typing import Any
 
-from fundament.backbone import cross_encoder
+from fundament.backbone import cross_encoder, embedder
 from fundament.backbone.adapters import read_adapters
 from fundament.backbone.chat_template import writes_pairs
 from fundament.backbone.checkpoint import Checkpoint, Source
 from fundament.backbone.cross_encoder import CrossEncoder, HeadKind
-from fundament.backbone.dense import read_dense
 from fundament.backbone.device import Placement
 from fundament.backbone.embedder import TextEmbedder
 from fundament.backbone.linear import read_activation
 from fundament.backbone.pooling import Pooling
 from fundament.backbone.sentence import read_pooling, read_sentence, unneeded_heads
-from fundament.backbone.tokenizing import TextTokenizer
-from fundament.backbone.transformer import Shape, Transformer, parameters
+from fundament.backbone.transformer import Shape
 from fundament.catalog import ModelSpec
 from fundament.errors import CheckpointError
 
@@ -140,21 +138,16 @@ def load_embedder(
     checkpoint: Checkpoint, spec: ModelSpec, placement: Placement, shape: Shape, pooling: Pooling
 ) -> TextEmbedder:
     """A text embedder from names bare or behind `model.`, with its adapters where the spec's tasks name some."""
-    weights = checkpoint.read(
-        parameters(shape),
-        LAYOUT,
-        placement,
-        prefixes=PREFIXES,
-        ignored=f"{IGNORED}|{unneeded_heads(checkpoint)}",
-    )
-    adapters, places = read_adapters(checkpoint, spec, shape, LAYOUT, placement)
-    return TextEmbedder(
-        TextTokenizer(checkpoint.directory, spec.context),
-        Transformer(shape, weights, adapters),
-        pooling,
+    return embedder.load(
+        checkpoint,
         spec,
-        places,
-        read_dense(checkpoint, shape.hidden, placement),
+        placement,
+        shape,
+        LAYOUT,
+        pooling,
+        unused=f"{IGNORED}|{unneeded_heads(checkpoint)}",
+        prefixes=PREFIXES,
+        adapters=read_adapters(checkpoint, spec, shape, LAYOUT, placement),
     )
 
 

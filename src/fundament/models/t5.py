@@ -5,14 +5,13 @@ from typing import Any
 
 import torch
 
+from fundament.backbone import embedder
 from fundament.backbone.checkpoint import Checkpoint, Source
-from fundament.backbone.dense import read_dense
 from fundament.backbone.device import Placement
 from fundament.backbone.embedder import TextEmbedder
 from fundament.backbone.linear import read_activation
 from fundament.backbone.sentence import read_pooling
-from fundament.backbone.tokenizing import TextTokenizer
-from fundament.backbone.transformer import Shape, Transformer, parameters
+from fundament.backbone.transformer import Shape
 from fundament.catalog import ModelSpec
 from fundament.errors import CheckpointError
 
@@ -57,19 +56,8 @@ def load(checkpoint: Checkpoint, spec: ModelSpec, placement: Placement) -> TextE
     if placement.states == torch.float16:
         raise CheckpointError(f"{spec.id} overflows in float16, as T5 models do; use --dtype bfloat16 or float32")
     shape = read_shape(checkpoint.config)
-    weights = checkpoint.read(
-        parameters(shape),
-        {"tokens": read_tokens(checkpoint)} | LAYOUT | (GATED if shape.gated else PLAIN),
-        placement,
-        ignored=UNUSED,
-    )
-    return TextEmbedder(
-        TextTokenizer(checkpoint.directory, spec.context),
-        Transformer(shape, weights),
-        read_pooling(checkpoint),
-        spec,
-        dense=read_dense(checkpoint, shape.hidden, placement),
-    )
+    layout = {"tokens": read_tokens(checkpoint)} | LAYOUT | (GATED if shape.gated else PLAIN)
+    return embedder.load(checkpoint, spec, placement, shape, layout, read_pooling(checkpoint), unused=UNUSED)
 
 
 def read_shape(config: dict[str, Any]) -> Shape:
