@@ -43,13 +43,13 @@ from direct import batcher_of, effort, through
 from fundament.backbone.checkpoint import Checkpoint, Weights
 from fundament.backbone.device import Placement, place, use_cores
 from fundament.backbone.eva02 import EVA02, THETA, read_shape, reordered, stored
-from fundament.backbone.images import levels
+from fundament.backbone.images import PROCESSOR, levels
 from fundament.backbone.linear import Linear
 from fundament.backbone.tokenizing import TextTokenizer
 from fundament.backbone.transformer import Shape
 from fundament.backbone.vision import grid_rotation
 from fundament.backbone.vision_embedder import AFTER, BEFORE, VisionEmbedder
-from fundament.backbone.vision_language import PROCESSOR, load_vision_language, read_tower_of
+from fundament.backbone.vision_language import load_vision_language, read_tower_of
 from fundament.catalog import CATALOG
 from fundament.core import Array, Embed, Media, Model
 from fundament.engine.loading import load_model

@@ -5,15 +5,17 @@ waits.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from fundament.backbone.checkpoint import Checkpoint, Config
 from fundament.errors import CheckpointError, Fault, InputError
+
+PROCESSOR = "preprocessor_config.json"
 
 Pixels = NDArray[np.uint8]
 """`[height, width, 3]`, RGB."""
@@ -109,15 +111,24 @@ def levels(mean: Sequence[float], std: Sequence[float]) -> NDArray[np.float32]:
     return np.asarray((shares - means) / stds, dtype=np.float32)
 
 
-def check_processor(config: Mapping[str, Any], where: str) -> None:
-    """Compare what a `preprocessor_config.json` asks for with what is done here.
+def read_processor(checkpoint: Checkpoint) -> Config:
+    """`preprocessor_config.json`, which says how images are made what a tower sees.
+
+    Raises:
+        CheckpointError: it is not there.
+    """
+    return Config(checkpoint.json(PROCESSOR), PROCESSOR)
+
+
+def check_processor(processor: Config) -> None:
+    """Compare what a processor's file asks for with what is done here.
 
     Raises:
         CheckpointError: another filter or another scale than bicubic and 1/255.
     """
-    asked = {key: config[key] for key, served in _RESCALED.items() if config.get(key, served) != served}
+    asked = {key: processor[key] for key, served in _RESCALED.items() if processor.get(key, served) != served}
     for key in ("resample", "interpolation"):
-        if config.get(key, _BICUBIC[0]) not in _BICUBIC:
-            asked[key] = config[key]
+        if processor.get(key, _BICUBIC[0]) not in _BICUBIC:
+            asked[key] = processor[key]
     if asked:
-        raise CheckpointError(f"{where} asks for image processing that is not served: {asked}")
+        raise CheckpointError(f"{processor.where} asks for image processing that is not served: {asked}")

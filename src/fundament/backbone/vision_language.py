@@ -13,9 +13,19 @@ from torch import Tensor
 
 from fundament.backbone.checkpoint import Checkpoint, Config, Source
 from fundament.backbone.device import Placement
-from fundament.backbone.images import Patches, Pixels, check_form, check_processor, cut, fitting_size, levels, resize
+from fundament.backbone.images import (
+    Patches,
+    Pixels,
+    check_form,
+    check_processor,
+    cut,
+    fitting_size,
+    levels,
+    read_processor,
+    resize,
+)
+from fundament.backbone.llama import IGNORED, read_shape
 from fundament.backbone.llama import LAYOUT as LLAMA
-from fundament.backbone.llama import read_shape
 from fundament.backbone.mrope import Slot, mrope_rotation, positions
 from fundament.backbone.packed import Packed, rounded_closely
 from fundament.backbone.qwen_vision import QwenVision, TowerShape, load_qwen_vision, read_tower
@@ -26,12 +36,10 @@ from fundament.backbone.transformer import Adapter, Shape, Transformer, paramete
 from fundament.core import Array, Item
 from fundament.errors import CheckpointError
 
-PROCESSOR = "preprocessor_config.json"
 LANGUAGE_PREFIXES = ("model.", "model.language_model.", "language_model.")
 LAYOUT: dict[str, Source] = {name: LLAMA[name] for name in LLAMA if not name.endswith(("q_norm", "k_norm"))}
 
 VISUAL = r"(model\.)?visual\..*"
-UNUSED = r"(.*\.)?(lm_head\.weight|rotary_emb\.inv_freq)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,10 +86,10 @@ def read_sizes(processor: Config, tower: TowerShape, *, pixels: tuple[int, int] 
     Raises:
         CheckpointError: other image processing than the tower's, or no limits.
     """
-    check_processor(processor, PROCESSOR)
+    check_processor(processor)
     served = {"patch_size": tower.patch, "merge_size": tower.merge, "temporal_patch_size": tower.frames}
     if other := {key: processor[key] for key, value in served.items() if processor.get(key, value) != value}:
-        raise CheckpointError(f"{PROCESSOR}: {other} does not go with the vision_config of config.json, {served}")
+        raise CheckpointError(f"{processor.where}: {other} does not go with the vision_config of config.json, {served}")
     size = processor.get("size") or {}
     found = {}
     for name, key in (("min_pixels", "shortest_edge"), ("max_pixels", "longest_edge")):
@@ -237,7 +245,7 @@ def load_vision_language(
         CheckpointError: the checkpoint does not fit.
     """
     shape, sections = read_language(checkpoint.config)
-    processor = Config(checkpoint.json(PROCESSOR), PROCESSOR)
+    processor = read_processor(checkpoint)
     if tower.out != shape.hidden:
         raise CheckpointError(
             f"{checkpoint.directory}: pictures' states have {tower.out} numbers, the language model's {shape.hidden}"
@@ -254,7 +262,7 @@ def load_vision_language(
         LAYOUT,
         placement,
         prefixes=LANGUAGE_PREFIXES,
-        ignored=rf"{VISUAL}|{UNUSED}|{others}",
+        ignored=rf"{VISUAL}|{IGNORED}|{others}",
     )
     return VisionLanguage(Transformer(shape, language, adapters), vision, sections)
 

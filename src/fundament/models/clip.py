@@ -19,7 +19,7 @@ from fundament.backbone.checkpoint import Checkpoint, Config, Part, Source, Weig
 from fundament.backbone.device import Placement
 from fundament.backbone.embedder import TextEmbedder
 from fundament.backbone.eva02 import EVA02, load_eva02
-from fundament.backbone.images import Patches, check_form, check_processor, crop_square, cut, levels
+from fundament.backbone.images import Patches, check_form, check_processor, crop_square, cut, levels, read_processor
 from fundament.backbone.mixed import count_all, rows_in_order
 from fundament.backbone.tokenizing import TextTokenizer
 from fundament.backbone.transformer import Shape, Transformer, parameters
@@ -27,7 +27,7 @@ from fundament.catalog import ModelSpec
 from fundament.core import Array, Embed, Embeddings, Item, Media
 from fundament.errors import CheckpointError
 
-PROCESSOR, KWARGS = "preprocessor_config.json", "hf_model_config_kwargs of config.json"
+KWARGS = "hf_model_config_kwargs of config.json"
 
 TEXT, VISION = "text_model.", "vision_model."
 OUTSIDE = r"logit_scale"
@@ -88,7 +88,7 @@ def load(checkpoint: Checkpoint, spec: ModelSpec, placement: Placement) -> "Clip
         part = config[where] if where else config
         if other := {key: part[key] for key, served in keys.items() if part.get(key, served) != served}:
             raise CheckpointError(f"config.json, {where or 'at its top'}: {other} is not served, only {keys}")
-    processor = Config(checkpoint.json(PROCESSOR), PROCESSOR)
+    processor = read_processor(checkpoint)
     vision = Config(config["vision_config"], "vision_config of config.json")
     size = read_size(processor, vision)
     return ClipEmbedder(
@@ -106,18 +106,18 @@ def load(checkpoint: Checkpoint, spec: ModelSpec, placement: Placement) -> "Clip
     )
 
 
-def read_size(processor: Mapping[str, Any], vision: Mapping[str, Any]) -> int:
+def read_size(processor: Config, vision: Config) -> int:
     """Height and width of what the tower sees, in pixels.
 
     Raises:
         CheckpointError: the image processing is of another kind, or of another size than the tower's.
     """
-    check_processor(processor, PROCESSOR)
+    check_processor(processor)
     if (mode := processor.get("resize_mode", "shortest")) != "shortest":
-        raise CheckpointError(f"{PROCESSOR}: resize_mode '{mode}' is not served, only 'shortest'")
+        raise CheckpointError(f"{processor.where}: resize_mode '{mode}' is not served, only 'shortest'")
     told, size = processor["size"], vision["image_size"]
     if told not in (size, [size, size], {"height": size, "width": size}, {"shortest_edge": size}):
-        raise CheckpointError(f"{PROCESSOR}: size {told} is not the image_size of vision_config, {size}")
+        raise CheckpointError(f"{processor.where}: size {told} is not the image_size of vision_config, {size}")
     return int(size)
 
 

@@ -6,13 +6,13 @@ from fundament.backbone.cached import CachedDecoder
 from fundament.backbone.chat_template import ChatTemplate, read_chat_template
 from fundament.backbone.checkpoint import Checkpoint, Config, Part, Source
 from fundament.backbone.device import Placement
+from fundament.backbone.images import PROCESSOR, read_processor
 from fundament.backbone.linear import Linear, read_activation
 from fundament.backbone.picture_writer import ChatTokens, PictureWriter
 from fundament.backbone.tile_vision import TileShape, TileVision, head_parameters, layers_read
 from fundament.backbone.tiles import read_tiles
 from fundament.backbone.tokenizing import TextTokenizer
 from fundament.backbone.transformer import Shape, Transformer, parameters
-from fundament.backbone.vision_language import PROCESSOR
 from fundament.catalog import ModelSpec
 from fundament.errors import CheckpointError
 
@@ -81,7 +81,7 @@ def load(checkpoint: Checkpoint, spec: ModelSpec, placement: Placement) -> Pictu
     Raises:
         CheckpointError: the checkpoint does not fit, or its config asks for what is not served.
     """
-    vision, tiles = read_vision(checkpoint), read_tiles(Config(checkpoint.json(PROCESSOR), PROCESSOR))
+    vision, tiles = read_vision(checkpoint), read_tiles(read_processor(checkpoint))
     language = read_language(checkpoint)
     if (tiles.patches, tiles.cell) != (vision.side, vision.cell) or 3 * tiles.patch**2 != vision.patch:
         raise CheckpointError(f"{PROCESSOR} cuts pictures otherwise than config.json says that the tower reads them")

@@ -12,9 +12,9 @@ from fundament.backbone.adapters import adapters_of, read_adapters
 from fundament.backbone.audio_tower import load_audio_tower
 from fundament.backbone.checkpoint import Checkpoint, Config, Source
 from fundament.backbone.device import Placement
-from fundament.backbone.images import check_processor, levels
+from fundament.backbone.images import check_processor, levels, read_processor
 from fundament.backbone.linear import Linear
-from fundament.backbone.llama import LAYOUT, read_shape
+from fundament.backbone.llama import IGNORED, LAYOUT, read_shape
 from fundament.backbone.omni import Limits, Marks, Merger, OmniEmbedder, TaskParts
 from fundament.backbone.qwen3_vision import load_qwen3_vision
 from fundament.backbone.tokenizing import TextTokenizer
@@ -23,7 +23,6 @@ from fundament.backbone.transformer import Shape, Transformer, parameters
 from fundament.catalog import ModelSpec
 from fundament.errors import CheckpointError
 
-PROCESSOR = "preprocessor_config.json"
 LANGUAGE: dict[str, Source] = {
     name: tuple(f"language_model.{part}" for part in source)
     if isinstance(source, tuple)
@@ -39,7 +38,6 @@ _LANGUAGE = r"(model\.)?language_model\..*"
 _VISION = r"(model\.)?(vision_tower|visual)\..*"
 _AUDIO = r"(model\.)?audio_tower\..*"
 _TASKS = r"(mergers|audio_projectors|task_token_embeddings)\..*"
-_UNUSED = r"(.*\.)?(lm_head\.weight|rotary_emb\.inv_freq)"
 
 
 def recognises(config: dict[str, Any]) -> bool:
@@ -61,15 +59,15 @@ def load(checkpoint: Checkpoint, spec: ModelSpec, placement: Placement) -> OmniE
     """
     config = checkpoint.config
     vision, audio = (Config(config[key], f"{key} of {config.where}") for key in ("vision_config", "audio_config"))
-    processor = Config(checkpoint.json(PROCESSOR), PROCESSOR)
-    check_processor(processor, PROCESSOR)
+    processor = read_processor(checkpoint)
+    check_processor(processor)
     shape = read_language(config)
     weights = checkpoint.read(
         parameters(shape),
         LANGUAGE,
         placement,
         prefixes=("", "model."),
-        ignored=rf"{_VISION}|{_AUDIO}|{_TASKS}|{_UNUSED}",
+        ignored=rf"{_VISION}|{_AUDIO}|{_TASKS}|{IGNORED}",
     )
     adapters, places = read_adapters(checkpoint, spec, shape, LANGUAGE, placement)
     if len(adapters) != len(adapters_of(spec)):
@@ -177,7 +175,7 @@ def load_parts(
         layout,
         placement,
         prefixes=("", "model."),
-        ignored=rf"{_LANGUAGE}|{_VISION}|{_AUDIO}|{_UNUSED}",
+        ignored=rf"{_LANGUAGE}|{_VISION}|{_AUDIO}|{IGNORED}",
     )
 
     def linear(name: str) -> Linear:

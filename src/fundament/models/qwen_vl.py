@@ -6,8 +6,9 @@ from typing import Any
 import torch
 
 from fundament.backbone.adapters import adapters_of
-from fundament.backbone.checkpoint import Checkpoint, Config
+from fundament.backbone.checkpoint import Checkpoint
 from fundament.backbone.device import Placement
+from fundament.backbone.images import read_processor
 from fundament.backbone.linear import Linear
 from fundament.backbone.task_adapters import read_task_adapters
 from fundament.backbone.tokenizing import TextTokenizer
@@ -15,7 +16,6 @@ from fundament.backbone.tower_states import CAPACITY_BYTES
 from fundament.backbone.vision_embedder import VisionEmbedder
 from fundament.backbone.vision_language import (
     LAYOUT,
-    PROCESSOR,
     Prompt,
     load_vision_language,
     read_language,
@@ -115,7 +115,7 @@ def read_prompt(checkpoint: Checkpoint, tokenizer: TextTokenizer, *, pixels: tup
         CheckpointError: an id or a limit that neither says.
     """
     config, (shape, _) = checkpoint.config, read_language(checkpoint.config)
-    processor = Config(checkpoint.json(PROCESSOR), PROCESSOR)
+    processor = read_processor(checkpoint)
     start, stop, pad = (config[f"{name}_token_id"] for name in ("vision_start", "vision_end", "image"))
     if (highest := max(start, stop, pad)) >= shape.vocab:
         raise CheckpointError(f"config.json names token {highest}, and the language model has {shape.vocab} tokens")
