@@ -1,13 +1,14 @@
 """Sparse vectors: what weighs more than nothing, as ids and weights in one array, then as tokens and weights."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fundament.backbone.tokenizing import TextTokenizer
 from fundament.catalog import ModelSpec
-from fundament.core import Array
+from fundament.core import Array, SparseVectors
 
 
 def sparse(ids: Array, weights: Array) -> NDArray[np.float32]:
@@ -49,6 +50,11 @@ def named(array: Array, name: Callable[[int], str]) -> dict[str, float]:
     return {name(int(number)): weight for number, weight in zip(ids.tolist(), weights.tolist(), strict=True)}
 
 
-def naming(spec: ModelSpec, token_of: Callable[[int], str]) -> Callable[[int], str]:
-    """How a model's weights name tokens, given the vocabulary's token of an id."""
-    return (lambda number: token_of(number).replace(".", "__")) if spec.dotless else token_of
+def sparse_vectors(arrays: Sequence[Array], spec: ModelSpec, tokenizer: TextTokenizer) -> SparseVectors:
+    """The weights of a call's rows by their tokens, as `spec` has these written."""
+
+    def name(number: int) -> str:
+        token = tokenizer.token_of(number)
+        return token.replace(".", "__") if spec.dotless else token
+
+    return SparseVectors(weights=[named(array, name) for array in arrays])

@@ -15,7 +15,7 @@ from torch import Tensor
 from fundament.backbone.checkpoint import Checkpoint
 from fundament.backbone.device import Placement
 from fundament.backbone.embedder import TextEmbedder
-from fundament.backbone.sparse import heaviest, named
+from fundament.backbone.sparse import heaviest, sparse_vectors
 from fundament.core import Array, Embed, Embeddings, Item, MultiVectors, Output, SparseVectors
 from fundament.errors import CheckpointError
 
@@ -101,8 +101,7 @@ class HeadedEmbedder:
         tokenizer = self.dense.tokenizer
         match call.output:
             case "sparse":
-                weights = [named(array, tokenizer.token_of) for array in arrays]
-                return SparseVectors(weights=weights)
+                return sparse_vectors(arrays, self.dense.spec, tokenizer)
             case "multi":
                 tokens = [tokenizer.tokens_of(item.features["ids"][1:]) for item in items] if call.name_tokens else None
                 return MultiVectors(vectors=arrays, tokens=tokens)

@@ -28,7 +28,7 @@ from fundament.backbone.device import Placement
 from fundament.backbone.linear import Activation, activate
 from fundament.backbone.rows import pack_items, unsort
 from fundament.backbone.sentence import read_modules
-from fundament.backbone.sparse import named, naming, sparse, sparse_rows
+from fundament.backbone.sparse import sparse, sparse_rows, sparse_vectors
 from fundament.backbone.tokenizing import TextTokenizer, check_vocabulary
 from fundament.backbone.transformer import Shape, Transformer, parameters
 from fundament.catalog import ModelSpec
@@ -234,8 +234,7 @@ class SPLADE:
 
     def finish(self, call: Embed, items: Sequence[Item], arrays: Sequence[Array]) -> SparseVectors:  # noqa: ARG002
         """The weights of one call, in its order."""
-        name = naming(self.spec, self.tokenizer.token_of)
-        return SparseVectors(weights=[named(array, name) for array in arrays])
+        return sparse_vectors(arrays, self.spec, self.tokenizer)
 
 
 def load(checkpoint: Checkpoint, spec: ModelSpec, placement: Placement) -> SPLADE:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fundament.backbone.checkpoint import Checkpoint
 from fundament.backbone.device import Placement
-from fundament.backbone.sparse import named, naming, sparse_rows
+from fundament.backbone.sparse import sparse_rows, sparse_vectors
 from fundament.backbone.tokenizing import TextTokenizer
 from fundament.catalog import ModelSpec
 from fundament.core import Array, Embed, Item, SparseVectors
@@ -86,8 +86,7 @@ class TorchScript:
 
     def finish(self, call: Embed, items: Sequence[Item], arrays: Sequence[Array]) -> SparseVectors:  # noqa: ARG002
         """The weights of one call, in its order."""
-        name = naming(self.spec, self.tokenizer.token_of)
-        return SparseVectors(weights=[named(array, name) for array in arrays])
+        return sparse_vectors(arrays, self.spec, self.tokenizer)
 
 
 def recognises(config: dict[str, Any]) -> bool:  # noqa: ARG001
