@@ -5,7 +5,8 @@ from typing import Any
 
 from fundament.backbone import cross_encoder, embedder
 from fundament.backbone.checkpoint import Checkpoint, Source
-from fundament.backbone.cross_encoder import CrossEncoder, HeadKind, bert_head
+from fundament.backbone.classifier_head import HeadKind, bert_head
+from fundament.backbone.cross_encoder import CrossEncoder
 from fundament.backbone.device import Placement
 from fundament.backbone.embedder import TextEmbedder
 from fundament.backbone.linear import read_activation

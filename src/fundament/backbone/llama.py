@@ -7,7 +7,8 @@ from fundament.backbone import cross_encoder, embedder
 from fundament.backbone.adapters import read_adapters
 from fundament.backbone.chat_template import writes_pairs
 from fundament.backbone.checkpoint import Checkpoint, Source
-from fundament.backbone.cross_encoder import CrossEncoder, HeadKind
+from fundament.backbone.classifier_head import HeadKind
+from fundament.backbone.cross_encoder import CrossEncoder
 from fundament.backbone.device import Placement
 from fundament.backbone.embedder import TextEmbedder
 from fundament.backbone.linear import read_activation

@@ -9,7 +9,7 @@ from pathlib import Path
 from fundament.backbone import colbert
 from fundament.backbone.adapters import adapters_of, has_adapters
 from fundament.backbone.checkpoint import Checkpoint
-from fundament.backbone.cross_encoder import is_classifier
+from fundament.backbone.classifier_head import is_classifier
 from fundament.backbone.dense import read_dim
 from fundament.backbone.sentence import PROMPTS, is_pooled, known_by, read_context, read_modules, read_prompts
 from fundament.backbone.token_heads import has_heads

@@ -4,7 +4,8 @@ from typing import Any
 
 from fundament.backbone.bert import DISTILBERT, load_cross_encoder, load_embedder, read_distilbert_shape
 from fundament.backbone.checkpoint import Checkpoint
-from fundament.backbone.cross_encoder import DISTILBERT_HEAD, CrossEncoder
+from fundament.backbone.classifier_head import DISTILBERT_HEAD
+from fundament.backbone.cross_encoder import CrossEncoder
 from fundament.backbone.device import Placement
 from fundament.backbone.embedder import TextEmbedder
 from fundament.catalog import ModelSpec

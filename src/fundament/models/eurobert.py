@@ -7,7 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 from fundament.backbone.checkpoint import Checkpoint
-from fundament.backbone.cross_encoder import CrossEncoder, HeadKind
+from fundament.backbone.classifier_head import HeadKind
+from fundament.backbone.cross_encoder import CrossEncoder
 from fundament.backbone.device import Placement
 from fundament.backbone.embedder import TextEmbedder
 from fundament.backbone.llama import last_token, load_cross_encoder, load_embedder, read_shape

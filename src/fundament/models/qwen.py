@@ -8,7 +8,8 @@ the last token; one of one's own pools as its files say: KaLM-embedding takes th
 from typing import Any
 
 from fundament.backbone.checkpoint import Checkpoint
-from fundament.backbone.cross_encoder import CAUSAL_HEAD, CrossEncoder
+from fundament.backbone.classifier_head import CAUSAL_HEAD
+from fundament.backbone.cross_encoder import CrossEncoder
 from fundament.backbone.decoder import PREFIX_BYTES
 from fundament.backbone.device import Placement
 from fundament.backbone.embedder import TextEmbedder
