@@ -11,6 +11,7 @@ from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from fundament.backbone.checkpoint import Checkpoint
+from fundament.backbone.sentence import read_sentence
 from fundament.core import Media, Message
 from fundament.errors import CheckpointError, Fault, InputError
 
@@ -106,7 +107,28 @@ def read_chat_template(checkpoint: Checkpoint) -> str:
     raise CheckpointError(f"{checkpoint.directory} has no chat template: chat_template.jinja is missing")
 
 
-def writes_pairs(source: str) -> bool:
+def refuse_pair_template(checkpoint: Checkpoint) -> None:
+    """Refuse a cross-encoder whose chat template writes pairs: they are read as its tokenizer joins them.
+
+    Raises:
+        CheckpointError: it does, so that the model may have been trained on a prompt around them.
+    """
+    path = checkpoint.directory / "chat_template.jinja"
+    told = checkpoint.json("tokenizer_config.json", default={}).get("chat_template")
+    if isinstance(told, list):  # several, by name
+        named = {str(one.get("name")): one.get("template") for one in told if isinstance(one, dict)}
+        told = named.get("default")
+    template = path.read_text() if path.is_file() else told
+    plain = read_sentence(checkpoint)[1].get("modality_config")  # with messages in it, it was refused before
+    if template is not None and not plain and _writes_pairs(str(template)):
+        raise CheckpointError(
+            f"{checkpoint.directory} has a chat template that writes a query and a document, as sentence-transformers "
+            "would have it do, and a classifier is served that reads the two as its tokenizer joins them. If it was "
+            f"trained on such pairs, take the template away: {path.name}, or chat_template of tokenizer_config.json"
+        )
+
+
+def _writes_pairs(source: str) -> bool:
     """Whether a template writes the texts of messages whose roles are `query` and `document`.
 
     sentence-transformers has it write what a cross-encoder reads. Many templates write every role and name none, so it

@@ -5,7 +5,7 @@ from typing import Any
 
 from fundament.backbone import cross_encoder, embedder
 from fundament.backbone.adapters import read_adapters
-from fundament.backbone.chat_template import writes_pairs
+from fundament.backbone.chat_template import refuse_pair_template
 from fundament.backbone.checkpoint import Checkpoint, Source
 from fundament.backbone.classifier_head import HeadKind
 from fundament.backbone.cross_encoder import CrossEncoder
@@ -13,7 +13,7 @@ from fundament.backbone.device import Placement
 from fundament.backbone.embedder import TextEmbedder
 from fundament.backbone.linear import read_activation
 from fundament.backbone.pooling import Pooling
-from fundament.backbone.sentence import read_pooling, read_sentence, unneeded_heads
+from fundament.backbone.sentence import read_pooling, unneeded_heads
 from fundament.backbone.transformer import Shape
 from fundament.catalog import ModelSpec
 from fundament.errors import CheckpointError
@@ -161,32 +161,12 @@ def load_cross_encoder(
     *,
     padding: int | None = None,
 ) -> CrossEncoder:
-    """A cross-encoder from names bare or behind `model.`, which reads pairs as the tokenizer writes them.
-
-    Args:
-        checkpoint: where the files are.
-        spec: what the catalogue says of the model.
-        placement: where the weights go.
-        shape: what to build.
-        kind: what the head is.
-        padding: a token that is not read at a pair's end.
+    """A cross-encoder from names bare or behind `model.`, as `cross_encoder.load` puts it together.
 
     Raises:
-        CheckpointError: the checkpoint does not fit, or was trained on a prompt around its pairs.
+        CheckpointError: the checkpoint does not fit, or its chat template writes pairs.
     """
-    path = checkpoint.directory / "chat_template.jinja"
-    told = checkpoint.json("tokenizer_config.json", default={}).get("chat_template")
-    if isinstance(told, list):  # several, by name
-        named = {str(one.get("name")): one.get("template") for one in told if isinstance(one, dict)}
-        told = named.get("default")
-    template = path.read_text() if path.is_file() else told
-    plain = read_sentence(checkpoint)[1].get("modality_config")  # with messages in it, it was refused before
-    if template is not None and not plain and writes_pairs(str(template)):
-        raise CheckpointError(
-            f"{checkpoint.directory} has a chat template that writes a query and a document, as sentence-transformers "
-            "would have it do, and a classifier is served that reads the two as its tokenizer joins them. If it was "
-            f"trained on such pairs, take the template away: {path.name}, or chat_template of tokenizer_config.json"
-        )
+    refuse_pair_template(checkpoint)
     return cross_encoder.load(
         checkpoint, spec, placement, shape, LAYOUT, kind, prefixes=PREFIXES, unused=IGNORED, padding=padding
     )
