@@ -12,8 +12,9 @@ from typing import ParamSpec, TypeVar
 
 import torch
 
-from fundament.backbone.device import Dtype, speeds, use_cores
+from fundament.backbone.device import Dtype, speeds
 from fundament.backbone.linear import Linear
+from fundament.backbone.resources import use_cores
 
 P = ParamSpec("P")
 T = TypeVar("T")

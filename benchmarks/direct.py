@@ -17,7 +17,8 @@ from transformers.utils import logging
 
 import corpus
 from contest import n_cores
-from fundament.backbone.device import Dtype, use_cores
+from fundament.backbone.device import Dtype
+from fundament.backbone.resources import use_cores
 from fundament.core import Array, Embed, Item, Model, Priority
 from fundament.engine.batcher import Batcher, Ticket
 from fundament.engine.local import EngineOptions, LocalEngine

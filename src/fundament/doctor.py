@@ -14,7 +14,8 @@ import torch
 from sqlalchemy.engine import URL
 
 from fundament.aliases import read_aliases
-from fundament.backbone.device import Dtype, Placement, fastest_format, n_cores, place, speeds
+from fundament.backbone.device import Dtype, Placement, fastest_format, place, speeds
+from fundament.backbone.resources import n_cores
 from fundament.buckets import first_line, require_client
 from fundament.catalog import EMBEDDED
 from fundament.config import Settings

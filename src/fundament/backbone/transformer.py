@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fundament.backbone.attention import Scoring, attend
-from fundament.backbone.device import use_cores
 from fundament.backbone.linear import Activation, Linear, LowRank
 from fundament.backbone.packed import Edge, Packed, Span
 from fundament.backbone.positions import Nearness, Rotation, alibi, bucketed, rotary_angles, rotate
+from fundament.backbone.resources import use_cores
 from fundament.errors import CheckpointError
 
 _MOST_PACKED = 4  # layers that are packed at once: each of them holds a weight three times

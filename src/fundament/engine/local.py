@@ -12,7 +12,8 @@ from weakref import WeakValueDictionary
 
 import torch
 
-from fundament.backbone.device import Dtype, Placement, free_bytes, n_cores, place, use_cores
+from fundament.backbone.device import Dtype, Placement, place
+from fundament.backbone.resources import free_bytes, n_cores, use_cores
 from fundament.core import (
     Array,
     Bill,
