@@ -147,7 +147,7 @@ def load_omni(directory: Path, placement: Placement) -> Model[Any, Any]:
     model = of("omni", context=2048, dim=omni.HIDDEN, **facts)(directory, placement)
     assert isinstance(model, OmniEmbedder)
     # Pictures of the published sizes would take longer than they tell.
-    model.limits = replace(model.limits, image=(1_024, 20_480), video=(2_048, 81_920))
+    model.reader.limits = replace(model.reader.limits, image=(1_024, 20_480), video=(2_048, 81_920))
     return model
 
 

@@ -69,7 +69,7 @@ def loaded(directory: Path, dtype: torch.dtype = torch.float32, context: int = 2
     model = load(directory, "omni", dtype=dtype, context=context, **{**kept, "dim": tiny.HIDDEN})
     assert isinstance(model, OmniEmbedder)
     # Pictures of the published sizes would take longer than they tell.
-    model.limits = replace(model.limits, image=IMAGE, video=VIDEO)
+    model.reader.limits = replace(model.reader.limits, image=IMAGE, video=VIDEO)
     return model
 
 

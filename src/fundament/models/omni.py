@@ -15,7 +15,8 @@ from fundament.backbone.device import Placement
 from fundament.backbone.images import check_processor, levels, read_processor
 from fundament.backbone.linear import Linear
 from fundament.backbone.llama import IGNORED, LAYOUT, read_shape
-from fundament.backbone.omni import Limits, Marks, Merger, OmniEmbedder, TaskParts
+from fundament.backbone.omni import Merger, OmniEmbedder, TaskParts
+from fundament.backbone.omni_reader import Limits, Marks, OmniReader
 from fundament.backbone.qwen3_vision import load_qwen3_vision
 from fundament.backbone.tokenizing import TextTokenizer
 from fundament.backbone.tower_states import CAPACITY_BYTES
@@ -76,20 +77,20 @@ def load(checkpoint: Checkpoint, spec: ModelSpec, placement: Placement) -> OmniE
     if (highest := max(marks.ids)) >= shape.vocab:
         raise CheckpointError(f"config.json names token {highest}, and text_config has {shape.vocab} tokens")
     known = torch.from_numpy(levels(processor["image_mean"], processor["image_std"]))
+    tokenizer = TextTokenizer(checkpoint.directory, spec.context)
+    limits = Limits(
+        patch=vision["patch_size"],
+        factor=vision["patch_size"] * vision["spatial_merge_size"],
+        image=IMAGE_PIXELS,
+        video=VIDEO_PIXELS,
+    )
     return OmniEmbedder(
-        TextTokenizer(checkpoint.directory, spec.context),
+        tokenizer,
         Transformer(shape, weights, adapters),
         load_qwen3_vision(checkpoint, vision, known, placement, ignored=rf"(?!{_VISION}).*"),
         load_audio_tower(checkpoint, audio, placement, ignored=rf"(?!{_AUDIO}).*"),
-        audio["num_mel_bins"],
         load_parts(checkpoint, places, shape.hidden, vision, audio, len(marks.special), placement),
-        marks,
-        Limits(
-            patch=vision["patch_size"],
-            factor=vision["patch_size"] * vision["spatial_merge_size"],
-            image=IMAGE_PIXELS,
-            video=VIDEO_PIXELS,
-        ),
+        OmniReader(tokenizer, marks, limits, merge=vision["spatial_merge_size"], n_mels=audio["num_mel_bins"]),
         spec,
         places,
     )
