@@ -10,10 +10,10 @@ from torch import Tensor
 from fundament.backbone.checkpoint import Checkpoint, Config, Source
 from fundament.backbone.device import Placement
 from fundament.backbone.linear import read_activation
+from fundament.backbone.packed import padded, rows_of
 from fundament.backbone.projections import apart, together
 from fundament.backbone.sounds import Frames
 from fundament.backbone.transformer import Shape, Transformer
-from fundament.backbone.vision import padded, rows_of
 
 PREFIXES = ("audio_tower.", "model.audio_tower.")
 IGNORED = r"(model\.)?audio_tower\.(audio_bos_eos_token\.weight|positional_embedding\..*)"

@@ -195,6 +195,17 @@ def pack(
     )
 
 
+def rows_of(lengths: Sequence[int], device: torch.device, *, fit: Callable[[int], int] = rounded) -> Packed:
+    """A batch of rows that have states and no token ids; the rest as `pack` takes it."""
+    return pack([np.zeros(length, dtype=np.int64) for length in lengths], device, fit=fit)
+
+
+def padded(x: Tensor, packed: Packed) -> Tensor:
+    """What tokens have, `[tokens, …]`, and zeros for those of no row."""
+    more = len(packed.ids) - len(x)
+    return torch.cat((x, x.new_zeros(more, *x.shape[1:]))) if more else x
+
+
 def spread(adapters: Sequence[int], lengths: Sequence[int], fit: Callable[[int], int]) -> tuple[Span, ...]:
     """The spans of rows, in their order; `fit` says how many tokens a product runs over that wants so many."""
     n_tokens, start, spans = fit(sum(lengths)), 0, []

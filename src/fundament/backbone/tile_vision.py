@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fundament.backbone.linear import Linear
+from fundament.backbone.packed import padded, rows_of
 from fundament.backbone.transformer import Shape, Transformer
-from fundament.backbone.vision import padded, rows_of
 
 _CROPS = 4  # that run together: a crop has hundreds of patches
 

@@ -1,6 +1,6 @@
-"""What vision towers share: patches of many images end to end, and rotations by row and column."""
+"""What vision towers share: patches as numbers, and rotations by row and column."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -8,7 +8,6 @@ from torch import Tensor
 
 from fundament.backbone.images import Patches
 from fundament.backbone.linear import Linear
-from fundament.backbone.packed import Packed, pack, rounded
 from fundament.backbone.positions import Rotation, rotation_by
 
 
@@ -36,17 +35,6 @@ class PatchEmbedding:
     def __call__(self, images: Sequence[Patches]) -> Tensor:
         """`[patches, hidden]`."""
         return self.linear(self.numbers(images).to(self.dtype))
-
-
-def rows_of(lengths: Sequence[int], device: torch.device, *, fit: Callable[[int], int] = rounded) -> Packed:
-    """A batch of rows that have states and no token ids; the rest as `pack` takes it."""
-    return pack([np.zeros(length, dtype=np.int64) for length in lengths], device, fit=fit)
-
-
-def padded(x: Tensor, packed: Packed) -> Tensor:
-    """What tokens have, `[tokens, …]`, and zeros for those of no row."""
-    more = len(packed.ids) - len(x)
-    return torch.cat((x, x.new_zeros(more, *x.shape[1:]))) if more else x
 
 
 def grid_rotation(places: Tensor, head_dim: int, theta: float, dtype: torch.dtype) -> Rotation:
