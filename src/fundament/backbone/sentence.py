@@ -10,18 +10,9 @@ from fundament.backbone.checkpoint import Checkpoint
 from fundament.backbone.pooling import Pooling
 from fundament.errors import CheckpointError
 
-_POOLINGS: dict[str, Pooling] = {
-    "pooling_mode_cls_token": "first",
-    "pooling_mode_mean_tokens": "mean",
-    "pooling_mode_lasttoken": "last",
-    "pooling_mode_max_tokens": "max",
-    "pooling_mode_mean_sqrt_len_tokens": "root_mean",
-    "pooling_mode_weightedmean_tokens": "weighted_mean",
-}
-_KINDS = ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
-_WITHOUT_TABLE = ("qwen2", "qwen3", "eurobert", "t5")  # which read on behind what `config.json` names as most
 PROMPTS = "config_sentence_transformers.json"
-_NAMES: dict[str, Pooling] = {
+
+_POOLINGS: dict[str, Pooling] = {  # by `pooling_mode`
     "cls": "first",
     "mean": "mean",
     "lasttoken": "last",
@@ -29,8 +20,18 @@ _NAMES: dict[str, Pooling] = {
     "mean_sqrt_len_tokens": "root_mean",
     "weightedmean": "weighted_mean",
 }
+_FLAGS: dict[str, Pooling] = {  # by the keys that stand for it in older files, each true or false
+    "pooling_mode_cls_token": "first",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_lasttoken": "last",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_sqrt_len_tokens": "root_mean",
+    "pooling_mode_weightedmean_tokens": "weighted_mean",
+}
 _BY_CONFIG: tuple[Pooling, ...] = ("first", "mean", "last")  # that `emb_pooler` may name
 
+_KINDS = ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
+_WITHOUT_TABLE = ("qwen2", "qwen3", "eurobert", "t5")  # which read on behind what `config.json` names as most
 
 _HEADED = re.compile("For(MaskedLM|SequenceClassification)$")
 _HEAD_TENSORS = r"(cls|lm_head|vocab_(transform|layer_norm|projector)|pre_classifier|classifier|score)\..*"
@@ -128,15 +129,15 @@ def read_pooling(checkpoint: Checkpoint, default: Pooling | None = "mean") -> Po
         if default is None:
             raise CheckpointError(
                 f"{checkpoint.directory} has no 1_Pooling/config.json, and models of this architecture pool in several "
-                f'ways; write one that says {{"pooling_mode": …}}, one of {sorted(_NAMES)}'
+                f'ways; write one that says {{"pooling_mode": …}}, one of {sorted(_POOLINGS)}'
             )
         return default
     flags = [key for key, on in config.items() if on and "mode" in key]
     asked = [named] if isinstance(named, str) else named if isinstance(named, list) else flags
-    known = [_NAMES.get(str(mode)) or _POOLINGS.get(str(mode)) for mode in asked]
+    known = [_POOLINGS.get(str(mode)) or _FLAGS.get(str(mode)) for mode in asked]
     if len(known) != 1 or known[0] is None or (not config and known[0] not in _BY_CONFIG):
         words = f"pooling {' and '.join(map(str, asked))} is not served" if asked else "its pooling names no mode"
-        raise CheckpointError(f"{checkpoint.directory}: {words}; known are {sorted(_NAMES)}, one of them")
+        raise CheckpointError(f"{checkpoint.directory}: {words}; known are {sorted(_POOLINGS)}, one of them")
     if known != ["last"] and not config.get("include_prompt", True) and read_prompts(checkpoint)[0]:
         raise CheckpointError(f"{checkpoint.directory}: pooling without the prompt (include_prompt) is not served")
     return known[0]
