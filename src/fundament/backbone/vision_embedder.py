@@ -14,10 +14,11 @@ from fundament.backbone.embedder import TextEmbedder
 from fundament.backbone.linear import Linear
 from fundament.backbone.mixed import count_all, rows_in_order
 from fundament.backbone.packed import BASE, Packed, Span
+from fundament.backbone.picture_prompt import Prompt
 from fundament.backbone.pooling import pool_parts
 from fundament.backbone.rows import unsort
 from fundament.backbone.tokenizing import TextTokenizer
-from fundament.backbone.vision_language import Prompt, VisionLanguage, n_patches
+from fundament.backbone.vision_language import VisionLanguage
 from fundament.catalog import ModelSpec
 from fundament.core import Array, Embed, Embeddings, Item, Media, MultiVectors
 from fundament.errors import Fault, InputError
@@ -85,7 +86,7 @@ class VisionEmbedder:
             features |= {"adapter": adapter, "pooled": np.array([slot.start - 1, slot.stop + 1])}
             if call.output == "dense":  # no token that is pooled sees those after the picture
                 features["ids"] = features["ids"][: slot.stop + 1]
-            cost = len(features["ids"]) + n_patches(slots, self.prompt.sizes)
+            cost = len(features["ids"]) + self.prompt.sizes.n_patches(slots)
             rows.append(Item(features=features, n_tokens=cost, n_counted=n, n_media={"image": slot.stop - slot.start}))
         return rows
 

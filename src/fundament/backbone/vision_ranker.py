@@ -10,8 +10,9 @@ from torch import Tensor
 
 from fundament import media
 from fundament.backbone.images import Patches
+from fundament.backbone.picture_prompt import Prompt
 from fundament.backbone.rows import unsort
-from fundament.backbone.vision_language import Prompt, VisionLanguage, n_patches
+from fundament.backbone.vision_language import VisionLanguage
 from fundament.catalog import ModelSpec
 from fundament.core import Array, Item, Media, Ranking, Rerank
 from fundament.errors import Fault, InputError, TooLongError
@@ -117,7 +118,7 @@ class VisionRanker:
         new = slots if first or isinstance(query.part, str) else slots[:-1]
         return Item(
             features=features,
-            n_tokens=n + 1 + n_patches(new, self.prompt.sizes),
+            n_tokens=n + 1 + self.prompt.sizes.n_patches(new),
             n_counted=n,
             n_truncated=document.truncated or n < len(ids),
             n_media={"image": sum(slot.stop - slot.start for slot in slots)} if slots else {},
