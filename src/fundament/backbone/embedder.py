@@ -10,6 +10,7 @@ from fundament.backbone import chunking
 from fundament.backbone.checkpoint import Checkpoint, Source
 from fundament.backbone.dense import Dense, read_dense
 from fundament.backbone.device import Placement
+from fundament.backbone.joint_rows import joint_items
 from fundament.backbone.packed import BASE, Packed
 from fundament.backbone.pooling import Pooling, pool, pool_parts, pooled
 from fundament.backbone.rows import pack_items, unsort
@@ -17,7 +18,7 @@ from fundament.backbone.tokenizing import TextTokenizer, check_vocabulary
 from fundament.backbone.transformer import Adapter, Shape, Transformer, parameters
 from fundament.catalog import ModelSpec, Task
 from fundament.core import Array, Embed, Embeddings, Item
-from fundament.errors import CheckpointError, Fault, InputError, TooLongError, TooLongTogetherError
+from fundament.errors import CheckpointError, Fault, InputError, TooLongError
 
 
 class TextEmbedder:
@@ -78,7 +79,7 @@ class TextEmbedder:
             message = f"This checkpoint of '{self.spec.id}' has no head for {call.output} vectors: one vector per text."
             raise InputError(Fault("body -> model", message))
         if call.late_chunking:
-            return self._prepare_joint(call, self.prompt_of(call), np.array(self.adapter_of(call.task)))
+            return joint_items(self.tokenizer, call, self.prompt_of(call), self.adapter_of(call.task))
         return self.rows(call, dict(enumerate(call.texts)))
 
     def rows(self, call: Embed, texts: Mapping[int, str]) -> list[Item]:
@@ -104,55 +105,6 @@ class TextEmbedder:
                 raise InputError(Fault(f"body -> input -> {index}", "This text has no tokens for this model."))
             features = {"ids": tokens.ids, "adapter": adapter}
             items.append(Item(features=features, n_tokens=n, n_counted=tokens.n_own, n_truncated=tokens.truncated))
-        return items
-
-    def _prepare_joint(self, call: Embed, prompt: str, adapter: Array) -> list[Item]:
-        """One row for all texts, or one per window, with the borders of the parts that it holds."""
-        several, tokenizer = call.late_chunking == "inputs", self.tokenizer
-        texts = call.texts
-        if call.late_chunking_window is None:  # what lies behind the context is never read
-            texts = [tokenizer.beginning(text, tokenizer.context) for text in texts]
-        pieces = [[text] for text in texts] if several else [chunking.sentences(texts[0])]
-        joint = tokenizer.encode_parts(pieces, prompt)
-        n_parts = np.diff(joint.borders)
-        if (several and not n_parts.all()) or not n_parts.any():
-            message = "This text has no tokens of its own, so late_chunking has nothing to pool."
-            index = int(np.argmin(n_parts)) if several else 0
-            raise InputError(Fault(f"body -> input -> {index}", message))
-        borders = joint.borders[np.append(n_parts > 0, True)]
-        prefix, body = np.split(joint.ids, borders[:1])
-        borders, n_special = borders - len(prefix), tokenizer.n_before + tokenizer.n_after
-        n_around, n_whole = n_special + len(prefix), len(body)
-        size = tokenizer.context if call.late_chunking_window is None else call.late_chunking_window
-        if not (least := chunking.least_window(n_around)) <= size <= tokenizer.context:
-            message = f"Input should be from {least} to {tokenizer.context} tokens."
-            raise InputError(Fault("body -> late_chunking_window", message, input=size))
-        room = size - n_around
-        if n_whole > room and call.late_chunking_window is None:
-            lost = np.flatnonzero(borders[:-1] >= room) if several else borders[:0]
-            if not call.truncate or len(lost):
-                raise TooLongTogetherError(
-                    n_tokens=n_around + n_whole,
-                    limit=tokenizer.context,
-                    more=sum(map(len, texts)) < sum(map(len, call.texts)),
-                    lost=int(lost[0]) if call.truncate else None,
-                )
-            body = body[:room]
-        items: list[Item] = []
-        for window in chunking.windows(len(body), room):
-            parts, inside = chunking.cut(borders, window.first, window.last)
-            ids = tokenizer.enclose(np.concatenate([prefix, body[window.start : window.stop]]))
-            shift = tokenizer.n_before + len(prefix) - window.start
-            features = {"ids": ids, "adapter": adapter, "parts": parts, "borders": inside + shift}
-            first = not items
-            items.append(
-                Item(
-                    features=features,
-                    n_tokens=len(ids),
-                    n_counted=n_special + len(body) if first else 0,  # what windows share is counted once
-                    n_truncated=first and n_whole > len(body),
-                )
-            )
         return items
 
     def forward(self, items: Sequence[Item]) -> list[Array]:
