@@ -87,20 +87,6 @@ def load(checkpoint: Checkpoint, spec: ModelSpec, placement: Placement) -> Pictu
         raise CheckpointError(f"{PROCESSOR} cuts pictures otherwise than config.json says that the tower reads them")
     if vision.out != language.hidden:
         raise CheckpointError(f"pictures' states have {vision.out} numbers, the language model's {language.hidden}")
-
-    def linear_head() -> Linear:
-        name = f"{HEAD}.weight"
-        n_scores = checkpoint.shape(name)[0] if name in checkpoint.names else 0
-        if n_scores > language.vocab:
-            raise CheckpointError(f"{name} scores {n_scores} tokens, and there are embeddings of {language.vocab}")
-        read = checkpoint.read(
-            {"head.weight": (n_scores, language.hidden)},
-            {"head": HEAD},
-            placement,
-            ignored=rf"(?!{HEAD}\.).*",
-        )
-        return Linear(read["head.weight"])
-
     transformer = Transformer(
         language,
         checkpoint.read(
@@ -127,7 +113,7 @@ def load(checkpoint: Checkpoint, spec: ModelSpec, placement: Placement) -> Pictu
         tiles,
         TileVision(vision, tower),
         CachedDecoder(transformer),
-        linear_head(),
+        read_head(checkpoint, language, placement),
     )
 
 
@@ -228,6 +214,25 @@ def read_vision(checkpoint: Checkpoint) -> TileShape:
         inner=projector["size"],
         out=told["output_size"],
     )
+
+
+def read_head(checkpoint: Checkpoint, language: Shape, placement: Placement) -> Linear:
+    """From states of the language model to scores of tokens; those that were added behind the others may have none.
+
+    Raises:
+        CheckpointError: there is none, or it scores tokens that have no embedding.
+    """
+    name = f"{HEAD}.weight"
+    n_scores = checkpoint.shape(name)[0] if name in checkpoint.names else 0
+    if n_scores > language.vocab:
+        raise CheckpointError(f"{name} scores {n_scores} tokens, and there are embeddings of {language.vocab}")
+    read = checkpoint.read(
+        {"head.weight": (n_scores, language.hidden)},
+        {"head": HEAD},
+        placement,
+        ignored=rf"(?!{HEAD}\.).*",
+    )
+    return Linear(read["head.weight"])
 
 
 def read_tokens(checkpoint: Checkpoint, tokenizer: TextTokenizer, n_embeddings: int) -> ChatTokens:
