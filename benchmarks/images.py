@@ -42,13 +42,13 @@ from contest import machine, matrix_rate, n_cores, rounds, table, verdict
 from direct import batcher_of, effort, through
 from fundament.backbone.checkpoint import Checkpoint, Weights
 from fundament.backbone.device import Placement, place
-from fundament.backbone.eva02 import EVA02, THETA, read_shape, reordered, stored
-from fundament.backbone.images import PROCESSOR, levels
 from fundament.backbone.linear import Linear
 from fundament.backbone.resources import use_cores
 from fundament.backbone.tokenizing import TextTokenizer
+from fundament.backbone.towers.eva02 import EVA02, THETA, read_shape, reordered, stored
+from fundament.backbone.towers.images import PROCESSOR, levels
+from fundament.backbone.towers.vision import grid_rotation
 from fundament.backbone.transformer import Shape
-from fundament.backbone.vision import grid_rotation
 from fundament.backbone.vision_embedder import AFTER, BEFORE, VisionEmbedder
 from fundament.backbone.vision_language import load_vision_language, read_tower_of
 from fundament.catalog import CATALOG

@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import Qwen2VLImageProcessorPil
 
-from fundament.backbone.images import Patches
 from fundament.backbone.mrope import Slot, positions
+from fundament.backbone.towers.images import Patches
 from fundament.backbone.vision_embedder import VisionEmbedder
 from fundament.catalog import CATALOG
 from fundament.core import Embed, Group, Input, Item, MultiVectors, Output

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import Qwen3Config, Qwen3Model, Siglip2VisionConfig, Siglip2VisionModel
 
 from fundament.backbone.picture_writer import PictureWriter, Writing
-from fundament.backbone.tiles import COLUMN, PATCH, START, STOP, Tiles
+from fundament.backbone.towers.tiles import COLUMN, PATCH, START, STOP, Tiles
 from fundament.core import Delta, Generate, Message
 from fundament.errors import CheckpointError, ConversationTooLongError, InputError
 from tests.checkpoints import jina_vlm as tiny

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from transformers import Qwen2VLImageProcessorPil, WhisperFeatureExtractor
 
 from fundament import media
-from fundament.backbone.images import Patches
 from fundament.backbone.omni import OmniEmbedder
-from fundament.backbone.sounds import log_mel, mel_bands
+from fundament.backbone.towers.images import Patches
+from fundament.backbone.towers.sounds import log_mel, mel_bands
 from fundament.catalog import CATALOG
 from fundament.core import Embed, Group, Input, Media
 from fundament.engine.local import finish

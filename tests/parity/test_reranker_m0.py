@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import Qwen2VLImageProcessorPil
 
-from fundament.backbone.images import Patches
+from fundament.backbone.towers.images import Patches
 from fundament.backbone.vision_ranker import VisionRanker
 from fundament.core import Media, Rerank
 from fundament.engine.local import finish

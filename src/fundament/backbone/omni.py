@@ -13,19 +13,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fundament.backbone.audio_tower import AudioTower
 from fundament.backbone.embedder import TextEmbedder
-from fundament.backbone.images import Patches
 from fundament.backbone.linear import Linear
 from fundament.backbone.mixed import count_all
 from fundament.backbone.omni_reader import OmniReader, Row
 from fundament.backbone.packed import Packed, edge_of
 from fundament.backbone.positions import rotary_angles
-from fundament.backbone.qwen3_vision import Qwen3Vision
 from fundament.backbone.rows import pack_items, unsort
-from fundament.backbone.sounds import Frames
 from fundament.backbone.tokenizing import TextTokenizer
-from fundament.backbone.tower_states import TowerStates
+from fundament.backbone.towers.audio import AudioTower
+from fundament.backbone.towers.images import Patches
+from fundament.backbone.towers.qwen3_vision import Qwen3Vision
+from fundament.backbone.towers.sounds import Frames
+from fundament.backbone.towers.states import TowerStates
 from fundament.backbone.transformer import Transformer
 from fundament.catalog import ModelSpec
 from fundament.core import Array, Embed, Embeddings, Group, Item, Media

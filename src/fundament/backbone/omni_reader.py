@@ -11,10 +11,10 @@ from typing import Literal
 import numpy as np
 
 from fundament import media
-from fundament.backbone.audio_tower import n_audio_tokens
-from fundament.backbone.images import Pixels, check_form, cut, fitting_size, resize
-from fundament.backbone.sounds import RATE, SECONDS, log_mel
 from fundament.backbone.tokenizing import TextTokenizer
+from fundament.backbone.towers.audio import n_audio_tokens
+from fundament.backbone.towers.images import Pixels, check_form, cut, fitting_size, resize
+from fundament.backbone.towers.sounds import RATE, SECONDS, log_mel
 from fundament.core import Array, Group, Item, Media, MediaKind
 from fundament.errors import Fault, InputError, TooLongError
 

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from fundament.backbone.checkpoint import Config
-from fundament.backbone.images import Patches, Pixels, check_form, check_processor, cut, fitting_size, resize
 from fundament.backbone.mrope import Slot
-from fundament.backbone.qwen_vision import TowerShape
 from fundament.backbone.tokenizing import TextTokenizer
+from fundament.backbone.towers.images import Patches, Pixels, check_form, check_processor, cut, fitting_size, resize
+from fundament.backbone.towers.qwen_vision import TowerShape
 from fundament.core import Array
 from fundament.errors import CheckpointError
 

@@ -14,9 +14,9 @@ from fundament.backbone.cached import Cache, CachedDecoder
 from fundament.backbone.chat_template import ChatTemplate
 from fundament.backbone.linear import Linear
 from fundament.backbone.sampling import Sampler, choose
-from fundament.backbone.tile_vision import TileVision
-from fundament.backbone.tiles import Crops, Tiles
 from fundament.backbone.tokenizing import TextTokenizer
+from fundament.backbone.towers.tile_vision import TileVision
+from fundament.backbone.towers.tiles import Crops, Tiles
 from fundament.backbone.utterance import Utterance
 from fundament.core import DEFAULT_MAX_TOKENS, Array, Delta, Finish, Generate, Item, Media
 from fundament.errors import ConversationTooLongError, RowError

@@ -9,14 +9,14 @@ from torch import Tensor
 
 from fundament.backbone.checkpoint import Checkpoint, Config, Source
 from fundament.backbone.device import Placement
-from fundament.backbone.images import Patches, levels, read_processor
 from fundament.backbone.llama import IGNORED, read_shape
 from fundament.backbone.llama import LAYOUT as LLAMA
 from fundament.backbone.mrope import Slot, mrope_rotation, positions
 from fundament.backbone.packed import Packed, rounded_closely
-from fundament.backbone.qwen_vision import QwenVision, TowerShape, load_qwen_vision, read_tower
 from fundament.backbone.rows import pack_items
-from fundament.backbone.tower_states import TowerStates
+from fundament.backbone.towers.images import Patches, levels, read_processor
+from fundament.backbone.towers.qwen_vision import QwenVision, TowerShape, load_qwen_vision, read_tower
+from fundament.backbone.towers.states import TowerStates
 from fundament.backbone.transformer import Adapter, Shape, Transformer, parameters
 from fundament.core import Array, Item
 from fundament.errors import CheckpointError

@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fundament import media
-from fundament.backbone.images import Patches
 from fundament.backbone.picture_prompt import Prompt
 from fundament.backbone.rows import unsort
+from fundament.backbone.towers.images import Patches
 from fundament.backbone.vision_language import VisionLanguage
 from fundament.catalog import ModelSpec
 from fundament.core import Array, Item, Media, Ranking, Rerank

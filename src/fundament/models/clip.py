@@ -18,10 +18,18 @@ from fundament.backbone.bert import FLASH, UNUSED, read_shape
 from fundament.backbone.checkpoint import Checkpoint, Config, Part, Source, Weights
 from fundament.backbone.device import Placement
 from fundament.backbone.embedder import TextEmbedder
-from fundament.backbone.eva02 import EVA02, load_eva02
-from fundament.backbone.images import Patches, check_form, check_processor, crop_square, cut, levels, read_processor
 from fundament.backbone.mixed import count_all, rows_in_order
 from fundament.backbone.tokenizing import TextTokenizer
+from fundament.backbone.towers.eva02 import EVA02, load_eva02
+from fundament.backbone.towers.images import (
+    Patches,
+    check_form,
+    check_processor,
+    crop_square,
+    cut,
+    levels,
+    read_processor,
+)
 from fundament.backbone.transformer import Shape, Transformer, parameters
 from fundament.catalog import ModelSpec
 from fundament.core import Array, Embed, Embeddings, Item, Media

@@ -6,12 +6,12 @@ from fundament.backbone.cached import CachedDecoder
 from fundament.backbone.chat_template import ChatTemplate, read_chat_template
 from fundament.backbone.checkpoint import Checkpoint, Config, Part, Source
 from fundament.backbone.device import Placement
-from fundament.backbone.images import PROCESSOR, read_processor
 from fundament.backbone.linear import Linear, read_activation
 from fundament.backbone.picture_writer import ChatTokens, PictureWriter
-from fundament.backbone.tile_vision import TileShape, TileVision, head_parameters, layers_read
-from fundament.backbone.tiles import read_tiles
 from fundament.backbone.tokenizing import TextTokenizer
+from fundament.backbone.towers.images import PROCESSOR, read_processor
+from fundament.backbone.towers.tile_vision import TileShape, TileVision, head_parameters, layers_read
+from fundament.backbone.towers.tiles import read_tiles
 from fundament.backbone.transformer import Shape, Transformer, parameters
 from fundament.catalog import ModelSpec
 from fundament.errors import CheckpointError

@@ -9,17 +9,17 @@ from typing import Any
 import torch
 
 from fundament.backbone.adapters import adapters_of, read_adapters
-from fundament.backbone.audio_tower import load_audio_tower
 from fundament.backbone.checkpoint import Checkpoint, Config, Source
 from fundament.backbone.device import Placement
-from fundament.backbone.images import check_processor, levels, read_processor
 from fundament.backbone.linear import Linear
 from fundament.backbone.llama import IGNORED, LAYOUT, read_shape
 from fundament.backbone.omni import Merger, OmniEmbedder, TaskParts
 from fundament.backbone.omni_reader import Limits, Marks, OmniReader
-from fundament.backbone.qwen3_vision import load_qwen3_vision
 from fundament.backbone.tokenizing import TextTokenizer
-from fundament.backbone.tower_states import CAPACITY_BYTES
+from fundament.backbone.towers.audio import load_audio_tower
+from fundament.backbone.towers.images import check_processor, levels, read_processor
+from fundament.backbone.towers.qwen3_vision import load_qwen3_vision
+from fundament.backbone.towers.states import CAPACITY_BYTES
 from fundament.backbone.transformer import Shape, Transformer, parameters
 from fundament.catalog import ModelSpec
 from fundament.errors import CheckpointError

@@ -8,12 +8,12 @@ import torch
 from fundament.backbone.adapters import adapters_of
 from fundament.backbone.checkpoint import Checkpoint
 from fundament.backbone.device import Placement
-from fundament.backbone.images import read_processor
 from fundament.backbone.linear import Linear
 from fundament.backbone.picture_prompt import Prompt, read_sizes
 from fundament.backbone.task_adapters import read_task_adapters
 from fundament.backbone.tokenizing import TextTokenizer
-from fundament.backbone.tower_states import CAPACITY_BYTES
+from fundament.backbone.towers.images import read_processor
+from fundament.backbone.towers.states import CAPACITY_BYTES
 from fundament.backbone.vision_embedder import VisionEmbedder
 from fundament.backbone.vision_language import (
     LAYOUT,

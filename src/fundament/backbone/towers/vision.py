@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fundament.backbone.images import Patches
 from fundament.backbone.linear import Linear
 from fundament.backbone.positions import Rotation, rotation_by
+from fundament.backbone.towers.images import Patches
 
 
 class PatchEmbedding:

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from fundament.backbone.checkpoint import Checkpoint, Source, Weights
 from fundament.backbone.device import Placement
-from fundament.backbone.images import Patches
 from fundament.backbone.packed import edge_of, rows_of
-from fundament.backbone.projections import apart, together
+from fundament.backbone.towers.images import Patches
+from fundament.backbone.towers.projections import apart, together
+from fundament.backbone.towers.vision import PatchEmbedding, grid_rotation
 from fundament.backbone.transformer import Shape, Transformer
-from fundament.backbone.vision import PatchEmbedding, grid_rotation
 from fundament.errors import CheckpointError
 
 THETA = 10_000.0

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fundament.backbone.tower_states import TowerStates
+from fundament.backbone.towers.states import TowerStates
 from fundament.core import Array
 
 

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from fundament.backbone.checkpoint import Checkpoint, Config, Source
 from fundament.backbone.device import Placement
-from fundament.backbone.images import Patches
 from fundament.backbone.linear import read_activation
 from fundament.backbone.packed import padded, rows_of
+from fundament.backbone.towers.images import Patches
+from fundament.backbone.towers.vision import PatchEmbedding, grid_rotation
 from fundament.backbone.transformer import Shape, Transformer, parameters
-from fundament.backbone.vision import PatchEmbedding, grid_rotation
 from fundament.errors import CheckpointError
 
 THETA = 10_000.0

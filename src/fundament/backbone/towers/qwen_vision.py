@@ -15,11 +15,11 @@ from torch import Tensor
 
 from fundament.backbone.checkpoint import Checkpoint, Config, Source, Weights
 from fundament.backbone.device import Placement
-from fundament.backbone.images import Patches
 from fundament.backbone.linear import Linear, read_activation
 from fundament.backbone.packed import padded, rounded_closely, rows_of
+from fundament.backbone.towers.images import Patches
+from fundament.backbone.towers.vision import PatchEmbedding, grid_rotation
 from fundament.backbone.transformer import Shape, Transformer, parameters
-from fundament.backbone.vision import PatchEmbedding, grid_rotation
 from fundament.core import Array
 from fundament.errors import CheckpointError
 

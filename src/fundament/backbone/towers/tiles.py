@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fundament.backbone.checkpoint import Config
-from fundament.backbone.images import Pixels, check_form, fitting_size
+from fundament.backbone.towers.images import Pixels, check_form, fitting_size
 from fundament.core import Array
 from fundament.errors import CheckpointError
 

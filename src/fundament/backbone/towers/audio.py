@@ -11,8 +11,8 @@ from fundament.backbone.checkpoint import Checkpoint, Config, Source
 from fundament.backbone.device import Placement
 from fundament.backbone.linear import read_activation
 from fundament.backbone.packed import padded, rows_of
-from fundament.backbone.projections import apart, together
-from fundament.backbone.sounds import Frames
+from fundament.backbone.towers.projections import apart, together
+from fundament.backbone.towers.sounds import Frames
 from fundament.backbone.transformer import Shape, Transformer
 
 PREFIXES = ("audio_tower.", "model.audio_tower.")
