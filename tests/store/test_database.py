@@ -1,11 +1,13 @@
 """Transactions end with their block, however it ends; a database that says nothing is given up."""
 
 import asyncio
+import gc
 import logging
 import os
 import platform
 import signal
 import socket
+import threading
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -52,6 +54,29 @@ def test_a_cancelled_transaction_is_undone_at_once(
     # The task keeps what was raised, and that the frames with the statement: nobody may have to wait for their end.
     with connected(locate(store_url, Path())) as connection:
         assert not inspect(connection).has_table("half")
+
+
+def test_who_is_cancelled_while_it_connects_leaves_no_connection(tmp_path: Path, runner: asyncio.Runner) -> None:
+    """Python says which were not closed, from 3.13 on: a warning, and so an error of the test that was running."""
+
+    async def read(store: Database) -> None:
+        async with store.read() as connection:
+            await connection.execute(text("SELECT 1"))
+
+    async def cancel(n_steps: int) -> None:
+        store = Database(locate("", tmp_path))
+        reading = [asyncio.ensure_future(read(store)) for _ in range(4)]
+        for _ in range(n_steps):
+            await asyncio.sleep(0)
+        for task in reading:
+            task.cancel()
+        await asyncio.wait(reading)
+        await store.close()
+
+    for n_steps in range(60):
+        runner.run(cancel(n_steps))
+    gc.collect()
+    assert not [thread for thread in threading.enumerate() if "connection" in thread.name]
 
 
 def test_what_a_store_says_is_in_the_log_once(

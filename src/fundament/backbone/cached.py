@@ -42,7 +42,7 @@ class CachedDecoder:
         require_decoder(transformer, "write")
         shape = transformer.shape
         self.transformer = transformer
-        self.token_bytes = 2 * shape.n_layers * shape.n_kv_heads * shape.head_dim * transformer.tokens.element_size()
+        self.token_bytes = 2 * shape.n_layers * shape.n_kv_heads * shape.head_dim * transformer.dtype.itemsize
 
     def cache(self, most: int) -> Cache:
         """Room for a row of at most so many tokens."""
@@ -63,7 +63,7 @@ class CachedDecoder:
         transformer, shape = self.transformer, self.transformer.shape
         lengths = [len(row) for row in inputs]
         ends = np.cumsum(lengths).tolist()
-        n, device = ends[-1], transformer.tokens.device
+        n, device = ends[-1], transformer.device
         n_more = rounded(n) - n if device.type == "cpu" else 0
         x = torch.cat([*inputs, inputs[0].new_zeros(n_more, shape.hidden)])
         counted = [np.arange(cache.n, cache.n + length) for cache, length in zip(caches, lengths, strict=True)]

@@ -37,7 +37,7 @@ class Decoder:
         self.prefixes: LRU[bytes, Tensor] = LRU(prefix_bytes)
         """By a prefix's bytes its keys and values, keys first: `[layers, 2, tokens, kv_heads, head_dim]`."""
         self.n_bytes = transformer.n_bytes + prefix_bytes
-        token_bytes = 2 * shape.n_layers * shape.qkv_widths[1] * transformer.tokens.element_size()
+        token_bytes = 2 * shape.n_layers * shape.qkv_widths[1] * transformer.dtype.itemsize
         self.most_shared = prefix_bytes // token_bytes
         """Tokens of the longest beginning that can be kept."""
 
@@ -70,11 +70,10 @@ class Decoder:
     def _run(self, rows: Sequence[Row]) -> Tensor:
         """The asked states of all rows, one after the other, `[asked, hidden]`."""
         transformer, shape = self.transformer, self.transformer.shape
-        device, dtype = transformer.tokens.device, transformer.tokens.dtype
         known = {key: found for row in rows if (found := self.prefixes.get(key := row.prefix.tobytes())) is not None}
-        batch = lay(rows, known, device)
+        batch = lay(rows, known, transformer.device)
         x = F.embedding(batch.ids, transformer.tokens)
-        cosines, sines = rotary_angles(batch.positions, shape.head_dim, shape.rope_theta, dtype)
+        cosines, sines = rotary_angles(batch.positions, shape.head_dim, shape.rope_theta, transformer.dtype)
         per_key = (shape.n_kv_heads, shape.head_dim)
         keys, values = (x.new_empty((batch.n_keys + 1, *per_key)) for _ in range(2))
         new = [x.new_empty((shape.n_layers, 2, len(ids), *per_key)) for ids, _ in batch.new]

@@ -165,6 +165,11 @@ class _Connection(sqlite3.Connection):
         finally:
             super().close()
 
+    def __del__(self) -> None:
+        """Close what nobody has: where a task is cancelled while it connects, its connection is lost on the way."""
+        with suppress(sqlite3.Error):
+            super().close()
+
 
 _PLACES = ("host", "port", "dbname", "service", "options")  # of a URL's query, what says where a database is
 

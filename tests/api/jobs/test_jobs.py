@@ -17,6 +17,7 @@ import pytest
 from sqlalchemy import update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from fundament.api.jobs.batches import OpenAIBatch
 from fundament.config import Tier
 from fundament.depot.directory import Directory
 from fundament.errors import UnavailableError
@@ -355,6 +356,7 @@ def test_a_batch_knows_its_model_from_the_start(api: Api, folder: Path) -> None:
     asked = {"input_file_id": sent.json()["id"], "endpoint": "/v1/embeddings"}
     made = ask(api, key, "POST", "/v1/batches", json=asked).json()
     assert made["model"] == MODEL
+    assert made.keys() == OpenAIBatch.model_fields.keys()  # as the document says
 
 
 def test_a_job_waits_while_the_process_has_no_files_left(

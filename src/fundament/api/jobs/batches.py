@@ -58,6 +58,28 @@ class RequestCounts(BaseModel):
     failed: int
 
 
+class CachedTokens(BaseModel):
+    """Tokens read that were kept from before: none are."""
+
+    cached_tokens: int
+
+
+class ReasoningTokens(BaseModel):
+    """Tokens written before an answer: none are."""
+
+    reasoning_tokens: int
+
+
+class BatchUsage(BaseModel):
+    """Tokens of a job so far."""
+
+    input_tokens: int
+    input_tokens_details: CachedTokens
+    output_tokens: int
+    output_tokens_details: ReasoningTokens
+    total_tokens: int
+
+
 class OpenAIBatch(BaseModel):
     """A job made by OpenAI's clients; moments are in seconds."""
 
@@ -81,6 +103,7 @@ class OpenAIBatch(BaseModel):
     cancelling_at: int | None
     cancelled_at: int | None
     request_counts: RequestCounts
+    usage: BatchUsage
     metadata: dict[str, str] | None
 
 
