@@ -137,11 +137,15 @@ def test_sigterm_lets_running_requests_finish(tmp_path: Path) -> None:
 
 
 def test_a_terminal_that_closes_ends_the_server_in_good_order(tmp_path: Path) -> None:
-    with serving(tmp_path, **SMALL) as server:
-        caller = Caller(server)
-        server.signal(signal.SIGHUP)
-        assert caller.answer().startswith(b"HTTP/1.1 200")
-        assert server.exit_code() == 0
+    ours = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under `nohup` the server would inherit that it is ignored
+    try:
+        with serving(tmp_path, **SMALL) as server:
+            caller = Caller(server)
+            server.signal(signal.SIGHUP)
+            assert caller.answer().startswith(b"HTTP/1.1 200")
+            assert server.exit_code() == 0
+    finally:
+        signal.signal(signal.SIGHUP, ours)
 
 
 def test_work_past_the_deadline_is_given_up(tmp_path: Path) -> None:
