@@ -123,7 +123,10 @@ class ConversationTooLongError(FundamentError):
 
 
 class BodyError(FundamentError):
-    """A body that cannot be read: its status tells why (400 broken off, 413 too large, 415 of another type)."""
+    """A body that cannot be read: its status tells why.
+
+    400: broken off; 413: too large; 415: of another type; 499: its client has gone.
+    """
 
     code = None
 

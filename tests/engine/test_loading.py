@@ -24,6 +24,7 @@ from tests.checkpoints.jina_bert import jina_bert
 from tests.checkpoints.mpnet import mpnet
 from tests.checkpoints.omni import HIDDEN as OMNI_DIM
 from tests.checkpoints.omni import omni
+from tests.checkpoints.qwen_vl import HIDDEN as PICTURES_DIM
 from tests.checkpoints.qwen_vl import qwen_vl
 from tests.checkpoints.splade import splade
 from tests.checkpoints.t5 import t5
@@ -168,10 +169,12 @@ def test_the_most_that_a_model_may_take_counts_what_it_keeps(tmp_path: Path) -> 
     yes_no = qwen_reranker.write(tmp_path / "yes-no", qwen_reranker.GENERATIVE)
     media, known = omni(tmp_path / "omni", "nano"), CATALOG["jina-embeddings-v5-omni-nano"]
     facts = {"tasks": known.tasks, "default_task": known.default_task, "modalities": known.modalities, "dim": OMNI_DIM}
+    pictures = qwen_vl(tmp_path / "pictures", "v4")
     models: dict[Path, Any] = {
         listwise: qwen_reranker.load(listwise, "listwise"),
         yes_no: qwen_reranker.load(yes_no, "qwen"),
         media: load(media, "omni", groups=True, **facts),
+        pictures: load(pictures, "qwen_vl", context=512, dim=PICTURES_DIM, tasks=V4),
     }
     placement = Placement(torch.device("cpu"), torch.float32)
     for directory, model in models.items():

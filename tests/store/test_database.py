@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import inspect, text
@@ -56,8 +57,23 @@ def test_a_cancelled_transaction_is_undone_at_once(
         assert not inspect(connection).has_table("half")
 
 
-def test_who_is_cancelled_while_it_connects_leaves_no_connection(tmp_path: Path, runner: asyncio.Runner) -> None:
-    """Python says which were not closed, from 3.13 on: a warning, and so an error of the test that was running."""
+def test_who_is_cancelled_while_it_connects_leaves_no_connection(
+    tmp_path: Path, runner: asyncio.Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: set[int] = set()
+    closed: set[int] = set()
+
+    class Counted(database._Connection):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options)
+            self.number = len(opened)
+            opened.add(self.number)
+
+        def close(self) -> None:
+            super().close()
+            closed.add(self.number)
+
+    monkeypatch.setattr(database, "_Connection", Counted)
 
     async def read(store: Database) -> None:
         async with store.read() as connection:
@@ -76,6 +92,8 @@ def test_who_is_cancelled_while_it_connects_leaves_no_connection(tmp_path: Path,
     for n_steps in range(60):
         runner.run(cancel(n_steps))
     gc.collect()
+    assert opened
+    assert closed == opened
     assert not [thread for thread in threading.enumerate() if "connection" in thread.name]
 
 

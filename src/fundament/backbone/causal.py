@@ -29,6 +29,7 @@ def attend_slice(q: Tensor, keys: Tensor, values: Tensor, part: Slice, scoring: 
     Returns:
         `[tokens of the slice, heads * head_dim]`; zero for tokens of no row.
     """
+    assert scoring.causal and scoring.nearness is None
     if has_varlen(q):
         return _attend_varlen(q, keys, values, part, scoring)
     return _attend_pieces(q, keys, values, part.pieces, scoring)
@@ -36,6 +37,7 @@ def attend_slice(q: Tensor, keys: Tensor, values: Tensor, part: Slice, scoring: 
 
 def attend_asked(q: Tensor, keys: Tensor, values: Tensor, part: Slice, scoring: Scoring) -> Tensor:
     """The same of those tokens alone whose states are asked for, `[asked, heads * head_dim]`."""
+    assert scoring.causal and scoring.nearness is None
     if has_varlen(q):
         return _attend_varlen(q, keys, values, part, scoring)[part.kept]
     return _attend_pieces(q[part.kept], keys, values, part.asked, scoring)
@@ -65,6 +67,7 @@ def attend_last(q: Tensor, keys: Tensor, values: Tensor, out: Tensor, scoring: S
         out: the result, as `q`.
         scoring: causal, without nearness.
     """
+    assert scoring.causal and scoring.nearness is None
     before, window = len(keys) - len(q), scoring.window
     scale = 1 / math.sqrt(q.shape[-1]) if scoring.scale is None else scoring.scale
     products = not q.is_cuda and (q.dtype == torch.float32 or multiplies_faster(q.device, q.dtype))

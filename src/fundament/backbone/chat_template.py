@@ -1,4 +1,4 @@
-"""A conversation as the prompt that a checkpoint was trained on: its own chat template, in Jinja."""
+"""A checkpoint's own chat template, in Jinja: what it makes of a conversation, and whether it would change a pair."""
 
 import json
 import re

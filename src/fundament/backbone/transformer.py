@@ -149,9 +149,9 @@ class Transformer:
 
     Args:
         shape: what to build.
-        weights: every tensor that `parameters(shape)` names, on one device and in one dtype. Each matrix is asked for
-            once, and let go where the processor's own layout replaces it, so that a lazy mapping keeps one copy in
-            memory.
+        weights: every tensor that `parameters(shape)` names, on one `device`, all but the layers' matrices in the
+            `dtype` of the states. Each matrix is asked for once, and let go where the processor's own layout replaces
+            it, so that a lazy mapping keeps one copy in memory.
         adapters: rows name them by their place here.
 
     Raises:

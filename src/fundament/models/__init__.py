@@ -1,4 +1,7 @@
-"""One file per family. A catalogue entry names its family; the module of that name has `load` and `recognises`."""
+"""One file per family. A catalogue entry names its family; the module of that name has `load` and `recognises`.
+
+One whose models keep what they have read has `kept_bytes` too: how many bytes of it a model of that entry may keep.
+"""
 
 import importlib
 import pkgutil
