@@ -152,7 +152,7 @@ def products() -> None:
             exact = F.scaled_dot_product_attention(*whole)[0].transpose(0, 1).flatten(1)
             q, k, v = (part.bfloat16() for part in exactly)
             found = {}
-            whole_run = (q, k, v, packed, Run(0, 1, length), False, None, None, None)
+            whole_run = (q, k, v, packed, Run(0, 1, length), Scoring())
             mixed = torch.empty_like(q)
             for name, work in (
                 ("fused", partial(attention._attend_run, *whole_run)),
