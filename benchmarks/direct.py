@@ -5,7 +5,6 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -18,7 +17,6 @@ from transformers.utils import logging
 import corpus
 from contest import n_cores
 from fundament.backbone.device import Dtype
-from fundament.backbone.resources import use_cores
 from fundament.core import Array, Embed, Item, Model, Priority
 from fundament.engine.batcher import Batcher, Ticket
 from fundament.engine.local import EngineOptions, LocalEngine
@@ -87,7 +85,8 @@ def batcher_of(model: Model, *, n_threads: int, max_batch_tokens: int = 2_048) -
         f"{n_threads} by side",
         model,
         n_threads=n_threads,
-        set_up=partial(use_cores, max(1, n_cores() // n_threads)),
+        n_cores=n_cores(),
+        others_run=lambda: False,
         max_batch_tokens=max_batch_tokens,
         few_tokens=0,
         max_waiting_rows=1_000_000,

@@ -8,15 +8,18 @@ crowd   64 clients x 1 query beside one client: what gathering rows brings
 added   one query on an idle server beside a call of the engine
 gap     how long the event loop stands still while a body of 5 MB is read and tokenized
 start   from exec to the first answer, and the memory held
+both    a small and a large model of one process, each alone and both at once
 """
 
 import argparse
 import asyncio
 import re
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from itertools import cycle
@@ -30,11 +33,13 @@ import corpus
 import process
 from contest import machine, quantile, rounds, table, verdict
 from direct import DirectEngine
+from engine import random_bert
 from load import Client, Outcome, Target, load, request_of, steady_rate
 from process import Server
 
 EMBEDDINGS = "/v1/embeddings"
 N_PASSAGES = 64
+LARGE = "768x12"
 
 
 def bodies(inputs: Sequence[Sequence[str]], encoding: str) -> list[bytes]:
@@ -296,7 +301,62 @@ def start(n_rounds: int, _: float) -> None:
     verdict("first answer", answered, "<", 4, " s")
 
 
-PARTS = {"rate": (rate, 6.0), "crowd": (crowd, 4.0), "added": (added, 3.0), "gap": (gap, 3.0), "start": (start, 0.0)}
+def both(n_rounds: int, seconds: float) -> None:
+    """Requests per second of two models of one process: the other one idle, and both loaded."""
+    with tempfile.TemporaryDirectory() as scratch:
+        random_bert(Path(scratch), LARGE)
+        options = ("--model", corpus.model().spec.id, "--model", f"large={Path(scratch) / LARGE}")
+        with process.fundament(*options) as server:
+            target = Target(server.port, EMBEDDINGS)
+            kinds = {
+                "small, a query": (query_bodies(1_000), True),
+                "small, 64 passages": (bodies(passages(16), "base64"), False),
+                "large, 16 passages": ([_of_large(texts[:16]) for texts in passages(4)], False),
+            }
+
+            def lap(*names: str) -> list[Outcome]:
+                with ThreadPoolExecutor() as threads:
+                    working = [
+                        threads.submit(load, target, made, n_clients=1, seconds=seconds, short=short)
+                        for made, short in map(kinds.__getitem__, names)
+                    ]
+                    return [work.result() for work in working]
+
+            query, small, large = kinds
+            together = [(query,), (small,), (large,), (query, large), (small, large)]
+            laps = {" and ".join(names): partial(lap, *names) for names in together}
+            for one in laps.values():
+                one()
+            found = rounds(laps, n_rounds)
+    table(
+        f"one client each, a BERT of {LARGE} and random weights as the large model, median of {n_rounds} rounds",
+        ("loaded", "of it", "requests/s", "p50 ms", "p99 ms"),
+        [
+            (
+                loaded,
+                name,
+                f"{median(lap[place].rate for lap in found[loaded]):,.2f}",
+                f"{1000 * median(lap[place].p50 for lap in found[loaded]):,.1f}",
+                f"{1000 * median(lap[place].p99 for lap in found[loaded]):,.1f}",
+            )
+            for loaded, names in zip(found, together, strict=True)
+            for place, name in enumerate(names)
+        ],
+    )
+
+
+def _of_large(texts: Sequence[str]) -> bytes:
+    return orjson.dumps({"model": "large", "input": texts, "embedding_type": "base64"})
+
+
+PARTS = {
+    "rate": (rate, 6.0),
+    "crowd": (crowd, 4.0),
+    "added": (added, 3.0),
+    "gap": (gap, 3.0),
+    "start": (start, 0.0),
+    "both": (both, 4.0),
+}
 
 
 def main() -> None:

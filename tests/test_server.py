@@ -1,8 +1,12 @@
-"""The server's end: what is on its way is still answered."""
+"""What holds for the whole process, and its end: what is on its way is still answered."""
 
 import asyncio
+import json
+import os
 import signal
 import socket
+import subprocess
+import sys
 from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +16,26 @@ import pytest
 from fundament import server
 from fundament.config import Settings
 from tests.test_connections import GET, answering, close
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="GNU's OpenMP is Linux's")
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        ({}, {"OMP_WAIT_POLICY": "active", "GOMP_SPINCOUNT": "300000"}),
+        ({"OMP_WAIT_POLICY": "passive"}, {"OMP_WAIT_POLICY": "passive"}),
+        ({"GOMP_SPINCOUNT": "7"}, {"GOMP_SPINCOUNT": "7"}),
+    ],
+)
+def test_helpers_look_out_for_work_as_the_environment_says(given: dict[str, str], found: dict[str, str]) -> None:
+    program = (
+        "import json, os, sys; from fundament import config, server; server.prepare(config.Settings());"
+        "assert 'torch' not in sys.modules;"  # which reads them when it is loaded
+        "print(json.dumps({name: value for name, value in os.environ.items() if 'OMP_' in name}))"
+    )
+    kept = {name: value for name, value in os.environ.items() if "OMP_" not in name}
+    told = subprocess.run([sys.executable, "-c", program], env={**kept, **given}, capture_output=True, check=True)
+    assert json.loads(told.stdout) == found
 
 
 def test_what_was_sent_before_the_port_closed_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:

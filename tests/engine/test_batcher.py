@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import pytest
+import torch
 
 from fundament.core import Array, Call, Item, Priority, Result
 from fundament.engine.batcher import Batcher, Ticket
@@ -51,7 +52,8 @@ def model() -> Doubler:
 def started(model: Doubler, **options: object) -> Batcher:
     defaults: dict[str, object] = {
         "n_threads": 1,
-        "set_up": lambda: None,
+        "n_cores": 1,
+        "others_run": lambda: False,
         "max_batch_tokens": 1000,
         "few_tokens": 96,
         "max_waiting_rows": 100,
@@ -244,6 +246,39 @@ def test_a_few_rows_wait_for_a_batch_where_both_together_are_few(
         batcher.close()
         if together:
             assert model.batches == [[0], [1, 2]]
+
+
+@pytest.mark.parametrize("others", [False, True])
+def test_few_tokens_alone_divide_over_a_second_core_where_no_other_model_runs(
+    runner: asyncio.Runner, model: Doubler, others: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batcher, found, forward = started(model, n_threads=2, n_cores=2, others_run=lambda: others), [], model.forward
+
+    def counted(items: Sequence[Item]) -> list[Array]:
+        arrays = forward(items)
+        found.append((threading.current_thread().name, len(items), torch.get_num_threads()))
+        return arrays
+
+    async def call(n_rows: int) -> None:
+        """A call into idle threads, whose batches end when all of it is in one."""
+        model.gate.clear()
+        model.batches.clear()
+        await until(lambda: len(batcher._idle) == 2)
+        ticket = submit(batcher, items(*range(n_rows)))
+        await until(lambda: sum(map(len, model.batches)) == n_rows)
+        model.gate.set()
+        await ticket.done
+
+    async def scenario() -> None:
+        for n_rows in (1, 18, 1):
+            await call(n_rows)
+
+    monkeypatch.setattr(model, "forward", counted)
+    runner.run(scenario())
+    batcher.close()
+    few = ("doubler-0", 1, 1 if others else 2)
+    assert (found[0], found[-1]) == (few, few)
+    assert sorted(found[1:-1]) == [("doubler-0", 9, 1), ("doubler-1", 9, 1)]
 
 
 def test_many_rows_do_not_wait_for_a_batch_of_few(runner: asyncio.Runner, model: Doubler) -> None:

@@ -2,10 +2,12 @@
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 
+_DIVIDED = 65_536  # numbers of which PyTorch gives each core some, and no fewer than half as many
 _GROUPS, _GROUPS_TOP = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 
 
@@ -23,6 +25,23 @@ def use_cores(n: int) -> None:
     """Let the operators that the calling thread runs on a CPU divide over `n` cores."""
     torch.get_num_threads()  # a thread that has not asked before its first operator takes what another one set last
     torch.set_num_threads(n)
+
+
+def use_own_cores(n: int) -> None:
+    """The same, where the calling thread and the helpers that it divides with run on different cores.
+
+    A helper that sleeps is woken near the thread that wakes it, often on that thread's own core. There it waits until
+    that thread is interrupted, which itself waits for the helper. Where threads cannot be bound to cores this is
+    `use_cores`.
+    """
+    use_cores(n)
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_setaffinity") else []
+    if 1 < n <= len(cores):
+        own = cores[::n]
+        with suppress(OSError):  # not allowed, or other cores by now
+            os.sched_setaffinity(0, set(cores).difference(own))
+            torch.zeros(n * _DIVIDED).add_(1)  # starts the helpers, which stay where their thread was then
+            os.sched_setaffinity(0, own)
 
 
 def free_bytes(device: torch.device) -> int:

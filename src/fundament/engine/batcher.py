@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from fundament.backbone.resources import use_cores, use_own_cores
 from fundament.core import Array, Item, Model, Priority
 from fundament.engine.failures import device_lost, out_of_memory
 from fundament.engine.packing import dues, share, take_batch, turn
@@ -109,7 +110,8 @@ class Batcher:
         name: the model's id, for metrics and thread names.
         model: used by these threads only.
         n_threads: how many batches run side by side.
-        set_up: called once by each thread before its first batch.
+        n_cores: CPU cores that they divide among them.
+        others_run: whether other models compute now, and want the cores too.
         max_batch_tokens: most tokens of a batch.
         few_tokens: so many stay together in one thread, though others are free.
         max_waiting_rows: rows past which a call is refused; a call into an empty queue is always taken.
@@ -124,7 +126,8 @@ class Batcher:
         model: Model[Any, Any],
         *,
         n_threads: int,
-        set_up: Callable[[], None],
+        n_cores: int,
+        others_run: Callable[[], bool],
         max_batch_tokens: int,
         few_tokens: int,
         max_waiting_rows: int,
@@ -135,7 +138,10 @@ class Batcher:
         self.name, self.model = name, model
         self.max_batch_tokens = max_batch_tokens
         self.death: BaseException | None = None
-        self._set_up, self._few_tokens = set_up, few_tokens
+        self._few_tokens, self._others_run = few_tokens, others_run
+        self._n_cores = max(1, n_cores // n_threads)
+        # What few tokens that are alone divide over, in the first thread: a second core, where threads have one each.
+        self._n_cores_alone = 2 if few_tokens and n_threads > 1 and self._n_cores == 1 else self._n_cores
         self._max_waiting_rows, self._max_waiting_bytes = max_waiting_rows, max_waiting_bytes
         self._rescue = rescue
         self._lanes: dict[Priority, list[Row]] = {priority: [] for priority in Priority}  # each in the order of `due`
@@ -145,16 +151,23 @@ class Batcher:
         self._n_waiting_tokens, self._n_waiting_bytes, self._n_expected, self._closing = 0, 0, 0, False
         self._n_busy, self._n_alone = 0, 0  # the second: tokens of a batch of few that runs alone
         self._tokens_per_second = 0.0
-        self._condition = threading.Condition()
+        self._lock = threading.RLock()
+        self._idle: dict[int, threading.Condition] = {}  # of each thread that waits, by its number
         self._queue_seconds = metrics.queue_seconds.labels(name)
         self._forward_seconds = metrics.forward_seconds.labels(name)
         self._batch_fill, self._batch_rows = metrics.batch_fill.labels(name), metrics.batch_rows.labels(name)
         self._tokens, self._failed_rows = metrics.tokens.labels(name), metrics.failed_rows.labels(name)
         self._threads = [
-            threading.Thread(target=self._live, name=f"{name}-{number}", daemon=True) for number in range(n_threads)
+            threading.Thread(target=self._live, args=(number,), name=f"{name}-{number}", daemon=True)
+            for number in range(n_threads)
         ]
         for thread in self._threads:
             thread.start()
+
+    @property
+    def busy(self) -> bool:
+        """Whether a batch runs."""
+        return self._n_busy > 0
 
     @property
     def n_waiting(self) -> int:
@@ -168,12 +181,12 @@ class Batcher:
         Callers whose answers come together send their next requests together. Without this the first of them would go
         through the model alone, and the others wait for it.
         """
-        with self._condition:
+        with self._lock:
             self._n_expected += 1
         try:
             yield
         finally:
-            with self._condition:
+            with self._lock:
                 self._n_expected -= 1
                 self._wake()
 
@@ -187,7 +200,7 @@ class Batcher:
         different = [place for place in dict.fromkeys(ticket.rows) if place not in ticket.arrays]
         sizes = _sizes([items[place] for place in different])
         n_bytes = sum(sizes)
-        with self._condition:
+        with self._lock:
             if self.death is not None or self._closing:
                 raise UnavailableError(f"Model '{self.name}' has stopped: {self.death or 'the server is closing'}.")
             n_waiting = self.n_waiting
@@ -215,9 +228,9 @@ class Batcher:
             self._wake()
 
     def _wake(self) -> None:
-        """Wake a thread for what waits; the condition is held."""
-        if self.n_waiting and self._share():
-            self._condition.notify()
+        """Wake a thread for what waits, the first that is idle; the lock is held."""
+        if self._idle and self.n_waiting and self._share():
+            self._idle[min(self._idle)].notify()
 
     def _share(self) -> int:
         """How many of the tokens that wait a thread should take; 0 where they should wait."""
@@ -229,7 +242,7 @@ class Batcher:
 
     def drop(self, ticket: Ticket) -> None:
         """Forget a call that nobody waits for any more: its waiting rows cost nothing. Any thread may call this."""
-        with self._condition:
+        with self._lock:
             ticket.cancelled = True
             self._leave(ticket)
             for priority, lane in self._lanes.items():
@@ -238,9 +251,10 @@ class Batcher:
 
     def close(self, seconds: float | None = None) -> None:
         """Finish what runs and waits, then end the threads; those that still run after `seconds` are not waited for."""
-        with self._condition:
+        with self._lock:
             self._closing = True
-            self._condition.notify_all()
+            for condition in self._idle.values():
+                condition.notify()
         deadline = time.monotonic() + (seconds or 0)
         for thread in self._threads:
             thread.join(None if seconds is None else max(0.0, deadline - time.monotonic()))
@@ -248,11 +262,10 @@ class Batcher:
     def _seconds_to_drain(self) -> int:
         return max(1, min(60, round(self._n_waiting_tokens / (self._tokens_per_second or 1e9))))
 
-    def _live(self) -> None:
+    def _live(self, number: int) -> None:
         rows: list[Row] = []
         try:
-            self._set_up()
-            batches = self._batches()
+            batches = self._batches(number)
             while rows := next(batches, []):
                 self._run(rows)
                 rows = []  # while it waits, a thread keeps nothing of its last batch
@@ -261,7 +274,7 @@ class Batcher:
 
     def _die(self, error: BaseException, running: Sequence[Row]) -> None:
         say("model thread died", level=logging.CRITICAL, error=error, model=self.name)
-        with self._condition:
+        with self._lock:
             self.death = error
             unsettled = [row for row in running if row.place not in row.ticket.arrays]
             rows = [*unsettled, *(row for lane in self._lanes.values() for row in lane)]
@@ -270,22 +283,29 @@ class Batcher:
         failure = UnavailableError(f"Model '{self.name}' has stopped: {error!r}.")
         self._settle([(row, failure) for row in rows])
 
-    def _batches(self) -> Iterator[list[Row]]:
-        """Wait for rows and hand out batches until the end."""
+    def _batches(self, number: int) -> Iterator[list[Row]]:
+        """Wait for rows and hand out batches until the end, to one of the threads."""
+        helped = number == 0 and self._n_cores_alone > self._n_cores
+        (use_own_cores if helped else use_cores)(self._n_cores_alone if helped else self._n_cores)
+        condition = threading.Condition(self._lock)
         while True:
-            with self._condition:
+            with self._lock:
                 while not (rows := self._take()):
                     if self._closing:
                         return
-                    self._condition.wait()
+                    self._idle[number] = condition
+                    condition.wait()
+                    del self._idle[number]
                 n_tokens = sum(row.n_tokens for row in rows)
                 alone = not self._n_busy and not self.n_waiting and n_tokens <= self._few_tokens
                 self._n_busy += 1
                 if alone:
                     self._n_alone = n_tokens
                 self._wake()  # another thread, for the rest
+            if helped:
+                use_cores(self._n_cores_alone if alone and not self._others_run() else self._n_cores)
             yield rows
-            with self._condition:
+            with self._lock:
                 self._n_busy -= 1
                 if alone:
                     self._n_alone = 0
@@ -413,7 +433,7 @@ class Batcher:
     def _settle(self, results: Iterable[tuple[Row, Array | Exception]]) -> None:
         """Hand results to their tickets and wake the callers whose last row this was, one wake-up per event loop."""
         finished: dict[asyncio.AbstractEventLoop, list[Ticket]] = {}
-        with self._condition:
+        with self._lock:
             for row, result in results:
                 ticket = row.ticket
                 ticket.n_left -= 1

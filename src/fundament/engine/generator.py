@@ -102,6 +102,11 @@ class Generator:
         self._thread.start()
 
     @property
+    def busy(self) -> bool:
+        """Whether a conversation runs."""
+        return bool(self._running)
+
+    @property
     def n_waiting(self) -> int:
         """Conversations that have not begun."""
         return len(self._waiting)

@@ -42,7 +42,7 @@ from fundament.telemetry import Metrics, say
 
 _SIDE_BY_SIDE_BYTES = 256 * 1024**2
 _MOST_THREADS = 4
-_FEW_TOKENS = 96
+_BATCH_TOKENS, _FEW_TOKENS = 512, 96
 _FEW_ROWS = 64
 _SHORT_CHARACTERS = 4096  # of a call that others wait for while it is tokenized
 
@@ -351,15 +351,20 @@ class LocalEngine:
                 name,
                 model,
                 n_threads=n_threads,
-                set_up=partial(use_cores, max(1, self.n_cores // n_threads)),
+                n_cores=self.n_cores,
+                others_run=partial(self._others_run, name),
                 max_batch_tokens=max_tokens,
-                few_tokens=few_tokens_of(self.placement),
+                few_tokens=few_tokens_of(self.placement, self.n_cores),
                 max_waiting_rows=self.options.max_waiting_rows,
                 max_waiting_bytes=self.options.max_waiting_bytes,
                 rescue=None if self.placement.dtype == torch.float32 else partial(_in_float32, local),
                 metrics=self.metrics,
             ),
         )
+
+    def _others_run(self, model: str) -> bool:
+        """Whether other models compute now. Any thread may ask."""
+        return any(loaded.batcher.busy for name, loaded in list(self.memory.loaded.items()) if name != model)
 
     def _waiting(self) -> Sequence[tuple[str, float]]:
         return [(model, loaded.batcher.n_waiting) for model, loaded in self.memory.loaded.items()]
@@ -394,15 +399,18 @@ def batch_tokens_of(n_bytes: int, *, on_cpu: bool) -> int:
     """
     if not on_cpu:
         return 16_384
-    return 512 if n_bytes <= _SIDE_BY_SIDE_BYTES else 1_024
+    return _BATCH_TOKENS if n_bytes <= _SIDE_BY_SIDE_BYTES else 2 * _BATCH_TOKENS
 
 
-def few_tokens_of(placement: Placement) -> int:
-    """So few tokens go through a model together on a CPU.
+def few_tokens_of(placement: Placement, n_cores: int) -> int:
+    """So few tokens go through a small model together on a CPU, though other threads are free.
 
-    In bfloat16 their operators are so short that threads side by side wait for each other and for the interpreter
-    between them; in the wider formats they are not (`benchmarks/server.py --only crowd`).
+    On two cores one thread on both of them is faster than two on one each, as long as one batch holds what there is.
+    On more cores it leaves some idle; but in bfloat16 operators on a few tokens are so short that threads side by side
+    wait for each other and for the interpreter between them (`benchmarks/server.py --only crowd`).
     """
+    if n_cores < 4:
+        return _BATCH_TOKENS
     return _FEW_TOKENS if placement.dtype == torch.bfloat16 else 0
 
 
