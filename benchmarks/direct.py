@@ -86,7 +86,7 @@ def batcher_of(model: Model, *, n_threads: int, max_batch_tokens: int = 2_048) -
         model,
         n_threads=n_threads,
         n_cores=n_cores(),
-        others_run=lambda: False,
+        computing=set(),
         max_batch_tokens=max_batch_tokens,
         few_tokens=0,
         max_waiting_rows=1_000_000,

@@ -26,7 +26,7 @@ FOLDER = Path(__file__).parents[1] / "benchmarks"
         "listwise.py --layers 2 --rounds 1 --documents 8",
         "loading.py --layers 1 --rounds 1",
         "rerank.py --documents 1 --rounds 1",
-        "server.py --only crowd added gap start --rounds 1 --seconds 0.1",
+        "server.py --only crowd added gap start both --rounds 1 --seconds 0.1",
     ],
 )
 def test_a_program_runs_to_its_end(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

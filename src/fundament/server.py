@@ -132,10 +132,12 @@ def prepare(settings: Settings) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # Compiled products are kept by shape, some hundred for each model; the default holds 1,024 in all.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "8192")
-    if sys.platform == "linux" and not os.environ.keys() & {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"}:
-        # What GNU's OpenMP does by itself, but where a process has more threads than cores, as with two models: there
-        # helpers look out for the next operator ten times as long before they sleep.
-        os.environ.update(OMP_WAIT_POLICY="active", GOMP_SPINCOUNT="300000")
+    # What GNU's OpenMP does by itself, but where a process has more threads than cores, as with two models: there
+    # helpers look out for the next operator ten times as long before they sleep. LLVM's would look out for ever, but
+    # for the last.
+    openmp = {"OMP_WAIT_POLICY": "active", "GOMP_SPINCOUNT": "300000", "KMP_BLOCKTIME": "200"}
+    if not os.environ.keys() & openmp:
+        os.environ.update(openmp)
     # Names are looked up on the event loop's threads, half of them at once: those that do not answer hold theirs long.
     os.environ.setdefault("UV_THREADPOOL_SIZE", "64")
     # Tensors of 2 MiB and more lie in huge pages, which spares large models faults and lookups of pages.

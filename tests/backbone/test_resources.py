@@ -60,42 +60,49 @@ def test_control_groups_bound_cores_and_memory(
     assert found > 1_000_000 if free is None else found == free
 
 
-@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="threads cannot be bound to cores here")
+BINDS = pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="threads cannot be bound to cores here")
+
+
+@BINDS
 @pytest.mark.skipif(resources.n_cores() < 2, reason="there is one core")
-def test_a_thread_and_its_helpers_run_on_different_cores() -> None:
+def test_a_thread_that_divides_keeps_off_its_helpers_cores() -> None:
     def threads() -> set[int]:
         return {int(path.name) for path in Path("/proc/self/task").iterdir()}
 
-    def bound() -> tuple[set[int], list[set[int]]]:
+    def bound() -> list[object]:
         resources.use_cores(2)  # PyTorch has another pool, which gets its threads with this
         before = threads()
-        resources.use_own_cores(2)
+        own, cores = resources.start_helpers(2)
+        found = [os.sched_getaffinity(0)]
+        resources.keep_to(own)
         torch.ones(1 << 20).mul_(2)
-        return os.sched_getaffinity(0), [os.sched_getaffinity(thread) for thread in threads() - before]
+        found += [os.sched_getaffinity(0), *(os.sched_getaffinity(thread) for thread in threads() - before)]
+        resources.keep_to(cores)
+        return [own, *found, os.sched_getaffinity(0)]
 
     cores = os.sched_getaffinity(0)
     with ThreadPoolExecutor(1) as thread:
-        own, helpers = thread.submit(bound).result()
+        own, *found = thread.submit(bound).result()
     assert own
-    assert own < cores
-    assert helpers == [cores - own]
+    assert found == [cores, own, cores - own, cores]
     assert os.sched_getaffinity(0) == cores
 
 
 @pytest.mark.parametrize("n", [1, 1_000])
 def test_a_thread_without_helpers_or_with_more_than_cores_is_not_bound(n: int) -> None:
-    def bound() -> tuple[set[int], int]:
-        resources.use_own_cores(n)
-        return os.sched_getaffinity(0), torch.get_num_threads()
-
     with ThreadPoolExecutor(1) as thread:
-        assert thread.submit(bound).result() == (os.sched_getaffinity(0), n)
+        assert thread.submit(resources.start_helpers, n).result() == (set(), set())
+        assert thread.submit(torch.get_num_threads).result() == n
 
 
+@BINDS
+@pytest.mark.skipif(resources.n_cores() < 2, reason="there is one core")
 def test_a_thread_that_may_not_bind_itself_runs_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(_: int, __: object) -> None:
         raise PermissionError
 
-    monkeypatch.setattr(resources.os, "sched_setaffinity", refused, raising=False)
-    with ThreadPoolExecutor(1, initializer=resources.use_own_cores, initargs=(2,)) as thread:
+    monkeypatch.setattr(resources.os, "sched_setaffinity", refused)
+    with ThreadPoolExecutor(1) as thread:
+        own, _ = thread.submit(resources.start_helpers, 2).result()
+        thread.submit(resources.keep_to, own).result()
         assert thread.submit(torch.get_num_threads).result() == 2

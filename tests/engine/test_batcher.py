@@ -53,7 +53,7 @@ def started(model: Doubler, **options: object) -> Batcher:
     defaults: dict[str, object] = {
         "n_threads": 1,
         "n_cores": 1,
-        "others_run": lambda: False,
+        "computing": set(),
         "max_batch_tokens": 1000,
         "few_tokens": 96,
         "max_waiting_rows": 100,
@@ -248,14 +248,16 @@ def test_a_few_rows_wait_for_a_batch_where_both_together_are_few(
             assert model.batches == [[0], [1, 2]]
 
 
-@pytest.mark.parametrize("others", [False, True])
+@pytest.mark.parametrize("others", [set(), {"another"}])
 def test_few_tokens_alone_divide_over_a_second_core_where_no_other_model_runs(
-    runner: asyncio.Runner, model: Doubler, others: bool, monkeypatch: pytest.MonkeyPatch
+    runner: asyncio.Runner, model: Doubler, others: set[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    batcher, found, forward = started(model, n_threads=2, n_cores=2, others_run=lambda: others), [], model.forward
+    computing = set(others)
+    batcher, found, forward = started(model, n_threads=2, n_cores=2, computing=computing), [], model.forward
 
     def counted(items: Sequence[Item]) -> list[Array]:
         arrays = forward(items)
+        assert computing == {*others, "doubler"}
         found.append((threading.current_thread().name, len(items), torch.get_num_threads()))
         return arrays
 
@@ -276,9 +278,26 @@ def test_few_tokens_alone_divide_over_a_second_core_where_no_other_model_runs(
     monkeypatch.setattr(model, "forward", counted)
     runner.run(scenario())
     batcher.close()
+    assert computing == others
     few = ("doubler-0", 1, 1 if others else 2)
     assert (found[0], found[-1]) == (few, few)
     assert sorted(found[1:-1]) == [("doubler-0", 9, 1), ("doubler-1", 9, 1)]
+
+
+def test_no_more_tokens_are_few_than_a_batch_holds(runner: asyncio.Runner, model: Doubler) -> None:
+    batcher = started(model, n_threads=2, few_tokens=500, max_batch_tokens=100)
+
+    async def scenario() -> None:
+        first = submit(batcher, items(0))
+        await until(lambda: model.batches)
+        others = submit(batcher, items(*range(1, 11)))
+        await until(lambda: len(model.batches) == 2)
+        model.gate.set()
+        await asyncio.gather(first.done, others.done)
+
+    model.gate.clear()
+    runner.run(scenario())
+    batcher.close()
 
 
 def test_many_rows_do_not_wait_for_a_batch_of_few(runner: asyncio.Runner, model: Doubler) -> None:

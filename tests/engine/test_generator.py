@@ -64,7 +64,13 @@ class Counter:
 @contextmanager
 def running(model: Counter, cache_bytes: int = 1_000) -> Iterator[Generator]:
     generator = Generator(
-        "counter", model, set_up=lambda: None, max_step_tokens=8, cache_bytes=cache_bytes, metrics=Metrics()
+        "counter",
+        model,
+        set_up=lambda: None,
+        computing=set(),
+        max_step_tokens=8,
+        cache_bytes=cache_bytes,
+        metrics=Metrics(),
     )
     try:
         yield generator

@@ -27,21 +27,33 @@ def use_cores(n: int) -> None:
     torch.set_num_threads(n)
 
 
-def use_own_cores(n: int) -> None:
-    """The same, where the calling thread and the helpers that it divides with run on different cores.
+def start_helpers(n: int) -> tuple[set[int], set[int]]:
+    """Let the operators that the calling thread runs divide over `n` cores, its helpers bound to some of them.
 
     A helper that sleeps is woken near the thread that wakes it, often on that thread's own core. There it waits until
-    that thread is interrupted, which itself waits for the helper. Where threads cannot be bound to cores this is
-    `use_cores`.
+    that thread is interrupted, which itself waits for the helper. So while it divides, the thread keeps off its
+    helpers' cores.
+
+    Returns:
+        The cores for the thread to keep to while it divides, and while it does not; empty where there are too few, and
+        where threads cannot be bound.
     """
     use_cores(n)
-    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_setaffinity") else []
-    if 1 < n <= len(cores):
-        own = cores[::n]
+    cores = os.sched_getaffinity(0) if hasattr(os, "sched_setaffinity") else set()
+    if not 1 < n <= len(cores):
+        return set(), set()
+    own = set(sorted(cores)[::n])
+    keep_to(cores - own)
+    torch.zeros(n * _DIVIDED).add_(1)  # starts the helpers, which stay where their thread was then
+    keep_to(cores)
+    return own, cores
+
+
+def keep_to(cores: set[int]) -> None:
+    """Bind the calling thread to these cores, if any."""
+    if cores:
         with suppress(OSError):  # not allowed, or other cores by now
-            os.sched_setaffinity(0, set(cores).difference(own))
-            torch.zeros(n * _DIVIDED).add_(1)  # starts the helpers, which stay where their thread was then
-            os.sched_setaffinity(0, own)
+            os.sched_setaffinity(0, cores)
 
 
 def free_bytes(device: torch.device) -> int:

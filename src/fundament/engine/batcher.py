@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from fundament.backbone.resources import use_cores, use_own_cores
+from fundament.backbone.resources import keep_to, start_helpers, use_cores
 from fundament.core import Array, Item, Model, Priority
 from fundament.engine.failures import device_lost, out_of_memory
 from fundament.engine.packing import dues, share, take_batch, turn
@@ -111,7 +111,7 @@ class Batcher:
         model: used by these threads only.
         n_threads: how many batches run side by side.
         n_cores: CPU cores that they divide among them.
-        others_run: whether other models compute now, and want the cores too.
+        computing: the models of this engine that compute now, kept by the threads of each.
         max_batch_tokens: most tokens of a batch.
         few_tokens: so many stay together in one thread, though others are free.
         max_waiting_rows: rows past which a call is refused; a call into an empty queue is always taken.
@@ -127,7 +127,7 @@ class Batcher:
         *,
         n_threads: int,
         n_cores: int,
-        others_run: Callable[[], bool],
+        computing: set[str],
         max_batch_tokens: int,
         few_tokens: int,
         max_waiting_rows: int,
@@ -138,7 +138,7 @@ class Batcher:
         self.name, self.model = name, model
         self.max_batch_tokens = max_batch_tokens
         self.death: BaseException | None = None
-        self._few_tokens, self._others_run = few_tokens, others_run
+        self._few_tokens, self._computing = few_tokens, computing
         self._n_cores = max(1, n_cores // n_threads)
         # What few tokens that are alone divide over, in the first thread: a second core, where threads have one each.
         self._n_cores_alone = 2 if few_tokens and n_threads > 1 and self._n_cores == 1 else self._n_cores
@@ -163,11 +163,6 @@ class Batcher:
         ]
         for thread in self._threads:
             thread.start()
-
-    @property
-    def busy(self) -> bool:
-        """Whether a batch runs."""
-        return self._n_busy > 0
 
     @property
     def n_waiting(self) -> int:
@@ -236,9 +231,8 @@ class Batcher:
         """How many of the tokens that wait a thread should take; 0 where they should wait."""
         if self._n_expected and self._n_waiting_tokens < _COMPANY_TOKENS and not self._closing:
             return 0
-        return share(
-            self._n_waiting_tokens, len(self._threads) - self._n_busy, n_alone=self._n_alone, few=self._few_tokens
-        )
+        few = min(self._few_tokens, self.max_batch_tokens)
+        return share(self._n_waiting_tokens, len(self._threads) - self._n_busy, n_alone=self._n_alone, few=few)
 
     def drop(self, ticket: Ticket) -> None:
         """Forget a call that nobody waits for any more: its waiting rows cost nothing. Any thread may call this."""
@@ -263,10 +257,17 @@ class Batcher:
         return max(1, min(60, round(self._n_waiting_tokens / (self._tokens_per_second or 1e9))))
 
     def _live(self, number: int) -> None:
+        helped = number == 0 and self._n_cores_alone > self._n_cores
         rows: list[Row] = []
         try:
-            batches = self._batches(number)
-            while rows := next(batches, []):
+            own, cores = start_helpers(self._n_cores_alone) if helped else (set(), set())
+            use_cores(self._n_cores)
+            divides = False
+            for rows, alone in self._batches(number):
+                if helped and divides != (alone and self._computing == {self.name}):
+                    divides = not divides
+                    use_cores(self._n_cores_alone if divides else self._n_cores)
+                    keep_to(own if divides else cores)
                 self._run(rows)
                 rows = []  # while it waits, a thread keeps nothing of its last batch
         except BaseException as error:
@@ -276,6 +277,7 @@ class Batcher:
         say("model thread died", level=logging.CRITICAL, error=error, model=self.name)
         with self._lock:
             self.death = error
+            self._computing.discard(self.name)
             unsettled = [row for row in running if row.place not in row.ticket.arrays]
             rows = [*unsettled, *(row for lane in self._lanes.values() for row in lane)]
             for lane in self._lanes.values():
@@ -283,10 +285,8 @@ class Batcher:
         failure = UnavailableError(f"Model '{self.name}' has stopped: {error!r}.")
         self._settle([(row, failure) for row in rows])
 
-    def _batches(self, number: int) -> Iterator[list[Row]]:
-        """Wait for rows and hand out batches until the end, to one of the threads."""
-        helped = number == 0 and self._n_cores_alone > self._n_cores
-        (use_own_cores if helped else use_cores)(self._n_cores_alone if helped else self._n_cores)
+    def _batches(self, number: int) -> Iterator[tuple[list[Row], bool]]:
+        """Wait for rows and hand out batches until the end, to one of the threads, and whether each runs alone."""
         condition = threading.Condition(self._lock)
         while True:
             with self._lock:
@@ -299,14 +299,15 @@ class Batcher:
                 n_tokens = sum(row.n_tokens for row in rows)
                 alone = not self._n_busy and not self.n_waiting and n_tokens <= self._few_tokens
                 self._n_busy += 1
+                self._computing.add(self.name)
                 if alone:
                     self._n_alone = n_tokens
                 self._wake()  # another thread, for the rest
-            if helped:
-                use_cores(self._n_cores_alone if alone and not self._others_run() else self._n_cores)
-            yield rows
+            yield rows, alone
             with self._lock:
                 self._n_busy -= 1
+                if not self._n_busy:
+                    self._computing.discard(self.name)
                 if alone:
                     self._n_alone = 0
 

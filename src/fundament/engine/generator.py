@@ -71,6 +71,7 @@ class Generator:
         name: the model's id, for metrics and the thread's name.
         model: used by this thread only, but for `prepare`.
         set_up: called once by the thread.
+        computing: the models of this engine that compute now, kept by the threads of each.
         max_step_tokens: most tokens of a step, where not more conversations write.
         cache_bytes: most that keys and values of all conversations take, and the pictures of those that wait.
         metrics: where steps are counted.
@@ -82,13 +83,14 @@ class Generator:
         model: Writer,
         *,
         set_up: Callable[[], None],
+        computing: set[str],
         max_step_tokens: int,
         cache_bytes: int,
         metrics: Metrics,
     ) -> None:
         self.name, self.model = name, model
         self.death: BaseException | None = None
-        self._set_up, self._max_step_tokens = set_up, max_step_tokens
+        self._set_up, self._computing, self._max_step_tokens = set_up, computing, max_step_tokens
         self._cache_bytes, self._most_tokens = cache_bytes, cache_bytes // model.token_bytes
         self._waiting: deque[Conversation] = deque()
         self._running: list[Conversation] = []
@@ -100,11 +102,6 @@ class Generator:
         self._failed_rows = metrics.failed_rows.labels(name)
         self._thread = threading.Thread(target=self._live, name=f"{name}-0", daemon=True)
         self._thread.start()
-
-    @property
-    def busy(self) -> bool:
-        """Whether a conversation runs."""
-        return bool(self._running)
 
     @property
     def n_waiting(self) -> int:
@@ -159,6 +156,7 @@ class Generator:
             say("model thread died", level=logging.CRITICAL, error=error, model=self.name)
             with self._condition:
                 self.death = error
+                self._computing.discard(self.name)
                 left, self._running = [*self._running, *self._waiting], []
                 self._waiting.clear()
             for conversation in left:
@@ -169,9 +167,11 @@ class Generator:
         with self._condition:
             self._running = [each for each in self._running if not each.cancelled]
             while not self._running and not self._waiting:
+                self._computing.discard(self.name)
                 if self._closing:
                     return False
                 self._condition.wait()
+            self._computing.add(self.name)
             room = self._most_tokens - sum(each.n_tokens for each in self._running)
             begun = []
             while self._waiting and self._waiting[0].n_tokens <= room:

@@ -111,6 +111,7 @@ class LocalEngine:
             measure=self._measure,
             load=self._load,
         )
+        self._computing: set[str] = set()
         self._n_readers = max(2, self.n_cores)
         self._working: set[Future[Any]] = set()  # what its threads do that may take long
         # OpenMP's threads stay with the thread that first needed them, and where a process has more than cores they
@@ -340,6 +341,7 @@ class LocalEngine:
                 name,
                 cast("Writer", model),
                 set_up=partial(use_cores, self.n_cores),
+                computing=self._computing,
                 max_step_tokens=max_tokens,
                 cache_bytes=self.options.cache_bytes,
                 metrics=self.metrics,
@@ -352,7 +354,7 @@ class LocalEngine:
                 model,
                 n_threads=n_threads,
                 n_cores=self.n_cores,
-                others_run=partial(self._others_run, name),
+                computing=self._computing,
                 max_batch_tokens=max_tokens,
                 few_tokens=few_tokens_of(self.placement, self.n_cores),
                 max_waiting_rows=self.options.max_waiting_rows,
@@ -361,10 +363,6 @@ class LocalEngine:
                 metrics=self.metrics,
             ),
         )
-
-    def _others_run(self, model: str) -> bool:
-        """Whether other models compute now. Any thread may ask."""
-        return any(loaded.batcher.busy for name, loaded in list(self.memory.loaded.items()) if name != model)
 
     def _waiting(self) -> Sequence[tuple[str, float]]:
         return [(model, loaded.batcher.n_waiting) for model, loaded in self.memory.loaded.items()]
@@ -406,10 +404,10 @@ def few_tokens_of(placement: Placement, n_cores: int) -> int:
     """So few tokens go through a small model together on a CPU, though other threads are free.
 
     On two cores one thread on both of them is faster than two on one each, as long as one batch holds what there is.
-    On more cores it leaves some idle; but in bfloat16 operators on a few tokens are so short that threads side by side
+    On more cores it leaves some idle, but in bfloat16 operators on a few tokens are so short that threads side by side
     wait for each other and for the interpreter between them (`benchmarks/server.py --only crowd`).
     """
-    if n_cores < 4:
+    if n_cores < 3:
         return _BATCH_TOKENS
     return _FEW_TOKENS if placement.dtype == torch.bfloat16 else 0
 
