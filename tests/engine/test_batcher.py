@@ -562,6 +562,7 @@ def test_a_dead_thread_fails_what_runs_and_waits_and_says_so(
             with pytest.raises(UnavailableError, match="stopped"):
                 await ticket.done
         assert batcher.death is error
+        assert not batcher._computing
         with pytest.raises(UnavailableError, match="stopped"):
             submit(batcher, items(2))
 

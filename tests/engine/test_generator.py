@@ -140,6 +140,21 @@ def test_those_who_come_later_join_those_who_write() -> None:
     play(scene)
 
 
+def test_it_says_while_it_computes() -> None:
+    async def scene() -> None:
+        model = Counter()
+        with running(model) as generator:
+            assert not generator._computing
+            model.gate.clear()
+            generator.submit(conversation := ask(3, 2))
+            await until(lambda: generator._computing == {"counter"})
+            model.gate.set()
+            assert await whole(conversation) == "1 2"
+            await until(lambda: not generator._computing)
+
+    play(scene)
+
+
 def test_who_finds_no_room_waits_and_who_never_would_is_refused() -> None:
     async def scene() -> None:
         model = Counter()
@@ -250,5 +265,6 @@ def test_a_thread_that_dies_tells_everybody(part: str, error: BaseException) -> 
             with pytest.raises(UnavailableError, match="has stopped"):
                 await conversation.next()
             assert generator.death is error
+            assert not generator._computing
 
     play(scene)
