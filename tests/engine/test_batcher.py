@@ -284,24 +284,11 @@ def test_few_tokens_alone_divide_over_a_second_core_where_no_other_model_runs(
     assert sorted(found[1:-1]) == [("doubler-0", 9, 1), ("doubler-1", 9, 1)]
 
 
-def test_no_more_tokens_are_few_than_a_batch_holds(runner: asyncio.Runner, model: Doubler) -> None:
-    batcher = started(model, n_threads=2, few_tokens=500, max_batch_tokens=100)
-
-    async def scenario() -> None:
-        first = submit(batcher, items(0))
-        await until(lambda: model.batches)
-        others = submit(batcher, items(*range(1, 11)))
-        await until(lambda: len(model.batches) == 2)
-        model.gate.set()
-        await asyncio.gather(first.done, others.done)
-
-    model.gate.clear()
-    runner.run(scenario())
-    batcher.close()
-
-
-def test_many_rows_do_not_wait_for_a_batch_of_few(runner: asyncio.Runner, model: Doubler) -> None:
-    batcher = started(model, n_threads=2)
+@pytest.mark.parametrize("limits", [{}, {"few_tokens": 500, "max_batch_tokens": 100}], ids=["few", "a batch"])
+def test_rows_do_not_wait_for_a_batch_with_which_they_are_more_than_few_or_than_one_holds(
+    runner: asyncio.Runner, model: Doubler, limits: dict[str, int]
+) -> None:
+    batcher = started(model, n_threads=2, **limits)
 
     async def scenario() -> None:
         first = submit(batcher, items(0))
