@@ -94,7 +94,7 @@ def adapter(shape: Shape, rank: int, dtype: torch.dtype) -> Adapter:
 def seconds(model: Transformer, packed: Packed) -> float:
     """One forward pass, in seconds on its core."""
     started = thread_time()
-    model(replace(packed, biases={}))
+    model(replace(packed, kept={}))
     return thread_time() - started
 
 

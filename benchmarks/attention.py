@@ -4,7 +4,7 @@ python benchmarks/attention.py
 
 1. Keys in multiples of 16, reaching over the row's end, beside the row's own number of keys.
 2. The same for causal rows, where the kernel could skip half of the scores instead.
-3. Short rows in bundles, beside one call per row.
+3. Short rows in bundles, beside one call per row, and two ways to lay tokens in places.
 4. Attention in two products beside the fused kernel, with the error of both.
 5. The same of language models' causal rows, which share key heads.
 6. Root-mean-square norms and rotations beside PyTorch's and the textbook's.
@@ -119,7 +119,7 @@ def bundles() -> None:
             packed, (q, k, v) = rows(lengths, heads, head_dim, torch.bfloat16)
 
             def each(runs: tuple[Run, ...], q=q, k=k, v=v, packed=packed) -> float:
-                divided = replace(packed, runs=runs, biases={})
+                divided = replace(packed, runs=runs, kept={})
                 return microseconds(lambda: attend(q, k, v, divided, Scoring())) / len(packed.lengths)
 
             starts = itertools.pairwise(packed.bounds)
@@ -140,6 +140,13 @@ def bundles() -> None:
         lines,
     )
     assert group([5, 5])[0].row_lengths, "short rows are bundled"
+    tokens = torch.randint(0, 272, (320,))
+    lines = []
+    for heads, head_dim in HEADS:
+        q = torch.randn(272, 3 * heads, head_dim).bfloat16()[:, :heads]
+        other, ours = microseconds(lambda q=q: q[tokens]), microseconds(lambda q=q: q.index_select(0, tokens))
+        lines.append((f"{heads} x {head_dim}", f"{other:.0f}", f"{ours:.0f}", f"{other / ours:.1f}"))
+    table("272 tokens laid in 320 places, microseconds", ("heads x size", "[]", "index_select", "x"), lines)
 
 
 def products() -> None:

@@ -1,7 +1,6 @@
 """Attention over packed rows: each row sees itself alone."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fundament.backbone.packed import Edge, Packed, Run
+from fundament.backbone.packed import Edge, Packed, Run, places_of
 from fundament.backbone.positions import Nearness
 from fundament.backbone.products import LANES, attend_in_products, multiplies_faster
 
@@ -43,7 +42,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, packed: Packed, scoring: Scoring, ed
     """Scaled dot-product attention within each row.
 
     Args:
-        q: `[tokens, heads, head_dim]`; of an edge its tokens alone.
+        q: `[tokens, heads, head_dim]`.
         k: `[tokens, kv_heads, head_dim]`; each serves `heads // kv_heads` query heads.
         v: as `k`.
         packed: where rows begin and end.
@@ -51,14 +50,15 @@ def attend(q: Tensor, k: Tensor, v: Tensor, packed: Packed, scoring: Scoring, ed
         edge: the tokens that ask; None means all.
 
     Returns:
-        `[tokens, heads * head_dim]`, a row for each row of `q`.
+        What each token that asks has mixed, `[tokens, heads * head_dim]`.
     """
     if edge is not None:
         return _attend_edge(q, k, v, packed, edge, scoring)
     if has_varlen(q) and scoring.nearness is None and packed.unseen is None:
         rows = (packed.offsets, packed.longest)
         return attend_varlen(q, k, v, rows, rows, scoring)
-    in_products = [run.length >= _PRODUCT_TOKENS and multiplies_faster(q.device, q.dtype) for run in packed.runs]
+    least = _PRODUCT_TOKENS if multiplies_faster(q.device, q.dtype) else math.inf
+    in_products = [run.length >= least and not run.row_lengths for run in packed.runs]
     if not any(in_products):
         parts = [_attend_run(q, k, v, packed, run, scoring) for run in packed.runs]
         if further := len(q) - sum(map(len, parts)):
@@ -125,38 +125,117 @@ def attend_varlen(
 def _attend_edge(q: Tensor, k: Tensor, v: Tensor, packed: Packed, edge: Edge, scoring: Scoring) -> Tensor:
     plain = scoring.window is None and scoring.nearness is None and packed.unseen is None
     sees_all = plain and (edge.which == "last" or not scoring.causal)
+    asking = q[edge.tokens]
     if sees_all and has_varlen(q):
         whole = Scoring(scale=scoring.scale)
-        return attend_varlen(q, k, v, (edge.offsets, 1), (packed.offsets, packed.longest), whole)
+        return attend_varlen(asking, k, v, (edge.offsets, 1), (packed.offsets, packed.longest), whole)
     parts, row = [], 0
     for run in packed.runs:
-        lengths = np.array(run.row_lengths or [run.length])
-        stops = np.cumsum(lengths)
-        queries = tuple((stops - lengths if edge.which == "first" else stops - 1).tolist())
-        n = run.n_blocks * len(queries)
-        asking = q[row : row + n].unflatten(0, (run.n_blocks, -1)).transpose(1, 2)
+        n = len(run.row_lengths) or run.n_blocks
+        wanted = slice(row, row + n)
+        row += n
+        if run.row_lengths:
+            parts.append(_attend_bundles(q, k, v, packed, run, scoring, edge.tokens[wanted]))
+            continue
         begin, width = _reach(run, len(k))
         bias = None
-        if not sees_all or run.row_lengths or width > run.length:
-            bias = _bias(packed, _Scores(run, queries, begin, width), scoring, q)
+        if not sees_all or width > run.length:
+            place = 0 if edge.which == "first" else run.length - 1
+            bias = _bias(packed, _Scores(run, range(place, place + 1), begin, width), scoring, q)
         keys, values = (_for_heads(_blocks(part, run, begin, width), q.shape[1]) for part in (k, v))
-        grouped = keys.shape[1] != q.shape[1]
         out = F.scaled_dot_product_attention(
-            asking, keys, values, attn_mask=bias, scale=scoring.scale, enable_gqa=grouped
+            asking[wanted, :, None],
+            keys,
+            values,
+            attn_mask=bias,
+            scale=scoring.scale,
+            enable_gqa=keys.shape[1] != q.shape[1],
         )
-        parts.append(out.transpose(1, 2).reshape(n, -1))
-        row += n
-    if len(q) > row:
-        parts.append(q.new_zeros(len(q) - row, parts[0].shape[1]))
+        parts.append(out.flatten(1))
+    if len(asking) > row:
+        parts.append(q.new_zeros(len(asking) - row, parts[0].shape[1]))
     return torch.cat(parts)
 
 
+@dataclass(frozen=True, slots=True)
+class _Bundles:
+    """How the rows of a run lie in bundles.
+
+    Attributes:
+        tokens: which token is in each place, int64 `[bundles * places]`; in one that is left over, the run's first.
+        places: where each token is, int64 `[tokens]`; those of no row that follow the run are where its first is.
+        bias: what is added to scores, `[bundles, 1 or heads, places, places]`.
+    """
+
+    tokens: Tensor
+    places: Tensor
+    bias: Tensor
+
+
+def _attend_bundles(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    packed: Packed,
+    run: Run,
+    scoring: Scoring,
+    asking: Tensor | None = None,
+) -> Tensor:
+    """What `asking`, tokens of the run, mix; without them all of it, and the tokens of no row that follow it."""
+    if (run.start, scoring.window) not in packed.kept:
+        packed.kept[run.start, scoring.window] = _bundled(packed, run, scoring, q)
+    bundles: _Bundles = packed.kept[run.start, scoring.window]
+    size = (run.n_blocks, run.length, -1, q.shape[2])
+    # Not by `[]`, which takes eight times as long (`benchmarks/attention.py`).
+    queries, keys, values = (part.index_select(0, bundles.tokens).view(size).transpose(1, 2) for part in (q, k, v))
+    keys, values = _for_heads(keys, q.shape[1]), _for_heads(values, q.shape[1])
+    out = F.scaled_dot_product_attention(
+        queries,
+        keys,
+        values,
+        attn_mask=bundles.bias,
+        scale=scoring.scale,
+        enable_gqa=keys.shape[1] != q.shape[1],
+    )
+    places = bundles.places if asking is None else bundles.places[asking - run.start]
+    return out.transpose(1, 2).reshape(-1, q.shape[1] * q.shape[2]).index_select(0, places)
+
+
+def _bundled(packed: Packed, run: Run, scoring: Scoring, like: Tensor) -> _Bundles:
+    begins, n_bundles = places_of(run.row_lengths, run.length)
+    lengths = np.array(run.row_lengths)
+    numbers = np.repeat(np.arange(len(lengths)), lengths)
+    first_tokens = np.cumsum(lengths) - lengths
+    own = np.arange(len(numbers)) + (np.array(begins) - first_tokens)[numbers]
+    further = len(like) - run.stop if run.stop == packed.n_tokens else 0
+    tokens = np.full(n_bundles * run.length, run.start)
+    tokens[own] = run.start + np.arange(len(numbers))
+    rows = np.full(n_bundles * run.length, -1)  # places that are left over see each other, so that all is finite
+    rows[own] = numbers
+    token, row = (torch.from_numpy(each.reshape(n_bundles, -1)).to(like.device) for each in (tokens, rows))
+    hidden = row[:, :, None] != row[:, None, :]
+    place = torch.arange(run.length, device=like.device)
+    after = place - place[:, None]  # how many places a key comes after its query
+    if scoring.causal:
+        hidden = hidden | (after > 0)
+        if scoring.window is not None:
+            hidden = hidden | (-after >= scoring.window)
+    if packed.unseen is not None:
+        hidden = hidden | F.pad(packed.unseen, (0, len(like) - len(packed.unseen)))[token][:, None, :]
+    near = torch.zeros(1, 1, 1, device=like.device) if scoring.nearness is None else scoring.nearness(after)
+    bias = torch.where(hidden[:, None], float("-inf"), near).to(like.dtype)
+    places = torch.from_numpy(np.concatenate([own, np.full(further, own[0])])).to(like.device)
+    return _Bundles(token.flatten(), places, bias)
+
+
 def _attend_run(q: Tensor, k: Tensor, v: Tensor, packed: Packed, run: Run, scoring: Scoring) -> Tensor:
+    if run.row_lengths:
+        return _attend_bundles(q, k, v, packed, run, scoring)
     n_asking, n_heads = run.length, q.shape[1]
     if run.n_blocks == 1 and run.stop == packed.n_tokens and run.length < _PRODUCT_TOKENS:
         n_asking = len(q) - run.start  # tokens of no row ask too, so that nothing is filled up afterwards
     queries = _blocks(q, run, run.start, n_asking)
-    plain = scoring.nearness is None and packed.unseen is None and not run.row_lengths
+    plain = scoring.nearness is None and packed.unseen is None
     sees_all = plain and (scoring.window is None or scoring.window >= run.length)
     if sees_all and scoring.causal and run.length > _CAUSAL_BIAS_TOKENS:
         keys, values = (_for_heads(_blocks(part, run, run.start, run.length), n_heads) for part in (k, v))
@@ -203,7 +282,7 @@ def _attend_run_in_products(
         end = -(-(last if scoring.causal else length) // LANES) * LANES
         # From which key on any is hidden, or scored by its place.
         changed = length
-        if packed.unseen is not None or run.row_lengths or scoring.nearness is not None or scoring.window is not None:
+        if packed.unseen is not None or scoring.nearness is not None or scoring.window is not None:
             changed = 0
         elif scoring.causal:
             changed = first
@@ -252,7 +331,7 @@ class _Scores:
     """A rectangle of attention scores of a run's blocks: some of its tokens by `width` keys from `begin` on."""
 
     run: Run
-    queries: Sequence[int]
+    queries: range
     begin: int
     width: int
 
@@ -260,9 +339,10 @@ class _Scores:
 def _bias(packed: Packed, scores: _Scores, scoring: Scoring, like: Tensor) -> Tensor:
     """`_score_bias`, computed once per batch for short runs and anew for long ones, where it would take much memory."""
     run = scores.run
-    key = (run.start, scores.queries, scoring.window)
-    if key in packed.biases:
-        return packed.biases[key]
+    key = (scores, scoring.window)
+    if key in packed.kept:
+        kept: Tensor = packed.kept[key]
+        return kept
     bias = _score_bias(scores, scoring, like)
     if packed.unseen is not None:
         # Each block has keys of its own that are hidden: `[blocks, 1, 1, keys]`.
@@ -270,7 +350,7 @@ def _bias(packed: Packed, scores: _Scores, scoring: Scoring, like: Tensor) -> Te
         unseen = further.as_strided((run.n_blocks, scores.width), (run.length, 1), scores.begin)
         bias = torch.where(unseen[:, None, None, :], float("-inf"), bias)
     if run.length <= _QUERY_BLOCK:
-        packed.biases[key] = bias
+        packed.kept[key] = bias
     return bias
 
 
@@ -291,15 +371,9 @@ def _score_bias(scores: _Scores, scoring: Scoring, like: Tensor) -> Tensor:
     run = scores.run
     keys = torch.arange(scores.width, device=like.device) + (scores.begin - run.start)
     asking = scores.queries
-    if isinstance(asking, range):  # made on the device: a copy would wait for what runs there
-        # Tokens of no row ask as the last one of a row does: for something, so that all numbers stay finite.
-        queries = torch.arange(asking.start, asking.stop, device=like.device).clamp_(max=run.length - 1)[:, None]
-    else:
-        queries = torch.tensor(asking, device=like.device)[:, None]
+    # Tokens of no row ask as the last one of a row does: for something, so that all numbers stay finite.
+    queries = torch.arange(asking.start, asking.stop, device=like.device).clamp_(max=run.length - 1)[:, None]
     hidden = ((keys < 0) | (keys >= run.length))[None]
-    if run.row_lengths:
-        row = torch.from_numpy(np.repeat(np.arange(len(run.row_lengths)), run.row_lengths)).to(like.device)
-        hidden = hidden | (row[queries] != row[keys.clamp(0, run.length - 1)])
     if scoring.causal:
         hidden = hidden | (keys > queries)
     if scoring.causal and scoring.window is not None:

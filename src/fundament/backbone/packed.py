@@ -5,7 +5,7 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate, groupby, pairwise
 from operator import itemgetter
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -14,11 +14,11 @@ from torch import Tensor
 from fundament.core import Array
 
 BUNDLE_TOKENS = 32
-"""Most tokens of a bundle: the CPU's kernel takes queries in steps of so many, each at about the same cost.
+"""Places of a bundle: the CPU's kernel takes queries in steps of so many, each at about the same cost.
 
-Rows of half as many at most are bundled for attention, several to a step (`benchmarks/attention.py`).
+Shorter rows are bundled for attention, several to a step where they fit, and all of them in one call
+(`benchmarks/attention.py`).
 """
-
 
 _FEW_TOKENS = 96
 
@@ -27,8 +27,8 @@ _FEW_TOKENS = 96
 class Run:
     """Neighbouring rows that attention takes in one call, from token `start` on.
 
-    Either `n_blocks` rows of `length` tokens each, or one block of several short rows: a bundle, whose `row_lengths`
-    say where each ends; a token then sees its own row only.
+    Either `n_blocks` rows of `length` tokens each, or rows of `row_lengths` that lie in as many bundles of `length`
+    places each.
     """
 
     start: int
@@ -39,7 +39,7 @@ class Run:
     @property
     def stop(self) -> int:
         """One past the last token."""
-        return self.start + self.n_blocks * self.length
+        return self.start + (sum(self.row_lengths) or self.n_blocks * self.length)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,7 @@ class Packed:
         bounds: the same as numbers of the host, so that nobody waits for the device to learn them.
         runs: neighbouring rows that attention takes together.
         longest: tokens of the longest row.
-        biases: what attention adds to the scores of a run, computed by the first layer that needs it.
+        kept: what attention needs of a run in every layer, made by the first.
         spans: where rows ask for an adapter; empty where all rows use the base weights.
         unseen: tokens that attend to others and that none attends to, bool `[tokens]`; None where there are
             none.
@@ -96,7 +96,7 @@ class Packed:
     longest: int
     spans: tuple[Span, ...] = ()
     unseen: Tensor | None = None
-    biases: dict[Hashable, Tensor] = field(default_factory=dict)
+    kept: dict[Hashable, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +137,7 @@ def hide(packed: Packed, visible: Sequence[int]) -> Packed:
         unseen[start + n : stop] = True
     if not unseen.any():
         return packed
-    return replace(packed, unseen=torch.from_numpy(unseen).to(packed.ids.device), biases={})
+    return replace(packed, unseen=torch.from_numpy(unseen).to(packed.ids.device), kept={})
 
 
 BASE = -1
@@ -223,26 +223,31 @@ def _span(adapter: int, start: int, stop: int, *, n_tokens: int, fit: Callable[[
 
 
 def group(lengths: Sequence[int], bundle: int = BUNDLE_TOKENS) -> tuple[Run, ...]:
-    """Divide rows, in their order, into the runs that attention takes: bundles of short rows, equals of long ones.
+    """Divide rows, in their order, into the runs that attention takes: short ones together, long ones of equal length.
 
     Args:
         lengths: tokens of each row.
-        bundle: most tokens of a bundle.
+        bundle: places of a bundle.
     """
     runs: list[Run] = []
-    start = place = 0
-    while place < len(lengths):
-        first, stop, total = lengths[place], place + 1, lengths[place]
-        if first <= bundle // 2:
-            while stop < len(lengths) and lengths[stop] <= bundle // 2 and total + lengths[stop] <= bundle:
-                total += lengths[stop]
-                stop += 1
-            bundled = stop - place > 1
-            run = Run(start, 1, total, tuple(lengths[place:stop]) if bundled else ())
-        else:
-            while stop < len(lengths) and lengths[stop] == first:
-                stop += 1
-            run = Run(start, stop - place, first)
+    start = 0
+    for kind, sharing in groupby(lengths, key=lambda length: max(length, bundle)):
+        rows = tuple(sharing)
+        fits_twice = 2 * min(rows) <= bundle
+        bundled = kind == bundle and len(rows) > 1 and (fits_twice or min(rows) < max(rows))
+        run = Run(start, places_of(rows, bundle)[1], bundle, rows) if bundled else Run(start, len(rows), rows[0])
         runs.append(run)
-        start, place = run.stop, stop
+        start = run.stop
     return tuple(runs)
+
+
+def places_of(lengths: Sequence[int], bundle: int) -> tuple[list[int], int]:
+    """Where each row begins when rows lie in bundles in their order, none in two of them, and how many bundles."""
+    places: list[int] = []
+    place = 0
+    for length in lengths:
+        if place % bundle + length > bundle:
+            place += -place % bundle
+        places.append(place)
+        place += length
+    return places, -(-place // bundle)

@@ -351,7 +351,7 @@ class _Layer:
         self, x: Tensor, residual: Tensor, packed: Packed, rotation: Rotation | None, edge: Edge | None
     ) -> Tensor:
         q, k, v = self.heads(x, rotation, packed.spans)
-        mixed = attend(q if edge is None else q[edge.tokens], k, v, packed, self.scoring, edge)
+        mixed = attend(q, k, v, packed, self.scoring, edge)
         if self.mixed_norm is not None:
             mixed = self.mixed_norm(mixed)
         return self.out.add(mixed, residual, packed.spans if edge is None else edge.spans)
