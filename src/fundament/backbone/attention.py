@@ -173,13 +173,7 @@ class _Bundles:
 
 
 def _attend_bundles(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    packed: Packed,
-    run: Run,
-    scoring: Scoring,
-    asking: Tensor | None = None,
+    q: Tensor, k: Tensor, v: Tensor, packed: Packed, run: Run, scoring: Scoring, asking: Tensor | None = None
 ) -> Tensor:
     """What `asking`, tokens of the run, mix; without them all of it, and the tokens of no row that follow it."""
     if (run.start, scoring.window) not in packed.kept:
@@ -202,17 +196,18 @@ def _attend_bundles(
 
 
 def _bundled(packed: Packed, run: Run, scoring: Scoring, like: Tensor) -> _Bundles:
-    begins, n_bundles = places_of(run.row_lengths, run.length)
+    """Lay the rows of a run in bundles; `like` is `[tokens, …]`, those of no row included."""
+    begins, _ = places_of(run.row_lengths, run.length)
     lengths = np.array(run.row_lengths)
     numbers = np.repeat(np.arange(len(lengths)), lengths)
     first_tokens = np.cumsum(lengths) - lengths
     own = np.arange(len(numbers)) + (np.array(begins) - first_tokens)[numbers]
     further = len(like) - run.stop if run.stop == packed.n_tokens else 0
-    tokens = np.full(n_bundles * run.length, run.start)
+    tokens = np.full(run.n_blocks * run.length, run.start)
     tokens[own] = run.start + np.arange(len(numbers))
-    rows = np.full(n_bundles * run.length, -1)  # places that are left over see each other, so that all is finite
+    rows = np.full(run.n_blocks * run.length, -1)  # places that are left over see each other, so that all is finite
     rows[own] = numbers
-    token, row = (torch.from_numpy(each.reshape(n_bundles, -1)).to(like.device) for each in (tokens, rows))
+    token, row = (torch.from_numpy(each.reshape(run.n_blocks, -1)).to(like.device) for each in (tokens, rows))
     hidden = row[:, :, None] != row[:, None, :]
     place = torch.arange(run.length, device=like.device)
     after = place - place[:, None]  # how many places a key comes after its query
@@ -221,7 +216,7 @@ def _bundled(packed: Packed, run: Run, scoring: Scoring, like: Tensor) -> _Bundl
         if scoring.window is not None:
             hidden = hidden | (-after >= scoring.window)
     if packed.unseen is not None:
-        hidden = hidden | F.pad(packed.unseen, (0, len(like) - len(packed.unseen)))[token][:, None, :]
+        hidden = hidden | packed.unseen[token][:, None, :]
     near = torch.zeros(1, 1, 1, device=like.device) if scoring.nearness is None else scoring.nearness(after)
     bias = torch.where(hidden[:, None], float("-inf"), near).to(like.dtype)
     places = torch.from_numpy(np.concatenate([own, np.full(further, own[0])])).to(like.device)

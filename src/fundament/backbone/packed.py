@@ -16,7 +16,7 @@ from fundament.core import Array
 BUNDLE_TOKENS = 32
 """Places of a bundle: the CPU's kernel takes queries in steps of so many, each at about the same cost.
 
-Shorter rows are bundled for attention, several to a step where they fit, and all of them in one call
+Rows that fit in one are bundled for attention, several to a step where they can be, and neighbours go in one call
 (`benchmarks/attention.py`).
 """
 
@@ -231,10 +231,10 @@ def group(lengths: Sequence[int], bundle: int = BUNDLE_TOKENS) -> tuple[Run, ...
     """
     runs: list[Run] = []
     start = 0
-    for kind, sharing in groupby(lengths, key=lambda length: max(length, bundle)):
+    for width, sharing in groupby(lengths, key=lambda length: max(length, bundle)):
         rows = tuple(sharing)
         fits_twice = 2 * min(rows) <= bundle
-        bundled = kind == bundle and len(rows) > 1 and (fits_twice or min(rows) < max(rows))
+        bundled = width == bundle and len(rows) > 1 and (fits_twice or min(rows) < max(rows))
         run = Run(start, places_of(rows, bundle)[1], bundle, rows) if bundled else Run(start, len(rows), rows[0])
         runs.append(run)
         start = run.stop
