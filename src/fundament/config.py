@@ -209,7 +209,8 @@ class Settings(BaseSettings):
     max_batch_tokens: int = Field(
         default=0,
         ge=0,
-        description="Most tokens of a batch; 0 means 512 on a CPU, 1,024 for models above 256 MB, 16,384 on a GPU.",
+        description="Most tokens of a batch; 0 means 512 on a CPU (1,024 in models above 256 MB, and where a batch is "
+        "alone on two cores), 16,384 on a GPU.",
     )
     max_waiting_rows: int = Field(
         default=20_000, ge=1, description="Inputs that may wait for one model; past it the answer is 503."

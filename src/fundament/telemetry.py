@@ -57,7 +57,7 @@ class Metrics:
         )
         self.batch_fill = Histogram(
             "fundament_batch_fill",
-            "Tokens of a batch over the most a batch takes.",
+            "Tokens of a batch over the most that it takes beside another; 1 where it takes more.",
             ("model",),
             buckets=(0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 1),
             registry=self.registry,

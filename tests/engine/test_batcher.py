@@ -284,11 +284,8 @@ def test_few_tokens_alone_divide_over_a_second_core_where_no_other_model_runs(
     assert sorted(found[1:-1]) == [("doubler-0", 9, 1), ("doubler-1", 9, 1)]
 
 
-@pytest.mark.parametrize("limits", [{}, {"few_tokens": 500, "max_batch_tokens": 100}], ids=["few", "a batch"])
-def test_rows_do_not_wait_for_a_batch_with_which_they_are_more_than_few_or_than_one_holds(
-    runner: asyncio.Runner, model: Doubler, limits: dict[str, int]
-) -> None:
-    batcher = started(model, n_threads=2, **limits)
+def test_rows_do_not_wait_for_a_batch_with_which_they_are_more_than_few(runner: asyncio.Runner, model: Doubler) -> None:
+    batcher = started(model, n_threads=2)
 
     async def scenario() -> None:
         first = submit(batcher, items(0))
@@ -297,6 +294,23 @@ def test_rows_do_not_wait_for_a_batch_with_which_they_are_more_than_few_or_than_
         await until(lambda: len(model.batches) == 2)
         model.gate.set()
         await asyncio.gather(first.done, many.done)
+
+    model.gate.clear()
+    runner.run(scenario())
+    batcher.close()
+
+
+def test_few_tokens_alone_may_be_more_than_a_batch_beside_another_holds(runner: asyncio.Runner, model: Doubler) -> None:
+    batcher = started(model, n_threads=2, few_tokens=200, max_batch_tokens=100)
+
+    async def scenario() -> None:
+        alone = submit(batcher, items(*range(20)))
+        await until(lambda: model.batches)
+        beside = submit(batcher, items(*range(20, 39)))
+        await until(lambda: len(model.batches) == 2)
+        model.gate.set()
+        await asyncio.gather(alone.done, beside.done)
+        assert [len(batch) for batch in model.batches] == [20, 10, 9]
 
     model.gate.clear()
     runner.run(scenario())
@@ -399,6 +413,9 @@ def test_out_of_memory_halves_the_batch_and_lowers_the_budget(
         arrays = await submit(batcher, items(*range(16))).done
         assert [array[0] for array in arrays] == [2.0 * n for n in range(16)]
         assert batcher.max_batch_tokens == 40
+        model.batches.clear()
+        await submit(batcher, items(*range(9))).done  # fewer than were few
+        assert [len(batch) for batch in model.batches] == [4, 4, 1]
 
     runner.run(scenario())
 

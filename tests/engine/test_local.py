@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from collections.abc import Callable, Sequence
+from itertools import permutations
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from fundament.engine.local import EngineOptions, LocalEngine, _unpaid, few_toke
 from fundament.engine.weights import Local
 from fundament.errors import BalanceError, ModelNotFoundError, RowError, TooLongError, UnavailableError
 from fundament.telemetry import Metrics
+from tests.checkpoints import WORDS
 from tests.engine.berts import bert
 from tests.served import PATIENCE_SECONDS, metrics_of
 
@@ -290,10 +292,30 @@ def test_small_models_run_side_by_side_and_large_ones_on_all_cores() -> None:
     assert threads_of(1_200_000_000, 64) == 1
 
 
-@pytest.mark.parametrize(("n_cores", "few"), [(2, [512, 512, 512]), (3, [96, 0, 0])])
+@pytest.mark.parametrize(("n_cores", "few"), [(2, [1024, 1024, 1024]), (3, [96, 0, 0])])
 def test_few_tokens_stay_together_in_bfloat16_or_on_two_cores(n_cores: int, few: list[int]) -> None:
     placements = [Placement(torch.device("cpu"), dtype) for dtype in (torch.bfloat16, torch.float16, torch.float32)]
     assert [few_tokens_of(placement, n_cores) for placement in placements] == few
+
+
+def test_a_batch_takes_no_more_than_the_operator_says(
+    runner: asyncio.Runner, berts: dict[str, Local], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = EngineOptions(dtype="float32", n_threads=2, max_batch_tokens=64)
+    engine, sizes = LocalEngine(berts, options, Metrics()), []
+    runner.run(engine.load(["model-0"]))
+    model = engine.memory.loaded["model-0"].model
+    forward = model.forward
+
+    def sized(items: Sequence[Item]) -> list[Array]:
+        sizes.append(sum(item.n_tokens for item in items))
+        arrays: list[Array] = forward(items)
+        return arrays
+
+    monkeypatch.setattr(model, "forward", sized)
+    runner.run(engine.run("model-0", Embed(inputs=[" ".join(words) for words in permutations(WORDS[:5], 3)])))
+    runner.run(engine.close())
+    assert max(sizes) <= 64 < sum(sizes)
 
 
 def test_operators_divide_over_cores_in_a_models_threads_alone(

@@ -121,27 +121,49 @@ def test_a_row_longer_than_the_budget_goes_alone() -> None:
     assert take_batch([Waiting(5000), Waiting(1)], 100) == [0]
 
 
+def shared(n_waiting: int, n_free: int, *, n_busy: int = 0, n_alone: int = 0, few: int, most: int = 512) -> int:
+    return share(n_waiting, n_free, n_busy=n_busy, n_alone=n_alone, few=few, most=most)
+
+
 @given(st.integers(1, 100_000), st.integers(1, 4), st.sampled_from([0, 96]))
 def test_threads_that_are_free_share_all_that_waits(n_waiting: int, n_free: int, few: int) -> None:
     shares, left = [], n_waiting
-    for n in range(n_free, 0, -1):
+    for n_busy in range(n_free):
         if left:
-            shares.append(share(left, n, n_alone=0, few=few))
+            shares.append(shared(left, n_free - n_busy, n_busy=n_busy, few=few, most=100_000))
             left -= shares[-1]
     assert left == 0
     assert max(shares) <= max(few, -(-n_waiting // n_free))
 
 
+@given(st.integers(1, 5_000), st.integers(1, 4), st.integers(0, 3), st.sampled_from([0, 96, 1024]))
+def test_more_than_a_batch_holds_goes_only_where_it_is_alone_and_few(
+    n_waiting: int, n_free: int, n_busy: int, few: int
+) -> None:
+    taken = shared(n_waiting, n_free, n_busy=n_busy, few=few)
+    assert 1 <= taken <= n_waiting
+    assert taken <= 512 or (taken <= few and not n_busy)
+
+
 def test_a_few_tokens_stay_together_and_wait_where_they_are_few_with_what_runs() -> None:
-    assert share(96, 2, n_alone=0, few=96) == 96
-    assert share(86, 1, n_alone=10, few=96) == 0
-    assert share(87, 1, n_alone=10, few=96) == 87
+    assert shared(96, 2, few=96) == 96
+    assert shared(97, 2, few=96) == 49
+    assert shared(86, 1, n_busy=1, n_alone=10, few=96) == 0
+    assert shared(87, 1, n_busy=1, n_alone=10, few=96) == 87
+
+
+def test_few_that_are_more_than_a_batch_holds_go_together_where_they_are_alone() -> None:
+    assert shared(1_024, 2, few=1_024) == 1_024
+    assert shared(1_025, 2, few=1_024) == 512
+    assert shared(700, 1, n_busy=1, n_alone=324, few=1_024) == 0
+    assert shared(701, 1, n_busy=1, n_alone=324, few=1_024) == 512
+    assert shared(700, 1, n_busy=1, few=1_024) == 512
 
 
 def test_where_none_are_few_all_are_shared() -> None:
-    assert share(2, 2, n_alone=0, few=0) == 1
-    assert share(1, 1, n_alone=0, few=0) == 1
+    assert shared(2, 2, few=0) == 1
+    assert shared(1, 1, n_busy=1, few=0) == 1
 
 
 def test_what_waits_waits_while_no_thread_is_free() -> None:
-    assert share(1, 0, n_alone=0, few=96) == share(1_000, 0, n_alone=0, few=0) == 0
+    assert shared(1, 0, n_busy=2, few=96) == shared(1_000, 0, n_busy=2, few=0) == 0

@@ -26,7 +26,7 @@ from fundament.errors import RowError, UnavailableError
 from fundament.telemetry import Metrics, say
 
 _WINDOW = 512  # waiting rows that the policy looks at, so that a long queue costs no more than a short one
-_COMPANY_TOKENS = 512  # so many wait for no others
+_COMPANY_TOKENS = 512  # so many wait for no others, where they are more than few
 
 Rescue = Callable[[Sequence[Item]], list[Array]]
 """Runs rows again in float32, each alone."""
@@ -112,7 +112,7 @@ class Batcher:
         n_threads: how many batches run side by side.
         n_cores: CPU cores that they divide among them.
         computing: the models of this engine that compute now, kept by the threads of each.
-        max_batch_tokens: most tokens of a batch.
+        max_batch_tokens: most tokens of a batch, but for one of few that is alone.
         few_tokens: so many stay together in one thread, though others are free.
         max_waiting_rows: rows past which a call is refused; a call into an empty queue is always taken.
         max_waiting_bytes: the same of the rows' memory.
@@ -229,10 +229,17 @@ class Batcher:
 
     def _share(self) -> int:
         """How many of the tokens that wait a thread should take; 0 where they should wait."""
-        if self._n_expected and self._n_waiting_tokens < _COMPANY_TOKENS and not self._closing:
+        company = max(_COMPANY_TOKENS, self._few_tokens)
+        if self._n_expected and self._n_waiting_tokens < company and not self._closing:
             return 0
-        few = min(self._few_tokens, self.max_batch_tokens)
-        return share(self._n_waiting_tokens, len(self._threads) - self._n_busy, n_alone=self._n_alone, few=few)
+        return share(
+            self._n_waiting_tokens,
+            len(self._threads) - self._n_busy,
+            n_busy=self._n_busy,
+            n_alone=self._n_alone,
+            few=self._few_tokens,
+            most=self.max_batch_tokens,
+        )
 
     def drop(self, ticket: Ticket) -> None:
         """Forget a call that nobody waits for any more: its waiting rows cost nothing. Any thread may call this."""
@@ -314,8 +321,8 @@ class Batcher:
     def _take(self) -> list[Row]:
         """A batch; an empty one where nothing waits, or what waits should wait on."""
         taken: list[Row] = []
-        while not taken and (lanes := self._turns()) and (n_tokens := self._share()):
-            taken = self._take_from(lanes, min(self.max_batch_tokens, n_tokens))
+        while not taken and (lanes := self._turns()) and (budget := self._share()):
+            taken = self._take_from(lanes, budget)
         return taken
 
     def _turns(self) -> list[Priority]:
@@ -383,6 +390,7 @@ class Batcher:
                 self._settle([(rows[0], failure)])
             elif out_of_memory(error):
                 self.max_batch_tokens = max(1, sum(row.n_tokens for row in rows) // 2)
+                self._few_tokens = min(self._few_tokens, self.max_batch_tokens)
                 say(
                     "out of memory: smaller batches",
                     level=logging.WARNING,
@@ -426,7 +434,7 @@ class Batcher:
         self._tokens.inc(n_tokens)
         self._forward_seconds.observe(seconds)
         self._batch_rows.observe(len(rows))
-        self._batch_fill.observe(n_tokens / self.max_batch_tokens)
+        self._batch_fill.observe(min(1.0, n_tokens / self.max_batch_tokens))
         self._queue_seconds.observe(started - min(row.arrived for row in rows))
         rate = n_tokens / max(seconds, 1e-9)
         self._tokens_per_second += 0.2 * (rate - self._tokens_per_second)

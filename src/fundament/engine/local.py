@@ -57,7 +57,7 @@ class EngineOptions:
         device: `auto`, `cpu`, `cuda`, `cuda:1`.
         dtype: number format of the weights; `auto` is the fastest on this machine.
         n_threads: CPU cores in use; 0 means all.
-        max_batch_tokens: most tokens of a batch; 0 means what `batch_tokens_of` says.
+        max_batch_tokens: most tokens of a batch; 0 means what `batch_tokens_of` and `few_tokens_of` say.
         max_waiting_rows: inputs that may wait for one model before calls are refused.
         max_waiting_bytes: memory of those inputs, likewise.
         memory_bytes: most that all models take; 0 means 80 % of what is free at start.
@@ -336,6 +336,7 @@ class LocalEngine:
         self.metrics.loads.labels(name).inc()
         say("model loaded", model=name, device=str(self.placement.device), dtype=self.placement.dtype_name)
         max_tokens = self.options.max_batch_tokens or batch_tokens_of(model.n_bytes, on_cpu=on_cpu)
+        few = few_tokens_of(self.placement, self.n_cores)
         if local.spec.kind == "chat":
             generator = Generator(
                 name,
@@ -356,7 +357,7 @@ class LocalEngine:
                 n_cores=self.n_cores,
                 computing=self._computing,
                 max_batch_tokens=max_tokens,
-                few_tokens=few_tokens_of(self.placement, self.n_cores),
+                few_tokens=min(few, self.options.max_batch_tokens or few),
                 max_waiting_rows=self.options.max_waiting_rows,
                 max_waiting_bytes=self.options.max_waiting_bytes,
                 rescue=None if self.placement.dtype == torch.float32 else partial(_in_float32, local),
@@ -403,12 +404,12 @@ def batch_tokens_of(n_bytes: int, *, on_cpu: bool) -> int:
 def few_tokens_of(placement: Placement, n_cores: int) -> int:
     """So few tokens go through a small model together on a CPU, though other threads are free.
 
-    On two cores one thread on both of them is faster than two on one each, as long as one batch holds what there is.
-    On more cores it leaves some idle, but in bfloat16 operators on a few tokens are so short that threads side by side
-    wait for each other and for the interpreter between them (`benchmarks/server.py --only crowd`).
+    On two cores one thread on both of them is faster than two on one each, and a batch twice as long takes it no longer
+    than one of theirs. On more cores it leaves some idle, but in bfloat16 operators on a few tokens are so short that
+    threads side by side wait for each other and for the interpreter between them (`benchmarks/server.py --only crowd`).
     """
-    if n_cores < 3:
-        return _BATCH_TOKENS
+    if n_cores == 2:
+        return 2 * _BATCH_TOKENS
     return _FEW_TOKENS if placement.dtype == torch.bfloat16 else 0
 
 

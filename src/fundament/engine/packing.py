@@ -88,7 +88,7 @@ def take_batch(rows: Sequence[Waiting], budget: int) -> list[int]:
     return batch
 
 
-def share(n_waiting: int, n_free: int, *, n_alone: int, few: int) -> int:
+def share(n_waiting: int, n_free: int, *, n_busy: int, n_alone: int, few: int, most: int) -> int:
     """How many of the tokens that wait a free thread takes.
 
     Threads that are free together divide what waits, so that one large call uses all cores. A few tokens stay together,
@@ -98,15 +98,19 @@ def share(n_waiting: int, n_free: int, *, n_alone: int, few: int) -> int:
     Args:
         n_waiting: tokens that wait.
         n_free: threads without a batch.
+        n_busy: threads with one.
         n_alone: tokens of a batch of few that runs alone; 0 where none does.
-        few: so many tokens stay together.
+        few: so many tokens stay together; where no other batch runs, though they are more than `most`.
+        most: most tokens of a batch that is not alone.
 
     Returns:
         Tokens; 0 where they should wait.
     """
     if not n_free or (n_alone and n_alone + n_waiting <= few):
         return 0
-    return n_waiting if n_waiting <= few else -(-n_waiting // n_free)
+    if n_waiting > few:
+        return min(most, -(-n_waiting // n_free))
+    return min(most, n_waiting) if n_busy else n_waiting
 
 
 def share_step(ahead: Sequence[int], budget: int) -> list[int]:
