@@ -223,6 +223,32 @@ def test_rows_are_bundled_where_one_call_takes_fewer_steps_or_several_lengths() 
         (1, ()),
         (1, ()),
     ]
+    assert [(run.n_blocks, run.row_lengths) for run in group([20, 31])] == [(2, (20, 31))]
+    assert [(run.n_blocks, run.row_lengths) for run in group([16, 16])] == [(1, (16, 16))]
+
+
+def test_layers_of_different_windows_and_rows_that_are_hidden_later_share_no_bundles() -> None:
+    lengths = [20, 31, 16, 16, 7]
+    packed = pack([np.zeros(n) for n in lengths], CPU)
+    generator = torch.Generator().manual_seed(5)
+    q, k, v = (torch.randn(len(packed.ids), 2, 4, generator=generator) for _ in range(3))
+    for window in (None, 4):
+        found = attend(q, k, v, packed, Scoring(causal=True, window=window))
+        expected = plain(q, k, v, lengths, causal=True, window=window, nearness=None, scale=None)
+        torch.testing.assert_close(found[: packed.n_tokens], expected[: packed.n_tokens], atol=1e-5, rtol=1e-4)
+    seen = attend(q, k, v, packed, Scoring())
+    hidden = attend(q, k, v, hide(packed, [1] * len(lengths)), Scoring()).unflatten(1, (2, 4))
+    torch.testing.assert_close(hidden[:20], v[:1].expand(20, -1, -1))
+    assert not torch.allclose(seen.unflatten(1, (2, 4))[:20], hidden[:20])
+
+
+def test_a_row_that_is_not_finite_spoils_its_own_bundle_at_most() -> None:
+    packed = pack([np.zeros(n) for n in [5, *[20] * 12]], CPU)
+    q, k, v = (torch.randn(len(packed.ids), 2, 4) for _ in range(3))
+    v[0] = math.nan
+    found = attend(q, k, v, packed, Scoring())[: packed.n_tokens]
+    assert not found[:5].isfinite().any()
+    assert found[25:].isfinite().all()
 
 
 @given(st.integers(1, 100_000))

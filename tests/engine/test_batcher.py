@@ -4,6 +4,7 @@ import asyncio
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -274,14 +275,25 @@ def test_few_tokens_alone_divide_over_a_second_core_where_no_other_model_runs(
     async def scenario() -> None:
         for n_rows in (1, 18, 1):
             await call(n_rows)
+        found.append(None)
+        model.gate.clear()
+        model.batches.clear()
+        long = submit(batcher, items(-1, n_tokens=97))
+        await until(lambda: model.batches)
+        beside = submit(batcher, items(-2))
+        await until(lambda: len(model.batches) == 2)
+        model.gate.set()
+        await asyncio.gather(long.done, beside.done)
 
     monkeypatch.setattr(model, "forward", counted)
     runner.run(scenario())
     batcher.close()
     assert computing == others
     few = ("doubler-0", 1, 1 if others else 2)
-    assert (found[0], found[-1]) == (few, few)
-    assert sorted(found[1:-1]) == [("doubler-0", 9, 1), ("doubler-1", 9, 1)]
+    end = found.index(None)
+    assert (found[0], found[end - 1]) == (few, few)
+    assert sorted(found[end + 1 :]) == [("doubler-0", 1, 1), ("doubler-1", 1, 1)]  # a long row, and one beside it
+    assert sorted(found[1 : end - 1]) == [("doubler-0", 9, 1), ("doubler-1", 9, 1)]
 
 
 def test_rows_do_not_wait_for_a_batch_with_which_they_are_more_than_few(runner: asyncio.Runner, model: Doubler) -> None:
@@ -313,6 +325,46 @@ def test_few_tokens_alone_may_be_more_than_a_batch_beside_another_holds(runner: 
         assert [len(batch) for batch in model.batches] == [20, 10, 9]
 
     model.gate.clear()
+    runner.run(scenario())
+    batcher.close()
+
+
+@pytest.mark.parametrize("why", ["another lane", "another mate", "another model"])
+def test_few_tokens_that_are_not_alone_are_no_more_than_a_batch_holds(
+    runner: asyncio.Runner, model: Doubler, why: str
+) -> None:
+    computing = {"another"} if why == "another model" else set()
+    batcher = started(model, n_threads=2, few_tokens=200, max_batch_tokens=100, computing=computing)
+
+    async def scenario() -> None:
+        with batcher.expecting():
+            rest = items(*range(15, 19))
+            if why == "another mate":
+                rest = [replace(item, mate="other") for item in rest]
+            priority = Priority.BACKGROUND if why == "another lane" else Priority.INTERACTIVE
+            tickets = [submit(batcher, items(*range(15))), submit(batcher, rest, priority)]
+        await until(lambda: len(model.batches) == 2)
+        model.gate.set()
+        await asyncio.gather(*(ticket.done for ticket in tickets))
+        assert max(map(len, model.batches)) == 10
+
+    model.gate.clear()
+    runner.run(scenario())
+    batcher.close()
+
+
+def test_rows_wait_for_as_many_as_are_few(runner: asyncio.Runner, model: Doubler) -> None:
+    batcher = started(model, few_tokens=1_000)
+
+    async def scenario() -> None:
+        for _ in range(N_ROUNDS):
+            with batcher.expecting():
+                early = submit(batcher, items(*range(99)))
+                await others_turn()
+                late = submit(batcher, items(99))
+            await asyncio.gather(early.done, late.done)
+        assert [len(batch) for batch in model.batches] == [100] * N_ROUNDS
+
     runner.run(scenario())
     batcher.close()
 
@@ -410,9 +462,10 @@ def test_out_of_memory_halves_the_batch_and_lowers_the_budget(
     model.fails = lambda numbers: RuntimeError("CUDA out of memory") if len(numbers) > 4 else None
 
     async def scenario() -> None:
-        arrays = await submit(batcher, items(*range(16))).done
+        rows = items(*range(8), n_tokens=10) + items(*range(8, 16), n_tokens=30)
+        arrays = await submit(batcher, rows).done
         assert [array[0] for array in arrays] == [2.0 * n for n in range(16)]
-        assert batcher.max_batch_tokens == 40
+        assert batcher.max_batch_tokens == 40  # though the half of longer rows failed later
         model.batches.clear()
         await submit(batcher, items(*range(9))).done  # fewer than were few
         assert [len(batch) for batch in model.batches] == [4, 4, 1]

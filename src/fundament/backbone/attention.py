@@ -203,11 +203,12 @@ def _bundled(packed: Packed, run: Run, scoring: Scoring, like: Tensor) -> _Bundl
     first_tokens = np.cumsum(lengths) - lengths
     own = np.arange(len(numbers)) + (np.array(begins) - first_tokens)[numbers]
     further = len(like) - run.stop if run.stop == packed.n_tokens else 0
-    tokens = np.full(run.n_blocks * run.length, run.start)
-    tokens[own] = run.start + np.arange(len(numbers))
-    rows = np.full(run.n_blocks * run.length, -1)  # places that are left over see each other, so that all is finite
-    rows[own] = numbers
-    token, row = (torch.from_numpy(each.reshape(run.n_blocks, -1)).to(like.device) for each in (tokens, rows))
+    tokens = np.zeros((run.n_blocks, run.length), dtype=np.int64)
+    tokens.flat[own] = run.start + np.arange(len(numbers))
+    rows = np.full(tokens.shape, -1)  # places that are left over see each other, so that all is finite
+    rows.flat[own] = numbers
+    tokens = np.where(rows < 0, tokens[:, :1], tokens)  # of their own bundle, so that no row spoils another's
+    token, row = (torch.from_numpy(each).to(like.device) for each in (tokens, rows))
     hidden = row[:, :, None] != row[:, None, :]
     place = torch.arange(run.length, device=like.device)
     after = place - place[:, None]  # how many places a key comes after its query

@@ -229,16 +229,18 @@ class Batcher:
 
     def _share(self) -> int:
         """How many of the tokens that wait a thread should take; 0 where they should wait."""
-        company = max(_COMPANY_TOKENS, self._few_tokens)
-        if self._n_expected and self._n_waiting_tokens < company and not self._closing:
+        few, most = self._few_tokens, self.max_batch_tokens
+        if self._computing - {self.name}:  # no second core is free
+            few = min(few, most)
+        if self._n_expected and self._n_waiting_tokens < max(_COMPANY_TOKENS, few) and not self._closing:
             return 0
         return share(
             self._n_waiting_tokens,
             len(self._threads) - self._n_busy,
             n_busy=self._n_busy,
             n_alone=self._n_alone,
-            few=self._few_tokens,
-            most=self.max_batch_tokens,
+            few=few,
+            most=most,
         )
 
     def drop(self, ticket: Ticket) -> None:
@@ -336,7 +338,10 @@ class Batcher:
         """A batch of the most urgent rows; an empty one where nobody waits any more for those that were looked at."""
         window = list(islice(chain.from_iterable(self._lanes[priority] for priority in lanes), _WINDOW))
         live = [row for row in window if not row.ticket.cancelled]
-        taken = [live[place] for place in take_batch(live, budget)]
+        places = take_batch(live, budget)
+        if budget > self.max_batch_tokens and len(places) < self.n_waiting:  # not alone: the rest runs beside it
+            places = take_batch(live, self.max_batch_tokens)
+        taken = [live[place] for place in places]
         gone = set(map(id, window)) - set(map(id, live)) | set(map(id, taken))
         for priority in lanes:
             head = self._lanes[priority][: len(window)]
@@ -389,8 +394,10 @@ class Batcher:
                 failure = RowError(f"Input {rows[0].place} failed in the model: {type(error).__name__}.")
                 self._settle([(rows[0], failure)])
             elif out_of_memory(error):
-                self.max_batch_tokens = max(1, sum(row.n_tokens for row in rows) // 2)
-                self._few_tokens = min(self._few_tokens, self.max_batch_tokens)
+                half = max(1, sum(row.n_tokens for row in rows) // 2)
+                with self._lock:
+                    self.max_batch_tokens = min(self.max_batch_tokens, half)
+                    self._few_tokens = min(self._few_tokens, self.max_batch_tokens)
                 say(
                     "out of memory: smaller batches",
                     level=logging.WARNING,
