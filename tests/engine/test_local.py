@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from itertools import permutations
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import torch
 
 from fundament.backbone.device import Placement
 from fundament.core import Array, Embed, Embedded, Embeddings, Item, Media, Priority
+from fundament.engine import local
 from fundament.engine.batcher import Ticket
 from fundament.engine.local import EngineOptions, LocalEngine, _unpaid, few_tokens_of, threads_of
 from fundament.engine.weights import Local
@@ -246,6 +248,34 @@ def test_what_fits_is_loaded_once(runner: asyncio.Runner, berts: dict[str, Local
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads the kernel's own count")
+def test_a_model_whose_load_ends_after_the_engine_leaves_no_threads(
+    runner: asyncio.Runner, berts: dict[str, Local], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate, begun, before = threading.Event(), threading.Event(), set(threading.enumerate())
+
+    def slowly(*arguments: object) -> object:
+        begun.set()
+        assert gate.wait(PATIENCE_SECONDS)
+        return load_model(*arguments)
+
+    async def scenario() -> None:
+        engine = LocalEngine(berts, EngineOptions(dtype="float32"), Metrics())
+        loading = asyncio.create_task(engine.load(["model-0"]))
+        await asyncio.to_thread(begun.wait, PATIENCE_SECONDS)
+        await engine.close()
+        with suppress(asyncio.CancelledError):
+            await loading
+
+    load_model = local.load_model
+    monkeypatch.setattr(local, "load_model", slowly)
+    runner.run(scenario())
+    (loader,) = (thread for thread in threading.enumerate() if thread.name.startswith("load"))
+    gate.set()
+    loader.join(PATIENCE_SECONDS)
+    left = [thread.name for thread in set(threading.enumerate()) - before]
+    assert not [name for name in left if name.startswith("model-0")]
+
+
 def test_memory_comes_back_when_models_go(runner: asyncio.Runner, berts: dict[str, Local]) -> None:
     def resident_bytes() -> int:
         return int(Path("/proc/self/statm").read_text().split()[1]) * 4096

@@ -322,10 +322,13 @@ class LocalEngine:
     async def _load(self, model: str) -> Loaded:
         # A thread of its own takes the OpenMP threads that the load needed with it.
         loader = ThreadPoolExecutor(1, "load", initializer=partial(use_cores, self.n_cores))
+        made = loader.submit(self._load_now, self.locals[model])
+        loader.shutdown(wait=False)
         try:
-            return await asyncio.get_running_loop().run_in_executor(loader, self._load_now, self.locals[model])
-        finally:
-            loader.shutdown(wait=False)
+            return await asyncio.wrap_future(made)
+        except asyncio.CancelledError:
+            made.add_done_callback(_end)
+            raise
 
     def _load_now(self, local: Local) -> Loaded:
         if local == embedded():
@@ -370,6 +373,12 @@ class LocalEngine:
 
     def _sizes(self) -> Sequence[tuple[str, float]]:
         return [(model, loaded.n_bytes) for model, loaded in self.memory.loaded.items()]
+
+
+def _end(made: Future[Loaded]) -> None:
+    """End the threads of a model that nobody waited for: one that starts while the interpreter ends can abort it."""
+    if not made.cancelled() and made.exception() is None:
+        made.result().close()
 
 
 def _later(loop: asyncio.AbstractEventLoop, work: Callable[[], None], _: Future[Any]) -> None:
