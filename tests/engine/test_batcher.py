@@ -275,9 +275,9 @@ def test_few_tokens_alone_divide_over_a_second_core_where_no_other_model_runs(
     async def scenario() -> None:
         for n_rows in (1, 18, 1):
             await call(n_rows)
-        found.append(None)
         model.gate.clear()
         model.batches.clear()
+        await until(lambda: len(batcher._idle) == 2)
         long = submit(batcher, items(-1, n_tokens=97))
         await until(lambda: model.batches)
         beside = submit(batcher, items(-2))
@@ -290,10 +290,9 @@ def test_few_tokens_alone_divide_over_a_second_core_where_no_other_model_runs(
     batcher.close()
     assert computing == others
     few = ("doubler-0", 1, 1 if others else 2)
-    end = found.index(None)
-    assert (found[0], found[end - 1]) == (few, few)
-    assert sorted(found[end + 1 :]) == [("doubler-0", 1, 1), ("doubler-1", 1, 1)]  # a long row, and one beside it
-    assert sorted(found[1 : end - 1]) == [("doubler-0", 9, 1), ("doubler-1", 9, 1)]
+    assert (found[0], found[3]) == (few, few)
+    assert sorted(found[1:3]) == [("doubler-0", 9, 1), ("doubler-1", 9, 1)]
+    assert sorted(found[4:]) == [("doubler-0", 1, 1), ("doubler-1", 1, 1)]  # a long row, and one beside it
 
 
 def test_rows_do_not_wait_for_a_batch_with_which_they_are_more_than_few(runner: asyncio.Runner, model: Doubler) -> None:

@@ -247,7 +247,6 @@ def test_what_fits_is_loaded_once(runner: asyncio.Runner, berts: dict[str, Local
     runner.run(scenario())
 
 
-@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads the kernel's own count")
 def test_a_model_whose_load_ends_after_the_engine_leaves_no_threads(
     runner: asyncio.Runner, berts: dict[str, Local], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -276,6 +275,7 @@ def test_a_model_whose_load_ends_after_the_engine_leaves_no_threads(
     assert not [name for name in left if name.startswith("model-0")]
 
 
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads the kernel's own count")
 def test_memory_comes_back_when_models_go(runner: asyncio.Runner, berts: dict[str, Local]) -> None:
     def resident_bytes() -> int:
         return int(Path("/proc/self/statm").read_text().split()[1]) * 4096

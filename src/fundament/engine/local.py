@@ -413,9 +413,9 @@ def batch_tokens_of(n_bytes: int, *, on_cpu: bool) -> int:
 def few_tokens_of(placement: Placement, n_cores: int) -> int:
     """So few tokens go through a small model together on a CPU, though other threads are free.
 
-    On two cores one thread on both of them is faster than two on one each, and a batch twice as long takes it no longer
-    than one of theirs. On more cores it leaves some idle, but in bfloat16 operators on a few tokens are so short that
-    threads side by side wait for each other and for the interpreter between them (`benchmarks/server.py --only crowd`).
+    On two cores one thread on both of them is faster than two on one each, for as many tokens as two batches hold. On
+    more cores it leaves some idle, but in bfloat16 operators on a few tokens are so short that threads side by side
+    wait for each other and for the interpreter between them (`benchmarks/server.py --only crowd`).
     """
     if n_cores == 2:
         return 2 * _BATCH_TOKENS
