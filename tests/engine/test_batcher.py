@@ -311,6 +311,22 @@ def test_rows_do_not_wait_for_a_batch_with_which_they_are_more_than_few(runner: 
     batcher.close()
 
 
+def test_rows_do_not_wait_for_few_that_run_beside_a_long_one(runner: asyncio.Runner, model: Doubler) -> None:
+    batcher = started(model, n_threads=3)
+
+    async def scenario() -> None:
+        tickets = []
+        for n_tokens in (97, 10, 10):
+            tickets.append(submit(batcher, items(0, n_tokens=n_tokens)))
+            await until(lambda: len(model.batches) == len(tickets))
+        model.gate.set()
+        await asyncio.gather(*(ticket.done for ticket in tickets))
+
+    model.gate.clear()
+    runner.run(scenario())
+    batcher.close()
+
+
 def test_few_tokens_alone_may_be_more_than_a_batch_beside_another_holds(runner: asyncio.Runner, model: Doubler) -> None:
     batcher = started(model, n_threads=2, few_tokens=200, max_batch_tokens=100)
 
