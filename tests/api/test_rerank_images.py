@@ -86,6 +86,15 @@ def test_a_data_uri_is_the_image_that_it_holds(api: Api) -> None:
     assert scores(api, M0, bare, [named]) == scores(api, M0, named, [bare])
 
 
+def test_only_so_much_of_a_text_is_read_as_is_asked_for(api: Api) -> None:
+    fields = {"model": M0, "query": "the search engine", "documents": ["in the inner city"]}
+    asked = {"max_doc_length": 2, "max_query_length": 1, "truncation": False}  # what is cut so is not missed
+    answers = [post(api, "/v1/rerank", **fields, **more) for more in ({}, asked, {**asked, "max_query_length": 512})]
+    assert [answer.headers["x-truncated-inputs"] for answer in answers] == ["0", "1", "1"]
+    whole, short, half = (answer.json()["results"][0]["relevance_score"] for answer in answers)
+    assert len({whole, short, half}) == 3
+
+
 def test_clip_ranks_by_the_cosine_of_its_vectors(api: Api) -> None:
     def vectors(**fields: Any) -> np.ndarray:
         data = post(api, "/v1/embeddings", model=CLIP, **fields).json()["data"]

@@ -75,22 +75,21 @@ class VisionRanker:
             InputError: an image that cannot be read.
             TooLongError: a query or a document longer than what is read, without `truncate`.
         """
-        limits = MOST_QUERY_TOKENS, self.spec.context - MOST_QUERY_TOKENS
-        asked = call.max_query_tokens, call.max_document_tokens
-        most_query, most_document = (
-            limit if n is None else min(n, limit) for n, limit in zip(asked, limits, strict=True)
-        )
-        query = self._side(call, call.query, "The query", most_query)
+        limit = self.spec.context - MOST_QUERY_TOKENS
+        query = self._side(call, call.query, "The query", call.max_query_tokens, MOST_QUERY_TOKENS)
         rows: dict[str | Media, Item] = {}
         for place, document in enumerate(call.documents):
             if document not in rows:
                 same = document == call.query and isinstance(document, Media)
-                side = query if same else self._side(call, document, f"Document {place}", most_document)
+                if same:
+                    side = query
+                else:
+                    side = self._side(call, document, f"Document {place}", call.max_document_tokens, limit)
                 rows[document] = self._row(side, query, first=not rows)
         return [rows[document] for document in call.documents]
 
-    def _side(self, call: Rerank, value: str | Media, name: str, most: int) -> _Side:
-        """One side of a pair.
+    def _side(self, call: Rerank, value: str | Media, name: str, asked: int | None, limit: int) -> _Side:
+        """One side of a pair: so many tokens of a text as are `asked` for, and no more than the `limit`.
 
         Cut text is read as text again, since it meets the prompt's words in one string.
         """
@@ -100,12 +99,13 @@ class VisionRanker:
                 message = f"This file has {len(pictures)} pages; send each as an image."
                 raise InputError(Fault(value.origin, message))
             return _Side(self.prompt.sizes.patches(pictures[0], value.origin))
-        [(ids, is_whole)] = self.prompt.tokenizer.first_pieces([value], most)
-        if len(ids) <= most:
+        [(ids, is_whole)] = self.prompt.tokenizer.first_pieces([value], limit if asked is None else asked)
+        wanted = ids[:asked]
+        if len(wanted) > limit and not call.truncate:
+            raise TooLongError(name, n_tokens=len(wanted), limit=limit, more=asked is None and not is_whole)
+        if (n := min(len(wanted), limit)) == len(ids):
             return _Side(value)
-        if not call.truncate:
-            raise TooLongError(name, n_tokens=len(ids), limit=most, more=not is_whole)
-        return _Side(self.prompt.tokenizer.text_of(ids[:most]), truncated=True)
+        return _Side(self.prompt.tokenizer.text_of(ids[:n]), truncated=True)
 
     def _row(self, document: _Side, query: _Side, *, first: bool) -> Item:
         parts: list[str | Patches] = [BEFORE_DOCUMENT, document.part, BEFORE_QUERY, query.part]

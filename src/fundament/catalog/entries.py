@@ -471,8 +471,7 @@ _RERANKERS = (
         family="qwen_vl",
         context=10240,
         modalities=("text", "image"),
-        ranks_by="probability",
-        **_RERANKER,
+        **PAIRS,
         **_NON_COMMERCIAL,
     ),
     _hub(
