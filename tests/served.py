@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,6 +78,7 @@ def serving(
     *,
     until_ready: bool = True,
     dims: Mapping[str, int] = MappingProxyType({}),
+    program: Sequence[str] = ("-m", "fundament"),
     **settings: object,
 ) -> Iterator[Served]:
     """Start a server on a free port, with settings of the environment; it has ended afterwards.
@@ -86,9 +87,11 @@ def serving(
         folder: its data directory.
         until_ready: wait for its models.
         dims: length of the vectors of models that tiny checkpoints stand for.
+        program: what Python runs as the command `fundament`, where there are no dims.
         settings: by their names in `Settings`.
     """
-    program = [tiny.__file__, json.dumps(dict(dims))] if dims else ["-m", "fundament"]
+    if dims:
+        program = [tiny.__file__, json.dumps(dict(dims))]
     given = {"PORT": 0, "LOG_FORMAT": "json", "DATA_DIR": folder, **settings}
     log_file = folder / "server.log"
     with log_file.open("wb") as log:
@@ -114,11 +117,13 @@ def _address(server: Served) -> str | None:
 
 
 @contextmanager
-def working(folder: Path, name: str = "worker", **settings: object) -> Iterator[subprocess.Popen[bytes]]:
+def working(
+    folder: Path, name: str = "worker", program: Sequence[str] = ("-m", "fundament"), **settings: object
+) -> Iterator[subprocess.Popen[bytes]]:
     """Start a worker of batch jobs on a folder that a server has, or has had; it has ended afterwards."""
     with (folder / f"{name}.log").open("wb") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "fundament", "worker"],
+            [sys.executable, *program, "worker"],
             env=_environment({"LOG_FORMAT": "json", "DATA_DIR": folder, **settings}),
             cwd=folder,
             stdout=log,

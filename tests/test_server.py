@@ -91,7 +91,8 @@ class Application:
     """What answers, with the parts that the server asks for."""
 
     def __init__(self) -> None:
-        self.state = SimpleNamespace(parts=SimpleNamespace(served=dict, n_running=0, closing=False, deadline=None))
+        parts = SimpleNamespace(served=dict, n_running=0, closing=False, deadline=None, death=lambda: None)
+        self.state = SimpleNamespace(parts=parts)
 
     async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
         assert scope["type"] == "http"

@@ -104,35 +104,35 @@ def create_app(settings: Settings) -> FastAPI:
     metrics = Metrics()
     engine = LocalEngine(found, engine_options(settings), metrics)
     fetcher = Fetcher(read_networks(settings.allowed_networks))
-    starting = "Models are loading." if settings.preload else None
+    unready: dict[str, str] = dict.fromkeys(named, "Models are loading.") if settings.preload else {}
 
     def served() -> Mapping[str, ModelSpec]:
         with suppress(CheckpointError):  # a directory that may no longer be read brings nothing new
             engine.refresh(pulled(settings.data_dir))
         return {model: local.spec for model, local in engine.locals.items()}
 
+    def death() -> str | None:
+        return next((f"Model '{model}' has stopped: {of}." for model, of in engine.deaths().items()), None)
+
     def not_ready() -> str | None:
-        if starting:
-            return starting
-        for model, death in engine.deaths().items():
-            return f"Model '{model}' has stopped: {death}. Restart the server."
-        return None
+        for model in unready.keys() & engine.memory.loaded.keys():  # a request has loaded it
+            del unready[model]
+        return next(iter(unready.values()), None) or death()
 
     async def start() -> None:
-        nonlocal starting
-        try:
-            if settings.preload:
-                await engine.load(named)
-            # What is here now stays: the garbage collector need not walk it again while requests wait.
-            gc.collect()
-            gc.freeze()
-            starting = None
-        except FundamentError as error:
-            starting = error.detail
-            say("model did not load", level=logging.ERROR, reason=error.detail)
-        except Exception as error:
-            starting = f"A model did not load: {error!r}."
-            say("model did not load", level=logging.ERROR, error=error)
+        for model in [*unready]:
+            try:
+                await engine.load(model)
+                unready.pop(model, None)
+            except FundamentError as error:
+                unready[model] = error.detail
+                say("model did not load", level=logging.ERROR, reason=error.detail)
+            except Exception as error:
+                unready[model] = f"Model '{model}' did not load: {error!r}."
+                say("model did not load", level=logging.ERROR, error=error)
+        # What is here now stays: the garbage collector need not walk it again while requests wait.
+        gc.collect()
+        gc.freeze()
 
     state = State(
         settings,
@@ -142,6 +142,7 @@ def create_app(settings: Settings) -> FastAPI:
         metrics,
         served,
         not_ready,
+        death,
         depot_of(settings.files_url, settings.data_dir),
         aliases=aliases,
         fetcher=fetcher,

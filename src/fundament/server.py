@@ -32,14 +32,15 @@ _KEPT_SECONDS = 75  # longer than proxies keep one (60, nginx and AWS): who clos
 _MOST_FILES = 65_536  # connections are files: the usual limit of 1,024 is for programs that look at each in turn
 _SWITCH_SECONDS = 0.001  # Python's own is five times as long
 _LAST_SECONDS = 0.5  # that what had been sent when the port closed may take to get here
+_LOOK_SECONDS = 1.0  # between looks whether a model of a worker has died
 _IDLE_THREAD_SECONDS = 0.5  # that a thread with nothing to do may take to end
 
 
 def run(settings: Settings) -> None:
-    """Serve until SIGTERM or Ctrl-C.
+    """Serve until SIGTERM or Ctrl-C, or until a model has died.
 
     Raises:
-        FundamentError: something that cannot be served here.
+        FundamentError: something that cannot be served here, or of what the model died.
     """
     prepare(settings)
     refuse_open(settings.host, settings.auth)
@@ -52,6 +53,7 @@ def run(settings: Settings) -> None:
     logging.getLogger("uvicorn").handlers = log.handlers  # its warnings, in the form of our own lines
     server.settings = settings
     server.run(sockets)
+    refuse_death(server.death)
 
 
 def configured(app: FastAPI, settings: Settings) -> uvicorn.Config:
@@ -70,28 +72,43 @@ def configured(app: FastAPI, settings: Settings) -> uvicorn.Config:
 
 
 def work(settings: Settings) -> None:
-    """Run batch jobs, without a port, until SIGTERM or Ctrl-C; what is not done by then others take.
+    """Run batch jobs, without a port, until SIGTERM or Ctrl-C, or a model's death; what is not done then others take.
 
     Raises:
-        FundamentError: something that cannot be served here.
+        FundamentError: something that cannot be served here, or of what the model died.
     """
     prepare(settings)
     from fundament.app import create_app
 
-    asyncio.run(_work(create_app(settings.model_copy(update={"worker": True}))))
+    refuse_death(asyncio.run(_work(create_app(settings.model_copy(update={"worker": True})))))
 
 
-async def _work(app: FastAPI) -> None:
+async def _work(app: FastAPI) -> str | None:
     ended, loop, parts = asyncio.Event(), asyncio.get_running_loop(), app.state.parts
     loop.set_default_executor(threads := ThreadPoolExecutor())
     for number in ending_signals():
         loop.add_signal_handler(number, ended.set)
     async with app.router.lifespan_context(app):
         say("working", version=__version__, models=",".join(sorted(parts.served())))
-        await ended.wait()
+        while not ended.is_set() and not parts.death():
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_LOOK_SECONDS):
+                    await ended.wait()
+        death: str | None = parts.death()
         parts.deadline = time.monotonic() + parts.settings.shutdown_seconds
         say("closing")
-    leave(threads, parts.deadline)
+    leave(threads, parts.deadline, death)
+    return death
+
+
+def refuse_death(death: str | None) -> None:
+    """End with an error where a model has died: what supervises the process starts it anew, which nothing else mends.
+
+    Raises:
+        FundamentError: of what it died.
+    """
+    if death is not None:
+        raise FundamentError(f"{death} Start the server anew.")
 
 
 def ending_signals() -> list[signal.Signals]:
@@ -100,7 +117,7 @@ def ending_signals() -> list[signal.Signals]:
     return [signal.SIGTERM, signal.SIGINT, *hung_up]
 
 
-def leave(threads: ThreadPoolExecutor, deadline: float) -> None:
+def leave(threads: ThreadPoolExecutor, deadline: float, death: str | None = None) -> None:
     """End the process here where a thread is still busy at the deadline; otherwise return, and it ends as usual.
 
     A thread in the midst of a forward pass or a load cannot be stopped. An interpreter that ends waits for those of
@@ -109,6 +126,7 @@ def leave(threads: ThreadPoolExecutor, deadline: float) -> None:
     Args:
         threads: the event loop's default pool.
         deadline: by `time.monotonic()`.
+        death: of what a model has died, which the exit code tells.
     """
     threads.shutdown(wait=False)
     deadline = max(deadline, time.monotonic() + _IDLE_THREAD_SECONDS)
@@ -119,7 +137,7 @@ def leave(threads: ThreadPoolExecutor, deadline: float) -> None:
     if busy := [thread.name for thread in others if thread.is_alive()]:
         say("threads left behind", level=logging.WARNING, threads=",".join(busy))
         logging.shutdown()
-        os._exit(0)
+        os._exit(1 if death else 0)
 
 
 def prepare(settings: Settings) -> None:
@@ -221,13 +239,14 @@ class _Server(uvicorn.Server):
     """Uvicorn that drains on SIGTERM: `/ready` says 503 first, the port closes later, the exit code is 0."""
 
     settings: Settings
+    death: str | None = None  # of what a model has died, where that ends the server
     _drains = False  # whether callers may still send, and do not know yet that this server ends
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         """Serve until a signal; nothing waits for threads that are busy after the deadline."""
         asyncio.get_running_loop().set_default_executor(threads := ThreadPoolExecutor())
         await super().serve(sockets)
-        leave(threads, 0 if self.force_exit else self._parts.deadline or 0)
+        leave(threads, 0 if self.force_exit else self._parts.deadline or 0, self.death)
 
     @property
     def _parts(self) -> Any:
@@ -259,6 +278,13 @@ class _Server(uvicorn.Server):
                     await asyncio.get_running_loop().connect_accepted_socket(made, connection)
             await asyncio.sleep(_LAST_SECONDS)
         await super().shutdown(sockets)
+
+    async def on_tick(self, counter: int) -> bool:
+        """End where a model has died; a few times a second."""
+        if not self._parts.closing and (death := self._parts.death()):
+            self.death = death
+            self._end(signal.SIGTERM)
+        return await super().on_tick(counter)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """A signal before the start is complete."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import weakref
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from itertools import permutations
@@ -259,7 +260,7 @@ def test_a_model_whose_load_ends_after_the_engine_leaves_no_threads(
 
     async def scenario() -> None:
         engine = LocalEngine(berts, EngineOptions(dtype="float32"), Metrics())
-        loading = asyncio.create_task(engine.load(["model-0"]))
+        loading = asyncio.create_task(engine.load("model-0"))
         await asyncio.to_thread(begun.wait, PATIENCE_SECONDS)
         await engine.close()
         with suppress(asyncio.CancelledError):
@@ -294,13 +295,23 @@ def test_memory_comes_back_when_models_go(runner: asyncio.Runner, berts: dict[st
     runner.run(scenario())
 
 
+def test_nothing_holds_a_model_that_is_let_go(runner: asyncio.Runner, berts: dict[str, Local]) -> None:
+    engine = LocalEngine(berts, EngineOptions(dtype="float32"), Metrics())
+    runner.run(vectors(engine, "model-0"))
+    loaded = engine.memory.loaded["model-0"]
+    model = weakref.ref(loaded.model)
+    runner.run(engine.close())
+    assert model() is None
+
+
 def test_an_unknown_model_and_one_too_large_are_refused(runner: asyncio.Runner, berts: dict[str, Local]) -> None:
     async def scenario() -> None:
         engine = engine_of(berts, 0.5)
         with pytest.raises(ModelNotFoundError):
             await vectors(engine, "nobody")
-        with pytest.raises(UnavailableError, match="memory"):
+        with pytest.raises(UnavailableError, match="memory") as refused:
             await vectors(engine, "model-0")
+        assert refused.value.is_final  # no client needs to try again
         await engine.close()
 
     runner.run(scenario())
@@ -333,7 +344,7 @@ def test_a_batch_takes_no_more_than_the_operator_says(
 ) -> None:
     options = EngineOptions(dtype="float32", n_threads=2, max_batch_tokens=64)
     engine, sizes = LocalEngine(berts, options, Metrics()), []
-    runner.run(engine.load(["model-0"]))
+    runner.run(engine.load("model-0"))
     model = engine.memory.loaded["model-0"].model
     forward = model.forward
 
@@ -352,7 +363,7 @@ def test_operators_divide_over_cores_in_a_models_threads_alone(
     runner: asyncio.Runner, berts: dict[str, Local], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine, found = LocalEngine(berts, EngineOptions(dtype="float32", n_threads=8), Metrics()), []
-    runner.run(engine.load(["model-0"]))
+    runner.run(engine.load("model-0"))
     model = engine.memory.loaded["model-0"].model
     forward = model.forward
 
@@ -422,7 +433,7 @@ def test_a_call_is_paid_once_it_is_read_and_before_it_runs(runner: asyncio.Runne
 def test_what_did_not_run_is_refunded(runner: asyncio.Runner, berts: dict[str, Local]) -> None:
     async def scenario() -> None:
         engine, bill = engine_of(berts, 5), Purse(10**6)
-        await engine.load(["model-0"])
+        await engine.load("model-0")
         loaded = engine.memory.loaded["model-0"]
         assert loaded.model is not None
         forward, entered, held = loaded.model.forward, threading.Event(), threading.Event()

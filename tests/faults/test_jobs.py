@@ -15,6 +15,7 @@ import pytest
 from sqlalchemy import text
 
 from fundament.store.database import connected, locate
+from tests.faults import mortal
 from tests.faults.deadly import DEATH
 from tests.inprocess import running
 from tests.relay import Relay, relay
@@ -150,6 +151,21 @@ def test_a_line_that_kills_its_process_fails_alone(tmp_path: Path) -> None:
     assert (error["custom_id"], "died" in error["error"]["message"]) == ("258", True)
     good = [json.loads(line)["custom_id"] for line in output.splitlines()]
     assert good == [str(number) for number in range(262) if number != 258]
+
+
+def test_a_worker_whose_model_has_died_ends_and_counts_as_dead_over_its_chunk(tmp_path: Path) -> None:
+    body = {"model": MODEL, "input": ["x", "die", "y"]}
+    with running(tmp_path, worker=False, preload=False) as api:
+        job = str(api.run(api.client.post("/v1/batch/embeddings", json=body)).json()["batch_id"])
+    short = {"JOB_LEASE_SECONDS": 0.2}
+    with working(tmp_path, program=[mortal.__file__], **short) as worker:
+        assert worker.wait(PATIENCE_SECONDS) == 1
+    log = (tmp_path / "worker.log").read_text()
+    assert "has stopped: SystemExit('the driver has gone'). Start the server anew." in log
+    with connected(locate("", tmp_path)) as connection:
+        assert connection.execute(text("SELECT n_tries FROM job_chunks")).all() == [(1,)]
+    with serving(tmp_path, **short) as server:
+        wait_until(lambda: server.http.get(f"/v1/batch/{job}").json()["status"] == "completed", "the job's end")
 
 
 def test_a_full_disk_fails_the_job_and_keeps_what_was_written(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """A model that does not load: what its callers are told, and what its operator."""
 
+import asyncio
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ from fundament.errors import CheckpointError
 from tests.checkpoints import jina_v3
 from tests.contract.schemas import conforms
 from tests.inprocess import Api, running
+from tests.served import MODEL as EMBEDDED
 
 MODEL = "jina-embeddings-v3"
 REASON = f"a vector of '{MODEL}' has 1024 numbers, one of this checkpoint 48; is it another model?"
@@ -41,6 +43,26 @@ def test_ready_says_what_is_wrong_with_which_model(api: Api, tmp_path: Path) -> 
     answer = api.run(api.ready())
     said = f"Model '{MODEL}' does not load: {tmp_path / 'v3'}: {REASON}"
     assert (answer.status_code, answer.json()["detail"]) == (503, said)
+
+
+def test_one_that_does_not_load_keeps_no_other_from_it_nor_the_server_from_being_ready_later(tmp_path: Path) -> None:
+    jina_v3.woven(tmp_path / "v3", max_position_embeddings=8194)
+    weights = tmp_path / "v3" / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-1])
+    models = [f"{MODEL}={tmp_path / 'v3'}", EMBEDDED]
+    with running(tmp_path / "data", models=models, dims={MODEL: 48}, dtype="float32") as api:
+
+        async def loaded() -> None:
+            while f'fundament_model_loads_total{{model="{EMBEDDED}"}}' not in (await api.client.get("/metrics")).text:
+                await asyncio.sleep(0.01)
+
+        api.run(loaded())
+        assert MODEL in api.run(api.ready()).json()["detail"]
+        weights.write_bytes(whole)
+        answer = api.run(api.client.post("/v1/embeddings", json={"model": MODEL, "input": "a"}))
+        assert answer.status_code == 200
+        assert api.run(api.ready()).status_code == 200
 
 
 def test_no_path_of_the_server_reaches_a_caller(api: Api, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ import pytest
 
 from tests.checkpoints import torchscript
 from tests.contract.schemas import conforms
+from tests.faults import mortal
 from tests.served import MODEL, PATIENCE_SECONDS, Served, serving, wait_until, working
 
 N_ROWS, N_TOKENS = 120, 202  # a second or more of one thread
@@ -251,3 +252,13 @@ def test_an_idle_connection_is_kept(server: Served) -> None:
         assert connection.getresponse().read()
         connection.auto_open = 0  # from now on the same one, or none
     connection.close()
+
+
+def test_a_server_whose_model_has_died_ends_with_an_error(tmp_path: Path) -> None:
+    with serving(tmp_path, program=[mortal.__file__]) as server:
+        assert server.embed("live").is_success
+        answer = server.embed("die")
+        assert answer.status_code == 503
+        assert "the driver has gone" in answer.json()["detail"]
+        assert server.exit_code() == 1
+        assert "has stopped: SystemExit('the driver has gone'). Start the server anew." in server.log()

@@ -43,6 +43,7 @@ class State:
         accounts: keys, limits, balances and usage.
         served: the models that callers may name, as they are now.
         not_ready: why the models cannot answer now, or None.
+        death: why one of them never will in this process, or None.
         fetcher: reads the URLs that callers give.
         depot: where the bytes of jobs and uploads lie.
         wake: tells this process's worker that there is work.
@@ -61,6 +62,7 @@ class State:
     metrics: Metrics
     served: Callable[[], Mapping[str, ModelSpec]]
     not_ready: Callable[[], str | None]
+    death: Callable[[], str | None]
     depot: Depot
     wake: Callable[[], None] = lambda: None
     aliases: Mapping[str, Alias] = field(default_factory=dict)

@@ -252,8 +252,12 @@ class Batcher:
                 self._uncount([row for row in lane if row.ticket is ticket])
                 self._lanes[priority] = [row for row in lane if row.ticket is not ticket]
 
-    def close(self, seconds: float | None = None) -> None:
-        """Finish what runs and waits, then end the threads; those that still run after `seconds` are not waited for."""
+    def close(self, seconds: float | None = None) -> bool:
+        """Finish what runs and waits, then end the threads; those that still run after `seconds` are not waited for.
+
+        Returns:
+            Whether all have ended.
+        """
         with self._lock:
             self._closing = True
             for condition in self._idle.values():
@@ -261,6 +265,7 @@ class Batcher:
         deadline = time.monotonic() + (seconds or 0)
         for thread in self._threads:
             thread.join(None if seconds is None else max(0.0, deadline - time.monotonic()))
+        return not any(thread.is_alive() for thread in self._threads)
 
     def _seconds_to_drain(self) -> int:
         return max(1, min(60, round(self._n_waiting_tokens / (self._tokens_per_second or 1e9))))

@@ -140,12 +140,17 @@ class Generator:
             if conversation in self._waiting:
                 self._waiting.remove(conversation)
 
-    def close(self, seconds: float | None = None) -> None:
-        """Finish what runs and waits, then end the thread; one that still runs after `seconds` is not waited for."""
+    def close(self, seconds: float | None = None) -> bool:
+        """Finish what runs and waits, then end the thread; one that still runs after `seconds` is not waited for.
+
+        Returns:
+            Whether it has ended.
+        """
         with self._condition:
             self._closing = True
             self._condition.notify()
         self._thread.join(seconds)
+        return not self._thread.is_alive()
 
     def _live(self) -> None:
         try:

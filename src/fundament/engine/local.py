@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Hashable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
@@ -87,8 +87,11 @@ class Loaded:
 
     def close(self, seconds: float | None = None) -> None:
         """End the threads and drop the weights; threads that still run after `seconds` keep them."""
-        self.batcher.close(seconds)
+        ended = self.batcher.close(seconds)
         self.model = None
+        if ended:
+            del self.batcher.model
+            torch.cuda.empty_cache()  # a GPU's memory PyTorch would keep for itself
 
 
 class LocalEngine:
@@ -276,18 +279,18 @@ class LocalEngine:
                 is_final=True,
             ) from error
 
-    async def load(self, models: Iterable[str]) -> None:
-        """Load models now, one after the other.
+    async def load(self, model: str) -> None:
+        """Load a model now.
 
         Raises:
-            CheckpointError: one that does not load, with all that is wrong with it.
+            CheckpointError: it does not load; with all that is wrong with it.
+            UnavailableError: it is larger than the memory of all models.
         """
-        for model in models:
-            try:
-                async with self.memory.lease(model):
-                    pass
-            except CheckpointError as error:
-                raise CheckpointError(f"Model '{model}' does not load: {error.detail}") from error
+        try:
+            async with self.memory.lease(model):
+                pass
+        except CheckpointError as error:
+            raise CheckpointError(f"Model '{model}' does not load: {error.detail}") from error
 
     def refresh(self, found: Mapping[str, Local]) -> None:
         """Offer models that came onto this machine while it runs; those that are offered already stay as they are."""

@@ -167,6 +167,7 @@ class Memory(Generic[R]):
                 f"Model '{model}' needs {_size(needed)} of memory, the budget is {_size(self.budget_bytes)}. "
                 "Raise --memory-gb, or serve a smaller model.",
                 retry_after_seconds=60,
+                is_final=True,
             )
         evicted = await self._room(needed)
         gone = [self._seats.pop(name) for name in evicted]

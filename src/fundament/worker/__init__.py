@@ -60,7 +60,10 @@ class Worker:
         self._woken.set()
 
     async def run(self) -> None:
-        """Work until cancelled; what is held is then let go, for others to take."""
+        """Work until cancelled; what is held is then let go, for others to take.
+
+        Where a model has died in this process, over one of the chunks perhaps, leases lapse as if all of it had.
+        """
         loops = (self._work, self._keep_leases, self._keep_house, partial(sweep, self.state))
         tasks = [asyncio.create_task(_forever(loop)) for loop in loops]
         try:
@@ -72,8 +75,9 @@ class Worker:
                 task.cancel()
             await asyncio.gather(*held, return_exceptions=True)
             await self._fetcher.close()
-            async with self.store.write() as connection:
-                await leases.release(connection, self.name)
+            if self.state.death() is None:
+                async with self.store.write() as connection:
+                    await leases.release(connection, self.name)
 
     async def _work(self) -> None:
         """Take what there is room for, then wait until something ends or somebody wakes us."""
@@ -90,7 +94,8 @@ class Worker:
         await _at_most(_IDLE_SECONDS, self._woken.wait())
 
     def _has_room(self) -> bool:
-        return len(self._chunks) < _CHUNKS_AT_A_TIME and (self._suspect is None or self._suspect.done())
+        alone = self._suspect is not None and not self._suspect.done()
+        return len(self._chunks) < _CHUNKS_AT_A_TIME and not alone and self.state.death() is None
 
     def _start(
         self, held: dict[Any, asyncio.Task[None]], key: object, work: Coroutine[Any, Any, None]

@@ -159,7 +159,12 @@ async def _pay(connection: AsyncConnection, job: Job, written: Written) -> Key |
 async def _put_off(
     state: State, worker: str, chunk: Chunk, error: UnavailableError | LimitError, *, n_admitted: int
 ) -> None:
-    """Let go of a chunk until what it needs is there; where the store does not answer, its lease lapses."""
+    """Let go of a chunk until what it needs is there; where the store does not answer, its lease lapses.
+
+    So it does where a model has died, which counts as a worker that dies over the chunk.
+    """
+    if state.death() is not None:
+        return
     if isinstance(error, UnavailableError):
         say("job waits", level=logging.WARNING, job=chunk.job_id, reason=error.detail)
     until = datetime.now(UTC) + timedelta(seconds=error.retry_after_seconds or 1)
