@@ -226,6 +226,11 @@ class Settings(BaseSettings):
         description="How long a request may take from when it is read to its answer, or to the first piece of a "
         "streamed one; past it the answer is 504. 0 is no limit.",
     )
+    truncate: bool = Field(
+        default=False,
+        description="Cut inputs longer than the context where a request does not say, in place of refusing them: for "
+        "clients that cannot be told to send `truncate`.",
+    )
     max_inputs: int = Field(default=10_000, ge=1, description="Most inputs of one request.")
     max_classifiers: int = Field(default=16, ge=0, description="Most trained classifiers of one key.")
     max_classifier_labels: int = Field(default=16, ge=2, le=1_000, description="Most labels of one classifier.")

@@ -116,7 +116,11 @@ class ClassifyRequest(Body):
             json_schema_input_type=_Content | Annotated[list[_Content], Field(min_length=1, max_length=MOST_INPUTS)],
         ),
     ] = Field(description=f"What is classified: texts, or images on models that read them; {MOST_INPUTS} at most.")
-    truncate: bool | None = Field(False, description="Cut inputs longer than the context instead of refusing them.")
+    truncate: bool | None = Field(
+        None,
+        description="Cut inputs longer than the context instead of refusing them. Left out, they are refused, unless "
+        "the operator says otherwise.",
+    )
 
 
 class ClassificationPredictionLabel(BaseModel):
@@ -209,7 +213,7 @@ async def _zero_shot(state: State, request: ClassifyRequest) -> Classification:
                 spec,
                 [*given, *names],
                 task=task_of(spec),
-                truncate=bool(request.truncate),
+                truncate=state.cuts(request.truncate),
                 n_recurring=len(names),
             )
     except TooLongError as error:
@@ -242,7 +246,7 @@ async def _few_shot(state: State, request: ClassifyRequest, classifier_id: str, 
         message = f"The classifier was trained with '{spec.id}' and reads with it; leave model out."
         raise InputError(Fault("body -> model", message, "value_error", echo(request.model)))
     async with opened(state, readable(state, spec, request.input)) as given:
-        inputs = await unit_vectors(state, spec, given, task=known.task, truncate=bool(request.truncate))
+        inputs = await unit_vectors(state, spec, given, task=known.task, truncate=state.cuts(request.truncate))
     check_dim(known, inputs)
     scores = apply(read_head(trained.head), inputs.vectors)
     state.accounts.ledger.ask(classifier_id)

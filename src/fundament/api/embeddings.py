@@ -54,7 +54,11 @@ class EmbeddingsRequest(Body):
         None, description="Keep this many numbers of each vector (Matryoshka models)."
     )
     normalized: bool | None = Field(True, description="Scale each vector to unit length.")
-    truncate: bool | None = Field(False, description="Cut inputs longer than the context instead of refusing them.")
+    truncate: bool | None = Field(
+        None,
+        description="Cut inputs longer than the context instead of refusing them. Left out, they are refused, unless "
+        "the operator says otherwise.",
+    )
     embedding_type: Annotated[
         list[Encoding],
         Field(min_length=1, max_length=len(_ENCODINGS)),
@@ -136,7 +140,7 @@ async def embed(
             inputs=inputs,
             task=task_of(spec, request) or spec.default_task,
             instruction=request.instruction or None,
-            truncate=bool(request.truncate),
+            truncate=state.cuts(request.truncate),
             late_chunking=_parts(request),
             late_chunking_window=request.late_chunking_window,
             output=output_of(spec, request),

@@ -106,6 +106,10 @@ class State:
             raise InputError(Fault("body -> model", message))
         return spec
 
+    def cuts(self, asked: bool | None) -> bool:
+        """Whether inputs longer than the context are cut: as the request asks, or else as the operator says."""
+        return self.settings.truncate if asked is None else asked
+
     def able(self, test: Callable[[ModelSpec], object]) -> str:
         """The served models that pass a test, for a sentence."""
         return ", ".join(sorted(name for name, spec in self.served().items() if test(spec))) or "none"

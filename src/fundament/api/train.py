@@ -117,7 +117,11 @@ class TrainRequest(Body):
     num_iters: Annotated[int, Field(ge=1)] | None = Field(
         10, description="Most steps of the training; it ends by itself when nothing is left to gain."
     )
-    truncate: bool | None = Field(False, description="Cut inputs longer than the context instead of refusing them.")
+    truncate: bool | None = Field(
+        None,
+        description="Cut inputs longer than the context instead of refusing them. Left out, they are refused, unless "
+        "the operator says otherwise.",
+    )
 
 
 class TrainingResponse(BaseModel):
@@ -242,7 +246,7 @@ async def _held(state: State, classifier_id: str, caller: str) -> AsyncIterator[
 async def _embed(state: State, spec: ModelSpec, request: TrainRequest, task: str | None) -> Embeddings:
     sent = readable(state, spec, [example.content for example in request.input])
     async with opened(state, sent) as inputs:
-        return await unit_vectors(state, spec, inputs, task=task, truncate=bool(request.truncate))
+        return await unit_vectors(state, spec, inputs, task=task, truncate=state.cuts(request.truncate))
 
 
 def _examples(made: Embeddings, given: Sequence[Example], labels: Sequence[str]) -> Examples:

@@ -32,16 +32,23 @@ def batch_submit(
     embedding_type: Annotated[
         str | None, typer.Option(help="float, base64, binary or ubinary.", show_default="float")
     ] = None,
-    truncate: Annotated[bool, typer.Option("--truncate", help="Cut what is longer than the context.")] = False,
+    truncate: Annotated[
+        bool | None,
+        typer.Option("--truncate/--no-truncate", help="Cut what is longer than the context.", show_default="server's"),
+    ] = None,
     webhook_url: Annotated[str | None, typer.Option(help="Told when the job ends.")] = None,
     url: Url = "http://127.0.0.1:8080",
     key: ApiKey = None,
 ) -> None:
     """Hand files in: .jsonl, .csv, .parquet or .txt. The job's id is printed, and kept in FILE.job."""
-    given = {"task": task, "dimensions": dimensions, "embedding_type": embedding_type, "webhook_url": webhook_url}
-    fields = {"model": model, "truncate": truncate} | {
-        name: value for name, value in given.items() if value is not None
+    given = {
+        "task": task,
+        "dimensions": dimensions,
+        "embedding_type": embedding_type,
+        "truncate": truncate,
+        "webhook_url": webhook_url,
     }
+    fields = {"model": model} | {name: value for name, value in given.items() if value is not None}
     with _asking(url, key) as server:
         for path in map(Path, file):
             job = asyncio.run(server.submit(path, fields))

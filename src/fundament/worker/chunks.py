@@ -37,7 +37,8 @@ async def run_chunk(state: State, worker: str, job: Job, chunk: Chunk) -> None:
         job: whose chunk it is.
         chunk: which lines.
     """
-    defaults = {"model": job.asked.get("model") or job.model, **job.asked.get("line", {})}
+    asked = job.asked
+    defaults = {"model": asked.get("model") or job.model, "truncate": asked.get("truncate"), **asked.get("line", {})}
     served = state.served()
 
     def spec_of(name: str) -> ModelSpec | None:

@@ -72,7 +72,7 @@ async def submit(
                     depot=here,
                     dialect=dialect,
                     model=model,
-                    asked=asked,
+                    asked={"truncate": state.settings.truncate, **asked},  # a worker may have other settings
                     n_bytes=n_bytes,
                     now=now,
                     expires_at=now + timedelta(hours=state.settings.job_hours),
