@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
-from threadpoolctl import threadpool_limits
+from threadpoolctl import threadpool_info, threadpool_limits
 from torch import from_numpy
 from torch.testing import assert_close
 
+from fundament import classifiers
 from fundament.classifiers import (
     Examples,
     Floats,
@@ -175,3 +176,16 @@ def test_four_parts_teach_what_they_teach_at_once(intents: tuple[Examples, Float
     in_parts, at_once = apply(head, asked), apply(fit(examples, 16), asked)
     assert abs((in_parts.argmax(axis=1) == right).mean() - (at_once.argmax(axis=1) == right).mean()) <= 0.01
     close(in_parts, at_once, 1e-6)
+
+
+def test_products_take_one_thread_from_the_first_on() -> None:
+    def blas() -> set[int]:
+        return {each["num_threads"] for each in threadpool_info() if each["user_api"] == "blas"}
+
+    examples = made_up(60, 16, 5)
+    with threadpool_limits(2):
+        classifiers._use_one_thread.cache_clear()
+        head = fit(examples, 5)
+        assert blas() == {1}
+        apply(head, examples.vectors.astype(np.float32))
+        assert blas() == {1}

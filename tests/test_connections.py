@@ -94,6 +94,32 @@ def test_a_connection_that_falls_silent_is_closed(
 
 
 @pytest.mark.parametrize("offer", [b"", OFFER], ids=["httptools", "h11"])
+def test_a_connection_whose_body_came_after_its_answer_is_closed_too(
+    runner: asyncio.Runner, monkeypatch: pytest.MonkeyPatch, offer: bytes
+) -> None:
+    monkeypatch.setattr(connections, "_SILENT_SECONDS", 0.1)
+
+    async def at_once(scope: dict[str, Any], receive: Any, send: Any) -> None:
+        del scope, receive
+        await send({"type": "http.response.start", "status": 401, "headers": [(b"content-length", b"2")]})
+        await send({"type": "http.response.body", "body": b"no"})
+
+    async def scenario() -> None:
+        async with listening(at_once, timeout_keep_alive=60) as (address, state):
+            answer, out = await asyncio.open_connection(*address)
+            out.write(POST.replace(b"\r\n\r\n", b"\r\n" + offer + b"\r\n"))
+            await answer.readuntil(b"no")
+            out.write(b"a" * 9)
+            with suppress(ConnectionError):
+                assert await answer.read() == b""
+            while state.connections:
+                await asyncio.sleep(0.01)
+            await close(out)
+
+    runner.run(scenario())
+
+
+@pytest.mark.parametrize("offer", [b"", OFFER], ids=["httptools", "h11"])
 def test_a_body_may_come_slowly(runner: asyncio.Runner, monkeypatch: pytest.MonkeyPatch, offer: bytes) -> None:
     monkeypatch.setattr(connections, "_SILENT_SECONDS", 0.3)
 

@@ -362,6 +362,17 @@ def test_redis_forgets_by_its_own_clock(shared: RedisLimits, redis: Redis, runne
     runner.run(work())
 
 
+def test_a_request_whose_first_answer_was_lost_does_not_count_against_itself(
+    shared: RedisLimits, runner: asyncio.Runner
+) -> None:
+    async def work() -> None:
+        for _ in range(2):  # the client asks again by itself
+            assert await shared._lease("one", "mine", 1) == 0
+        assert await shared._lease("one", "another", 1) == 1
+
+    runner.run(work())
+
+
 def test_a_lease_in_redis_is_renewed_while_its_request_runs(
     shared: RedisLimits, redis: Redis, runner: asyncio.Runner, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,7 +1,6 @@
 """Classes of vectors: by likeness to the names of the classes, or learned from examples. Plain NumPy."""
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cache
 
@@ -58,15 +57,15 @@ def likeness(vectors: Floats, classes: Floats) -> Floats:
     Returns:
         `[rows, classes]`; each row sums to 1.
     """
-    with _one_thread():
-        logits = vectors @ classes.T
+    _use_one_thread()
+    logits = vectors @ classes.T
     return _softmax(logits.astype(np.float64)).astype(np.float32)
 
 
 def apply(head: Head, vectors: Floats) -> Floats:
     """How likely each class is to a trained head, `[rows, classes]`, for unit vectors `[rows, dim]`."""
-    with _one_thread():
-        logits = vectors @ head.weights.T + head.bias
+    _use_one_thread()
+    logits = vectors @ head.weights.T + head.bias
     return _softmax(logits.astype(np.float64)).astype(np.float32)
 
 
@@ -82,8 +81,8 @@ def fit(examples: Examples, n_classes: int, *, n_steps: int = 10) -> Head:
         n_classes: two or more.
         n_steps: Newton steps at most; on real data fewer than ten reach the minimum.
     """
-    with _one_thread():
-        return _fit(examples.vectors.astype(np.float64), examples.classes, n_classes, n_steps)
+    _use_one_thread()
+    return _fit(examples.vectors.astype(np.float64), examples.classes, n_classes, n_steps)
 
 
 def write_head(head: Head) -> bytes:
@@ -146,15 +145,13 @@ def _fit(vectors: Doubles, classes: Integers, n_classes: int, n_steps: int) -> H
     return Head(weights.T.astype(np.float32), (layer[-1] - mean @ weights).astype(np.float32))
 
 
-def _one_thread() -> AbstractContextManager[object]:
-    """Products made by the calling thread alone: they are small, and others would wait for cores where models work."""
-    limit: AbstractContextManager[object] = _blas().limit(limits=1, user_api="blas")
-    return limit
-
-
 @cache
-def _blas() -> ThreadpoolController:
-    return ThreadpoolController()
+def _use_one_thread() -> None:
+    """Have the calling thread alone make products: they are small, and others would wait for cores where models work.
+
+    From now on in the whole process: NumPy's library has one number of threads for all who call it.
+    """
+    ThreadpoolController().limit(limits=1, user_api="blas")
 
 
 def _principal(vectors: Doubles) -> tuple[Doubles, Doubles, Doubles]:

@@ -154,7 +154,9 @@ class Connection(_Impatient, HttpToolsProtocol):
         other.data_received(data)
 
     def _awaits(self) -> bool:
-        return (self.cycle is None or self._inside) and not self.flow.read_paused
+        answered = self.cycle is None or self.cycle.response_complete
+        asked = answered and self.timeout_keep_alive_task is None  # else that ends it sooner; a late body takes it away
+        return (asked or self._inside) and not self.flow.read_paused
 
 
 class _PlainH11(_Impatient, H11Protocol):

@@ -230,14 +230,16 @@ class MemoryLimits(Limits):
         return answers
 
 
-# Redis' own clock counts, so that processes need not agree on the time. A lease that is held is renewed.
+# Redis' own clock counts, so that processes need not agree on the time. A lease that is held is renewed, and does not
+# count against itself: the client asks again where an answer was lost.
 _TAKE = """
 local leases, lease, limit, lasts = KEYS[1], ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 redis.call('ZREMRANGEBYSCORE', leases, '-inf', now)
-local running = redis.call('ZCARD', leases)
-if running < limit or redis.call('ZSCORE', leases, lease) then
+local running, mine = redis.call('ZCARD', leases), redis.call('ZSCORE', leases, lease)
+if mine then running = running - 1 end
+if mine or running < limit then
   redis.call('ZADD', leases, now + lasts, lease)
   redis.call('PEXPIRE', leases, lasts)
 end

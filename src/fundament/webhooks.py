@@ -10,9 +10,9 @@ from fundament.errors import FetchError
 from fundament.fetching import Fetcher
 
 DELAYS: Sequence[timedelta] = tuple(
-    timedelta(seconds=seconds) for seconds in (5, 30, 120, 600, 1800, 3600, 7200, 14400, 28800, 28800)
+    timedelta(seconds=seconds) for seconds in (20, 40, 120, 600, 1800, 3600, 7200, 14400, 28800, 28800)
 )
-"""How long after each try the next one follows; all together a day."""
+"""How long after each try's beginning the next one follows, longer than a try takes; all together a day."""
 
 
 def signature(secret: bytes, message_id: str, timestamp: int, body: bytes) -> str:

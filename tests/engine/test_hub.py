@@ -103,6 +103,20 @@ def test_a_token_goes_to_the_hub_and_not_to_the_host_of_the_large_files(
     assert elsewhere == [None]
 
 
+def test_a_pull_that_ends_before_it_is_in_its_place_is_not_repeated(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ends(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(hub_module, "_replace", ends)
+        pull(SPEC, tmp_path, endpoint=hub.url)
+    n_before = len([path for _, path, _ in hub.seen if path.startswith("/cdn/")])
+    assert pull(SPEC, tmp_path, endpoint=hub.url) == pulled(tmp_path)[SPEC.id]
+    assert len([path for _, path, _ in hub.seen if path.startswith("/cdn/")]) == n_before > 0
+
+
 def test_a_killed_pull_leaves_no_model_and_the_next_goes_on(hub: Hub, tmp_path: Path) -> None:
     hub.stalls[WEIGHTS] = 2 * MEBIBYTE + 5
     environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}

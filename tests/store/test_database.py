@@ -57,6 +57,27 @@ def test_a_cancelled_transaction_is_undone_at_once(
         assert not inspect(connection).has_table("half")
 
 
+def test_a_writer_waits_no_longer_for_its_turn_than_for_its_transaction(
+    tmp_path: Path, runner: asyncio.Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database, "_MOST_SECONDS", 0.1)
+
+    async def work() -> None:
+        store = Database(locate("", tmp_path))
+        assert store._turn is not None
+        async with store._turn:
+            with pytest.raises(UnavailableError):
+                await asyncio.wait_for(_nothing(store), 30)
+        await _nothing(store)
+        await store.close()
+
+    async def _nothing(store: Database) -> None:
+        async with store.write():
+            pass
+
+    runner.run(work())
+
+
 def test_who_is_cancelled_while_it_connects_leaves_no_connection(
     tmp_path: Path, runner: asyncio.Runner, monkeypatch: pytest.MonkeyPatch
 ) -> None:

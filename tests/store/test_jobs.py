@@ -44,6 +44,7 @@ def test_a_webhook_is_taken_once_and_later_again(table: Table) -> None:
     assert (job.webhook_attempts, job.webhook_error) == (2, "The URL answered 500.")
     assert job.webhook_at == NOW + delays[0] + delays[1]
     table.do(jobs.called, "batch_1", "delivered", None)
+    table.do(jobs.called, "batch_1", "pending", "The URL answered 409.")  # a try that took longer
     assert table.do(jobs.call, "here", delays, now=LATER + timedelta(days=1)) is None
 
 

@@ -2,6 +2,7 @@
 
 import gc
 import re
+import threading
 from collections.abc import Mapping
 from functools import cache
 from itertools import islice
@@ -67,6 +68,8 @@ def _without_nul(text: str) -> str:
 Kept = Annotated[str, AfterValidator(_without_nul), Field(json_schema_extra={"pattern": r"^[^\x00]*$"})]
 """A text that is kept as it is: no database keeps a NUL character."""
 
+_PARSING = threading.Lock()
+
 ModelName = Annotated[str, Field(min_length=1, max_length=256)]
 
 
@@ -108,14 +111,18 @@ def read_json(raw: bytes) -> Any:
 
 
 def _parsed(raw: bytes) -> Any:
-    """JSON as values. The garbage collector rests meanwhile: of millions of lists it would walk all again and again."""
-    collects = gc.isenabled()
-    gc.disable()
-    try:
-        return orjson.loads(raw)
-    finally:
-        if collects:
-            gc.enable()
+    """JSON as values. The garbage collector rests meanwhile: of millions of lists it would walk all again and again.
+
+    One thread at a time, or one could find it resting for another and leave it so.
+    """
+    with _PARSING:
+        collects = gc.isenabled()
+        gc.disable()
+        try:
+            return orjson.loads(raw)
+        finally:
+            if collects:
+                gc.enable()
 
 
 def _why(raw: bytes, error: orjson.JSONDecodeError) -> str:

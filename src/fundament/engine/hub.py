@@ -124,8 +124,8 @@ def pull(spec: ModelSpec, data_dir: Path, *, endpoint: str | None = None, progre
         records = {file.name: _obtain(file, partial, report) for file in files}
         now = datetime.now(UTC).isoformat(timespec="seconds")
         Receipt(repo=spec.repo, revision=commit, pulled=now, files=records).write(partial)
-        (partial / _COMMIT_FILE).unlink()
         _replace(partial, target)
+        (target / _COMMIT_FILE).unlink()  # now: what is cut off before can go on
     return Local(spec, target)
 
 

@@ -118,7 +118,7 @@ class Database:
             UnavailableError: the database does not answer, or another process holds it for too long.
         """
         with _answering():
-            async with self._turn or nullcontext(), asyncio.timeout(_MOST_SECONDS), self._engine.begin() as connection:
+            async with asyncio.timeout(_MOST_SECONDS), self._turn or nullcontext(), self._engine.begin() as connection:
                 yield connection
 
     async def close(self) -> None:

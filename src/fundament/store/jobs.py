@@ -398,8 +398,9 @@ async def call(
 
 
 async def called(connection: AsyncConnection, job_id: str, state: Called, error: str | None) -> None:
-    """Note how a webhook's try ended."""
-    await connection.execute(jobs.update().where(jobs.c.id == job_id).values(webhook_state=state, webhook_error=error))
+    """Note how a webhook's try ended; one that was taken by its receiver stays so, whatever another try heard."""
+    tried = jobs.update().where(jobs.c.id == job_id, jobs.c.webhook_state == "pending")
+    await connection.execute(tried.values(webhook_state=state, webhook_error=error))
 
 
 def lies_in(depot: str, noted: ColumnElement[Any]) -> ColumnElement[bool]:

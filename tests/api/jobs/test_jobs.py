@@ -24,6 +24,7 @@ from fundament.errors import UnavailableError
 from fundament.store.jobs import jobs
 from fundament.worker import housekeeping, webhooks
 from tests.accounts.keys import bearer, id_of, make_key, read_key
+from tests.contract.schemas import conforms
 from tests.inprocess import Api, running, work_until
 from tests.served import MODEL, PATIENCE_SECONDS
 from tests.website import website
@@ -98,6 +99,17 @@ def test_a_job_is_its_keys_alone(api: Api, folder: Path) -> None:
     assert [each["batch_id"] for each in ask(api, mine, "GET", "/v1/batches").json()] == [job]
     assert ask(api, "", "GET", found["output_url"]).status_code == 200  # a link is a key of its own
     assert ask(api, "", "GET", f"/v1/batch/{job}/output?signature=0").status_code == 404
+
+
+def test_a_line_that_cannot_be_kept_is_named(api: Api, folder: Path) -> None:
+    deep: list[Any] = []
+    for _ in range(300):
+        deep = [deep]
+    body = {"model": MODEL, "input": ["one", {"input": "two", "more": deep}]}
+    answer = ask(api, new_key(api, folder), "POST", "/v1/batch/embeddings", json=body)
+    conforms(answer)
+    assert answer.status_code == 422
+    assert answer.json()["errors"][0]["field"] == "body -> input -> 1"
 
 
 def test_a_file_is_its_keys_alone(api: Api, folder: Path) -> None:

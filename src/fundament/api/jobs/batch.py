@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
+import orjson
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, Field, RootModel
 
@@ -25,7 +26,7 @@ from fundament.api.jobs.queue import base_url, cancel, find, submit
 from fundament.api.jobs.signatures import is_signed, signed_url
 from fundament.api.schemas import OF_MANY, OF_ONE, OF_STATE, OrAbsent, request_body, responses, streamed
 from fundament.api.state import State, state_of
-from fundament.api.wire import answer, iso
+from fundament.api.wire import answer, can_write, iso
 from fundament.buckets import is_listed
 from fundament.depot import identity, on_thread
 from fundament.errors import Fault, FetchError, InputError, NotFoundError
@@ -253,7 +254,12 @@ async def _placing(state: State, asked: BatchRequest, key_id: str) -> Callable[[
         raise InputError(Fault("body -> input", message, "too_long", echo(lines)))
 
     async def write(name: str) -> int:
-        return await state.depot.write(name, on_thread(jsonl(lines)))
+        try:
+            return await state.depot.write(name, on_thread(jsonl(lines)))
+        except orjson.JSONEncodeError:
+            place = next(place for place, line in enumerate(lines) if not can_write(line))
+            message = "It is nested too deeply to be kept."
+            raise InputError(Fault(f"body -> input -> {place}", message, "value_error")) from None
 
     return write
 
