@@ -72,11 +72,11 @@ def test_results_are_listed_and_forgotten(table: Table) -> None:
         assert table.do(jobs.written, "mine", ["batch"]) == []
         table.finish(chunk, "one")
     assert [job.id for job in table.do(jobs.written, "mine", ["batch"])] == ["batch_1"]
-    assert table.do(jobs.sizes, ["batch_1"], "errors") == {"batch_1": 10}
+    assert table.do(jobs.sizes, "mine", ["batch"], "errors") == {"batch_1": 10}
     assert table.do(jobs.active, "mine") == (0, 60 + 30)
     assert table.do(jobs.drop_parts, "batch_1", "output") == ["out", "out"]
     assert table.do(jobs.drop_parts, "batch_1", "output") == []
-    assert table.do(jobs.sizes, ["batch_1"], "output") == {}
+    assert table.do(jobs.sizes, "mine", ["batch"], "output") == {}
     assert table.do(jobs.active, "mine") == (0, 60 + 10)
     table.do(jobs.expire, now=NOW + timedelta(hours=24))
     assert table.do(jobs.written, "mine", ["batch"]) == []

@@ -16,7 +16,9 @@ class Payable(Protocol):
         """Answer a call that `bill` pays."""
         ...
 
-    def generate(self, model: str, call: Generate, *, bill: Bill | None = ...) -> AsyncGenerator[Delta, None]:
+    def generate(
+        self, model: str, call: Generate, *, caller: str = ..., bill: Bill | None = ...
+    ) -> AsyncGenerator[Delta, None]:
         """Answer a conversation that `bill` pays."""
         ...
 
@@ -41,14 +43,12 @@ class BilledEngine:
         bill: Bill | None = None,
     ) -> Any:
         """Answer a call for the request that runs; outside of one for `caller`, and `bill` pays."""
-        visit = current_visit.get()
-        if visit is None:
-            return await self._engine.run(model, call, priority=priority, caller=caller, bill=bill)
-        return await self._engine.run(
-            model, call, priority=priority, caller=caller or visit.caller.id, bill=visit.bill(model)
-        )
+        if visit := current_visit.get():
+            caller, bill = caller or visit.caller.id, visit.bill(model)
+        return await self._engine.run(model, call, priority=priority, caller=caller, bill=bill)
 
     def generate(self, model: str, call: Generate) -> AsyncGenerator[Delta, None]:
         """The same of a conversation, piece by piece. Who pays is decided here, not where the pieces are read."""
-        visit = current_visit.get()
-        return self._engine.generate(model, call, bill=None if visit is None else visit.bill(model))
+        if visit := current_visit.get():
+            return self._engine.generate(model, call, caller=visit.caller.id, bill=visit.bill(model))
+        return self._engine.generate(model, call)

@@ -247,10 +247,11 @@ class Batcher:
         """Forget a call that nobody waits for any more: its waiting rows cost nothing. Any thread may call this."""
         with self._lock:
             ticket.cancelled = True
-            self._leave(ticket)
-            for priority, lane in self._lanes.items():
-                self._uncount([row for row in lane if row.ticket is ticket])
-                self._lanes[priority] = [row for row in lane if row.ticket is not ticket]
+            if ticket.waits:
+                self._leave(ticket)
+                for priority, lane in self._lanes.items():
+                    self._uncount([row for row in lane if row.ticket is ticket])
+                    self._lanes[priority] = [row for row in lane if row.ticket is not ticket]
 
     def close(self, seconds: float | None = None) -> bool:
         """Finish what runs and waits, then end the threads; those that still run after `seconds` are not waited for.
@@ -326,10 +327,21 @@ class Batcher:
                     self._n_alone = 0
 
     def _take(self) -> list[Row]:
-        """A batch; an empty one where nothing waits, or what waits should wait on."""
-        taken: list[Row] = []
-        while not taken and (lanes := self._turns()) and (budget := self._share()):
-            taken = self._take_from(lanes, budget)
+        """A batch of the most urgent rows; an empty one where nothing waits, or what waits should wait on."""
+        if not (lanes := self._turns()) or not (budget := self._share()):
+            return []
+        window = list(islice(chain.from_iterable(self._lanes[priority] for priority in lanes), _WINDOW))
+        places = take_batch(window, budget)
+        if budget > self.max_batch_tokens and len(places) < self.n_waiting:  # not alone: the rest runs beside it
+            places = take_batch(window, self.max_batch_tokens)
+        taken = [window[place] for place in places]
+        gone = set(map(id, taken))
+        for priority in lanes:
+            head = self._lanes[priority][: len(window)]
+            self._lanes[priority][: len(window)] = [row for row in head if id(row) not in gone]
+        self._uncount(taken)
+        first = taken[0]
+        self._led[first.priority], self._clock[first.priority] = time.monotonic(), first.due
         return taken
 
     def _turns(self) -> list[Priority]:
@@ -338,24 +350,6 @@ class Batcher:
             (priority for priority, lane in self._lanes.items() if lane),
             key=lambda priority: turn(priority, self._lanes[priority][0].arrived, self._led[priority]),
         )
-
-    def _take_from(self, lanes: Sequence[Priority], budget: int) -> list[Row]:
-        """A batch of the most urgent rows; an empty one where nobody waits any more for those that were looked at."""
-        window = list(islice(chain.from_iterable(self._lanes[priority] for priority in lanes), _WINDOW))
-        live = [row for row in window if not row.ticket.cancelled]
-        places = take_batch(live, budget)
-        if budget > self.max_batch_tokens and len(places) < self.n_waiting:  # not alone: the rest runs beside it
-            places = take_batch(live, self.max_batch_tokens)
-        taken = [live[place] for place in places]
-        gone = set(map(id, window)) - set(map(id, live)) | set(map(id, taken))
-        for priority in lanes:
-            head = self._lanes[priority][: len(window)]
-            self._lanes[priority][: len(window)] = [row for row in head if id(row) not in gone]
-        self._uncount([row for row in window if id(row) in gone])
-        if taken:
-            first = taken[0]
-            self._led[first.priority], self._clock[first.priority] = time.monotonic(), first.due
-        return taken
 
     def _uncount(self, rows: Sequence[Row]) -> None:
         """Count rows no longer among those that wait."""
@@ -459,7 +453,8 @@ class Batcher:
                 ticket = row.ticket
                 ticket.n_left -= 1
                 if isinstance(result, Exception):
-                    ticket.error, ticket.cancelled = ticket.error or result, True
+                    ticket.error = ticket.error or result
+                    self.drop(ticket)
                 else:
                     ticket.arrays[row.place] = result
                 if ticket.error is not None or ticket.n_left == 0:  # of a failed call again and again: no harm

@@ -189,7 +189,9 @@ class LocalEngine:
                     bill.refund(_unpaid(items, ticket, error))
                 raise
 
-    async def generate(self, model: str, call: Generate, *, bill: Bill | None = None) -> AsyncGenerator[Delta, None]:
+    async def generate(
+        self, model: str, call: Generate, *, caller: str = "", bill: Bill | None = None
+    ) -> AsyncGenerator[Delta, None]:
         """Answer a conversation, piece by piece.
 
         Conversations are let in as they come, whoever sends them. The tokens that one may have are taken before it
@@ -199,6 +201,7 @@ class LocalEngine:
         Args:
             model: which one.
             call: what is asked.
+            caller: who asks: callers share the time of those who decode.
             bill: who pays.
 
         Raises:
@@ -206,13 +209,12 @@ class LocalEngine:
         """
         async with self._lease(model) as loaded:
             assert isinstance(loaded.batcher, Generator)
-            loop = asyncio.get_running_loop()
-            pool = self._decoders if call.has_media else self._pool
-            [item] = await loop.run_in_executor(pool, loaded.model.prepare, call)
+            prepare: Callable[[], Sequence[Item]] = partial(loaded.model.prepare, call)
+            [item] = await (self._decode(prepare, caller) if call.has_media else self._work(prepare))
             n_taken, n_prompt, n_written, failed = item.n_tokens, item.n_counted, 0, False
             if bill is not None:
                 await bill.admit(n_taken)
-            conversation = Conversation(loop, call, n_taken, item)
+            conversation = Conversation(asyncio.get_running_loop(), call, n_taken, item)
             del item  # its pictures are large
             try:
                 loaded.batcher.submit(conversation)
@@ -230,19 +232,11 @@ class LocalEngine:
                     bill.refund(n_taken - (n_prompt + n_written if conversation.begun and not failed else 0))
 
     async def _read(self, loaded: Loaded, call: Embed | Rerank, caller: str) -> Sequence[Item]:
-        """The rows of a call; what waits for the model waits for those of a call that is read in no time.
-
-        A caller's files wait for each other before they wait for a thread: other callers' pass by.
-        """
+        """The rows of a call; what waits for the model waits for those of a call that is read in no time."""
         assert isinstance(loaded.batcher, Batcher)
         prepare: Callable[[], Sequence[Item]] = partial(_rows, loaded.model, call)
         if call.has_media:
-            turn = self._turns.setdefault(caller, asyncio.Semaphore(self._n_decoders))
-            await turn.acquire()
-            decoding = self._decoders.submit(prepare)
-            # A turn ends with the thread's work, which goes on for a caller who leaves.
-            decoding.add_done_callback(partial(_later, asyncio.get_running_loop(), turn.release))
-            return await asyncio.wrap_future(decoding)
+            return await self._decode(prepare, caller)
         if not _is_short(call):
             return await self._work(prepare)
         reading = asyncio.wrap_future(self._pool.submit(prepare))
@@ -250,6 +244,18 @@ class LocalEngine:
             return await reading
         with loaded.batcher.expecting():
             return await reading
+
+    async def _decode(self, work: Callable[[], _Made], caller: str) -> _Made:
+        """Read files on a thread of those who decode.
+
+        A caller's wait for each other before they wait for a thread: other callers' pass by.
+        """
+        turn = self._turns.setdefault(caller, asyncio.Semaphore(self._n_decoders))
+        await turn.acquire()
+        decoding = self._decoders.submit(work)
+        # A turn ends with the thread's work, which goes on for a caller who leaves.
+        decoding.add_done_callback(partial(_later, asyncio.get_running_loop(), turn.release))
+        return await asyncio.wrap_future(decoding)
 
     def _work(self, work: Callable[[], _Made]) -> asyncio.Future[_Made]:
         """Do what may take long on a thread that texts are read on.

@@ -238,14 +238,18 @@ async def recent(
 
 async def written(connection: AsyncConnection, key_id: str, dialects: Sequence[Dialect]) -> Sequence[Job]:
     """A key's jobs that have ended and have results, which all go when the jobs expire."""
-    statement = select(jobs).where(
+    statement = select(jobs).where(*_written(key_id, dialects))
+    return [job_of(row) for row in await connection.execute(statement)]
+
+
+def _written(key_id: str, dialects: Sequence[Dialect]) -> Sequence[ColumnElement[bool]]:
+    return (
         jobs.c.key_id == key_id,
         jobs.c.dialect.in_(dialects),
         jobs.c.outcome.is_not(None),
         jobs.c.state != "expired",
         jobs.c.n_written_bytes > 0,
     )
-    return [job_of(row) for row in await connection.execute(statement)]
 
 
 async def active(connection: AsyncConnection, key_id: str) -> tuple[int, int]:
@@ -292,12 +296,13 @@ async def parts(connection: AsyncConnection, job_id: str, kind: Literal["output"
 
 
 async def sizes(
-    connection: AsyncConnection, job_ids: Collection[str], kind: Literal["output", "errors"]
+    connection: AsyncConnection, key_id: str, dialects: Sequence[Dialect], kind: Literal["output", "errors"]
 ) -> Mapping[str, int]:
-    """The bytes of the output or the errors of each of these jobs that has any."""
+    """The bytes of the output or the errors of each of those jobs (`written`) that has any."""
     _, size = _PARTS[kind]
     total = func.sum(size)
-    statement = select(chunks.c.job_id, total).where(chunks.c.job_id.in_(job_ids)).group_by(chunks.c.job_id)
+    made = select(jobs.c.id).where(*_written(key_id, dialects))
+    statement = select(chunks.c.job_id, total).where(chunks.c.job_id.in_(made)).group_by(chunks.c.job_id)
     return {row[0]: int(row[1]) for row in await connection.execute(statement.having(total > 0))}
 
 

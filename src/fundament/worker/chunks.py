@@ -25,6 +25,7 @@ from fundament.store.usage import Line
 from fundament.telemetry import say
 from fundament.worker.failures import fail, is_passing, reason_of
 
+_AGAIN_SECONDS = 1.0  # between tries to tell a store that does not answer
 _MOST_TRIES = 3  # of a chunk over which workers die; then its lines are tried one by one, and of a line then
 
 
@@ -160,22 +161,26 @@ async def _pay(connection: AsyncConnection, job: Job, written: Written) -> Key |
 async def _put_off(
     state: State, worker: str, chunk: Chunk, error: UnavailableError | LimitError, *, n_admitted: int
 ) -> None:
-    """Let go of a chunk until what it needs is there; where the store does not answer, its lease lapses.
+    """Let go of a chunk until what it needs is there, the store too: one that lapsed would count as a worker's death.
 
-    So it does where a model has died, which counts as a worker that dies over the chunk.
+    So it does where a model has died.
     """
     if state.death() is not None:
         return
     if isinstance(error, UnavailableError):
         say("job waits", level=logging.WARNING, job=chunk.job_id, reason=error.detail)
-    until = datetime.now(UTC) + timedelta(seconds=error.retry_after_seconds or 1)
-    try:
-        async with state.store.write() as connection:
-            await leases.put_off(connection, chunk, worker, n_admitted=n_admitted, until=until)
-    except UnavailableError:
-        return
-    except Exception as unexpected:
-        say("unexpected error", level=logging.ERROR, error=unexpected, job=chunk.job_id)
+    while True:
+        until = datetime.now(UTC) + timedelta(seconds=error.retry_after_seconds or 1)
+        try:
+            async with state.store.write() as connection:
+                await leases.put_off(connection, chunk, worker, n_admitted=n_admitted, until=until)
+        except UnavailableError:
+            await asyncio.sleep(_AGAIN_SECONDS)
+        except Exception as unexpected:
+            say("unexpected error", level=logging.ERROR, error=unexpected, job=chunk.job_id)
+            return
+        else:
+            return
 
 
 def _working(key: Key | None) -> Key:

@@ -14,14 +14,16 @@ from typing import Any
 
 import httpx
 import pytest
-from sqlalchemy import update
+from sqlalchemy import select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from fundament.api.jobs.batches import OpenAIBatch
 from fundament.config import Tier
 from fundament.depot.directory import Directory
 from fundament.errors import UnavailableError
-from fundament.store.jobs import jobs
+from fundament.store import leases
+from fundament.store.jobs import chunks, jobs
+from fundament.worker import chunks as worker_chunks
 from fundament.worker import housekeeping, webhooks
 from tests.accounts.keys import bearer, id_of, make_key, read_key
 from tests.contract.schemas import conforms
@@ -387,6 +389,40 @@ def test_a_job_waits_while_the_process_has_no_files_left(
     monkeypatch.setattr(Directory, "read_part", refusing)
     assert work(api, key, job)["status"] == "completed"
     assert n_tries >= 2  # more where a loaded machine lets its lease lapse
+
+
+def test_a_chunk_is_put_off_once_the_store_answers_and_no_worker_has_died_over_it(
+    api: Api, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key, put_off, reads = new_key(api, folder), leases.put_off, Directory.read_part
+    job, n_asked, n_reads = submit(api, key, ["one"]), 0, 0
+
+    async def away(*arguments: Any, **options: Any) -> None:
+        nonlocal n_asked
+        n_asked += 1
+        if n_asked <= 3:
+            raise UnavailableError("The store does not answer.")
+        await put_off(*arguments, **options)
+
+    async def read_part(depot: Directory, name: str, *, start: int, n_bytes: int) -> bytes:
+        nonlocal n_reads
+        n_reads += 1
+        if n_reads == 1:
+            raise UnavailableError("The bucket does not answer.")
+        return await reads(depot, name, start=start, n_bytes=n_bytes)
+
+    monkeypatch.setattr(leases, "put_off", away)
+    monkeypatch.setattr(Directory, "read_part", read_part)
+    monkeypatch.setattr(worker_chunks, "_AGAIN_SECONDS", 0)
+    assert work(api, key, job)["status"] == "completed"
+    assert n_asked == 4
+
+    async def tries() -> list[int]:
+        async with api.app.state.parts.store.read() as connection:
+            mine = select(chunks.c.n_tries).where(chunks.c.job_id == job)
+            return [*(await connection.execute(mine)).scalars()]
+
+    assert api.run(tries()) == [1]  # the one that did it
 
 
 def test_a_key_whose_webhooks_are_slow_holds_up_its_own_alone(

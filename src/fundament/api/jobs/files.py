@@ -148,7 +148,7 @@ async def _results(connection: AsyncConnection, key_id: str) -> list[tuple[_Plac
     made = await jobs.written(connection, key_id, _DIALECTS)
     found = []
     for kind in KINDS:
-        sizes = await jobs.sizes(connection, [job.id for job in made], kind)
+        sizes = await jobs.sizes(connection, key_id, _DIALECTS, kind)
         for job in made:
             if job.id in sizes:
                 file_id = result_id(job, kind)
