@@ -237,7 +237,9 @@ class Settings(BaseSettings):
     max_classifier_examples: int = Field(
         default=8_192, ge=2, description="Most examples that one classifier learns from, all its updates together."
     )
-    max_body_mb: float = Field(default=32, gt=0, description="Largest request body, in MB.")
+    max_body_mb: float = Field(
+        default=32, gt=0, description="Largest request body, in MB; in base64 a file takes a third more than it has."
+    )
     max_image_mb: float = Field(default=8, gt=0, description="Largest image or PDF, in MB.")
     max_image_megapixels: float = Field(default=64, gt=0, description="Most pixels of an image, in millions.")
     max_pdf_pages: int = Field(default=100, ge=1, description="Most pages of a PDF; each becomes a vector.")

@@ -1,7 +1,6 @@
 """What was used, gathered in memory and written once a second, behind the answers."""
 
 import asyncio
-import logging
 from collections import defaultdict
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -10,7 +9,7 @@ from uuid import uuid4
 from fundament.store import classifiers, keys, ledgers, usage
 from fundament.store.database import Database
 from fundament.store.usage import Line
-from fundament.telemetry import say
+from fundament.telemetry import say_rarely
 
 _WRITE_SECONDS = 0.8  # with the time that writing takes, at most a second is lost when the process is killed
 
@@ -50,7 +49,6 @@ class Ledger:
         self._entry = Entry(1)
         self._unwritten: Entry | None = None  # perhaps written: it stays as it is until the store says so
         self._writing = asyncio.Lock()
-        self._failed = False
 
     def use(self, key_id: str, model: str, endpoint: str, *, n_requests: int, n_tokens: int) -> None:
         """Note what a request used; less than nothing where something is taken back."""
@@ -94,9 +92,7 @@ class Ledger:
                     self._unwritten, self._entry = entry, Entry(entry.number + 1)
                     await self._keep(entry)
             except Exception as error:
-                if not self._failed:
-                    say("usage is not written yet", level=logging.WARNING, reason=error)
-                self._failed = True
+                say_rarely("usage is not written yet", reason=error)
 
     async def _keep(self, entry: Entry) -> None:
         async with self._store.write() as connection:
@@ -105,4 +101,4 @@ class Ledger:
                 await usage.add(connection, uses)
                 await keys.settle(connection, entry.touched, entry.refunds)
                 await classifiers.note_uses(connection, entry.asked)
-        self._unwritten, self._failed = None, False
+        self._unwritten = None

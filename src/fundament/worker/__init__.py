@@ -22,7 +22,7 @@ from fundament.fetching import Fetcher, read_networks
 from fundament.store import leases
 from fundament.store.jobs import Job
 from fundament.store.leases import Chunk
-from fundament.telemetry import say
+from fundament.telemetry import say, say_rarely
 from fundament.worker.chunks import run_chunk
 from fundament.worker.housekeeping import expire, sweep
 from fundament.worker.inputs import read_input
@@ -152,15 +152,11 @@ class Worker:
 
 async def _forever(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
     """Do something again and again; a store that does not answer is waited for."""
-    waits = False
     while True:
         try:
             await work()
-            waits = False
         except UnavailableError as error:
-            if not waits:
-                say("jobs wait for the store", level=logging.WARNING, reason=error.detail)
-            waits = True
+            say_rarely("jobs wait for the store", reason=error.detail)
             await asyncio.sleep(_IDLE_SECONDS)
         except Exception as error:
             if isinstance(error, OSError) and error.errno in _FULL:
