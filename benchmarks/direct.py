@@ -87,6 +87,7 @@ def batcher_of(model: Model, *, n_threads: int, max_batch_tokens: int = 2_048) -
         n_threads=n_threads,
         n_cores=n_cores(),
         computing=set(),
+        deaths={},
         max_batch_tokens=max_batch_tokens,
         few_tokens=0,
         max_waiting_rows=1_000_000,

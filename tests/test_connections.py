@@ -105,7 +105,7 @@ def test_a_connection_whose_body_came_after_its_answer_is_closed_too(
         await send({"type": "http.response.body", "body": b"no"})
 
     async def scenario() -> None:
-        async with listening(at_once, timeout_keep_alive=60) as (address, state):
+        async with listening(at_once, timeout_keep_alive=1) as (address, state):
             answer, out = await asyncio.open_connection(*address)
             out.write(POST.replace(b"\r\n\r\n", b"\r\n" + offer + b"\r\n"))
             await answer.readuntil(b"no")

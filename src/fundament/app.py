@@ -104,6 +104,7 @@ def create_app(settings: Settings) -> FastAPI:
     metrics = Metrics()
     engine = LocalEngine(found, engine_options(settings), metrics)
     fetcher = Fetcher(read_networks(settings.allowed_networks))
+    # Until they have loaded, now or for a request.
     unready: dict[str, str] = dict.fromkeys(named, "Models are loading.") if settings.preload else {}
 
     def served() -> Mapping[str, ModelSpec]:
@@ -115,15 +116,12 @@ def create_app(settings: Settings) -> FastAPI:
         return next((f"Model '{model}' has stopped: {of}." for model, of in engine.deaths().items()), None)
 
     def not_ready() -> str | None:
-        for model in unready.keys() & engine.memory.loaded.keys():  # a request has loaded it
-            del unready[model]
-        return next(iter(unready.values()), None) or death()
+        return next((why for model, why in unready.items() if model not in engine.loaded_once), None) or death()
 
     async def start() -> None:
         for model in [*unready]:
             try:
                 await engine.load(model)
-                unready.pop(model, None)
             except FundamentError as error:
                 unready[model] = error.detail
                 say("model did not load", level=logging.ERROR, reason=error.detail)

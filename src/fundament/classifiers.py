@@ -149,7 +149,7 @@ def _fit(vectors: Doubles, classes: Integers, n_classes: int, n_steps: int) -> H
 def _use_one_thread() -> None:
     """Have the calling thread alone make products: they are small, and others would wait for cores where models work.
 
-    From now on in the whole process: NumPy's library has one number of threads for all who call it.
+    From now on in the whole process: a BLAS library has one number of threads for all who call it.
     """
     ThreadpoolController().limit(limits=1, user_api="blas")
 

@@ -100,6 +100,7 @@ class Connection(_Impatient, HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """A request begins."""
         self._inside, self._heard = True, self.loop.time()
+        self._unset_keepalive_if_required()
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
@@ -113,9 +114,13 @@ class Connection(_Impatient, HttpToolsProtocol):
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        """It has come whole."""
+        """It has come whole; behind its answer the connection is kept as long as after any other."""
         self._inside, self._n_framing = False, 0
         super().on_message_complete()
+        if self.cycle.response_complete and not self.transport.is_closing():
+            self._unset_keepalive_if_required()
+            kept = self.timeout_keep_alive
+            self.timeout_keep_alive_task = self.loop.call_later(kept, self.timeout_keep_alive_handler)
 
     def data_received(self, data: bytes) -> None:
         """Read what has come; of a head all at once."""
@@ -154,9 +159,7 @@ class Connection(_Impatient, HttpToolsProtocol):
         other.data_received(data)
 
     def _awaits(self) -> bool:
-        answered = self.cycle is None or self.cycle.response_complete
-        asked = answered and self.timeout_keep_alive_task is None  # else that ends it sooner; a late body takes it away
-        return (asked or self._inside) and not self.flow.read_paused
+        return (self.cycle is None or self._inside) and not self.flow.read_paused
 
 
 class _PlainH11(_Impatient, H11Protocol):

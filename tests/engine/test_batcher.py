@@ -55,6 +55,7 @@ def started(model: Doubler, **options: object) -> Batcher:
         "n_threads": 1,
         "n_cores": 1,
         "computing": set(),
+        "deaths": {},
         "max_batch_tokens": 1000,
         "few_tokens": 96,
         "max_waiting_rows": 100,
@@ -633,7 +634,7 @@ def test_a_dead_thread_fails_what_runs_and_waits_and_says_so(
         for ticket in (running, waiting):
             with pytest.raises(UnavailableError, match="stopped"):
                 await ticket.done
-        assert batcher.death is error
+        assert batcher._deaths == {"doubler": error}
         assert not batcher._computing
         with pytest.raises(UnavailableError, match="stopped"):
             submit(batcher, items(2))

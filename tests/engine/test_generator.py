@@ -68,6 +68,7 @@ def running(model: Counter, cache_bytes: int = 1_000) -> Iterator[Generator]:
         model,
         set_up=lambda: None,
         computing=set(),
+        deaths={},
         max_step_tokens=8,
         cache_bytes=cache_bytes,
         metrics=Metrics(),
@@ -264,7 +265,7 @@ def test_a_thread_that_dies_tells_everybody(part: str, error: BaseException) -> 
             generator.submit(conversation)
             with pytest.raises(UnavailableError, match="has stopped"):
                 await conversation.next()
-            assert generator.death is error
+            assert generator._deaths == {"counter": error}
             assert not generator._computing
 
     play(scene)

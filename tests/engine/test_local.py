@@ -304,6 +304,31 @@ def test_nothing_holds_a_model_that_is_let_go(runner: asyncio.Runner, berts: dic
     assert model() is None
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_death_is_known_when_its_model_has_gone(
+    runner: asyncio.Runner, berts: dict[str, Local], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def dies(*_: object) -> None:
+        raise SystemExit("the driver has gone")
+
+    def lost() -> None:
+        raise RuntimeError("the driver has gone")
+
+    async def scenario() -> None:
+        engine = engine_of(berts, 1.5)
+        await engine.load("model-0")
+        monkeypatch.setattr(engine.memory.loaded["model-0"].model, "forward", dies)
+        with pytest.raises(UnavailableError, match="the driver has gone"):
+            await vectors(engine, "model-0")
+        monkeypatch.setattr(torch.cuda, "empty_cache", lost)
+        await engine.load("model-1")  # in its place
+        assert [*engine.memory.loaded] == ["model-1"]
+        assert [*engine.deaths()] == ["model-0"]
+        await engine.close()
+
+    runner.run(scenario())
+
+
 def test_an_unknown_model_and_one_too_large_are_refused(runner: asyncio.Runner, berts: dict[str, Local]) -> None:
     async def scenario() -> None:
         engine = engine_of(berts, 0.5)

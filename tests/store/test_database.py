@@ -60,13 +60,12 @@ def test_a_cancelled_transaction_is_undone_at_once(
 def test_a_writer_waits_no_longer_for_its_turn_than_for_its_transaction(
     tmp_path: Path, runner: asyncio.Runner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(database, "_MOST_SECONDS", 0.1)
-
     async def work() -> None:
         store = Database(locate("", tmp_path))
         assert store._turn is not None
         async with store._turn:
-            with pytest.raises(UnavailableError):
+            with monkeypatch.context() as patch, pytest.raises(UnavailableError):
+                patch.setattr(database, "_MOST_SECONDS", 0.1)
                 await asyncio.wait_for(_nothing(store), 30)
         await _nothing(store)
         await store.close()

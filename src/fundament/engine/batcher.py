@@ -112,6 +112,7 @@ class Batcher:
         n_threads: how many batches run side by side.
         n_cores: CPU cores that they divide among them.
         computing: the models of this engine that compute now, kept by the threads of each.
+        deaths: those whose threads have died, and of what, likewise.
         max_batch_tokens: most tokens of a batch, but for one of few that is alone.
         few_tokens: so many stay together in one thread, though others are free.
         max_waiting_rows: rows past which a call is refused; a call into an empty queue is always taken.
@@ -128,6 +129,7 @@ class Batcher:
         n_threads: int,
         n_cores: int,
         computing: set[str],
+        deaths: dict[str, BaseException],
         max_batch_tokens: int,
         few_tokens: int,
         max_waiting_rows: int,
@@ -137,7 +139,7 @@ class Batcher:
     ) -> None:
         self.name, self.model = name, model
         self.max_batch_tokens = max_batch_tokens
-        self.death: BaseException | None = None
+        self._deaths = deaths
         self._few_tokens, self._computing = few_tokens, computing
         self._n_cores = max(1, n_cores // n_threads)
         # What few tokens that are alone divide over, in the first thread: a second core, where threads have one each.
@@ -196,8 +198,9 @@ class Batcher:
         sizes = _sizes([items[place] for place in different])
         n_bytes = sum(sizes)
         with self._lock:
-            if self.death is not None or self._closing:
-                raise UnavailableError(f"Model '{self.name}' has stopped: {self.death or 'the server is closing'}.")
+            if self._closing or self.name in self._deaths:
+                why = self._deaths.get(self.name, "the server is closing")
+                raise UnavailableError(f"Model '{self.name}' has stopped: {why}.")
             n_waiting = self.n_waiting
             crowded = n_waiting + len(different) > self._max_waiting_rows
             if n_waiting and (crowded or self._n_waiting_bytes + n_bytes > self._max_waiting_bytes):
@@ -291,7 +294,7 @@ class Batcher:
     def _die(self, error: BaseException, running: Sequence[Row]) -> None:
         say("model thread died", level=logging.CRITICAL, error=error, model=self.name)
         with self._lock:
-            self.death = error
+            self._deaths[self.name] = error
             self._computing.discard(self.name)
             unsettled = [row for row in running if row.place not in row.ticket.arrays]
             rows = [*unsettled, *(row for lane in self._lanes.values() for row in lane)]
@@ -457,9 +460,10 @@ class Batcher:
                     self.drop(ticket)
                 else:
                     ticket.arrays[row.place] = result
-                if ticket.error is not None or ticket.n_left == 0:  # of a failed call again and again: no harm
+                    if not ticket.n_left:
+                        self._leave(ticket)
+                if ticket.error is not None or not ticket.n_left:  # of a failed call again and again: no harm
                     finished.setdefault(ticket.loop, []).append(ticket)
-                    self._leave(ticket)
         for loop, tickets in finished.items():
             try:
                 loop.call_soon_threadsafe(_resolve, tickets)

@@ -72,6 +72,7 @@ class Generator:
         model: used by this thread only, but for `prepare`.
         set_up: called once by the thread.
         computing: the models of this engine that compute now, kept by the threads of each.
+        deaths: those whose threads have died, and of what, likewise.
         max_step_tokens: most tokens of a step, where not more conversations write.
         cache_bytes: most that keys and values of all conversations take, and the pictures of those that wait.
         metrics: where steps are counted.
@@ -84,12 +85,13 @@ class Generator:
         *,
         set_up: Callable[[], None],
         computing: set[str],
+        deaths: dict[str, BaseException],
         max_step_tokens: int,
         cache_bytes: int,
         metrics: Metrics,
     ) -> None:
         self.name, self.model = name, model
-        self.death: BaseException | None = None
+        self._deaths = deaths
         self._set_up, self._computing, self._max_step_tokens = set_up, computing, max_step_tokens
         self._cache_bytes, self._most_tokens = cache_bytes, cache_bytes // model.token_bytes
         self._waiting: deque[Conversation] = deque()
@@ -121,8 +123,9 @@ class Generator:
                 n_tokens=n_prompt, n_wanted=conversation.n_tokens - n_prompt, limit=self._most_tokens
             )
         with self._condition:
-            if self.death is not None or self._closing:
-                raise UnavailableError(f"Model '{self.name}' has stopped: {self.death or 'the server is closing'}.")
+            if self._closing or self.name in self._deaths:
+                why = self._deaths.get(self.name, "the server is closing")
+                raise UnavailableError(f"Model '{self.name}' has stopped: {why}.")
             held = sum(each.n_bytes for each in (*self._waiting, conversation))
             if len(self._waiting) >= MOST_WAITING or (self._waiting and held > self._cache_bytes):
                 raise UnavailableError(
@@ -160,7 +163,7 @@ class Generator:
         except BaseException as error:
             say("model thread died", level=logging.CRITICAL, error=error, model=self.name)
             with self._condition:
-                self.death = error
+                self._deaths[self.name] = error
                 self._computing.discard(self.name)
                 left, self._running = [*self._running, *self._waiting], []
                 self._waiting.clear()

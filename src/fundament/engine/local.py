@@ -91,7 +91,8 @@ class Loaded:
         self.model = None
         if ended:
             del self.batcher.model
-            torch.cuda.empty_cache()  # a GPU's memory PyTorch would keep for itself
+            with suppress(RuntimeError):  # of a GPU that is lost
+                torch.cuda.empty_cache()  # its memory PyTorch would keep for itself
 
 
 class LocalEngine:
@@ -101,6 +102,9 @@ class LocalEngine:
         locals_: the models that may be loaded, by id.
         options: how to use the machine.
         metrics: where work is counted.
+
+    Attributes:
+        loaded_once: the models that have been loaded, here now or let go again.
     """
 
     def __init__(self, locals_: Mapping[str, Local], options: EngineOptions, metrics: Metrics) -> None:
@@ -114,7 +118,9 @@ class LocalEngine:
             measure=self._measure,
             load=self._load,
         )
+        self.loaded_once: set[str] = set()
         self._computing: set[str] = set()
+        self._deaths: dict[str, BaseException] = {}  # of what models have died, however long they stay
         self._n_readers = max(2, self.n_cores)
         self._working: set[Future[Any]] = set()  # what its threads do that may take long
         # OpenMP's threads stay with the thread that first needed them, and where a process has more than cores they
@@ -304,11 +310,7 @@ class LocalEngine:
 
     def deaths(self) -> dict[str, str]:
         """Models whose threads have died, and of what."""
-        return {
-            model: repr(loaded.batcher.death)
-            for model, loaded in self.memory.loaded.items()
-            if loaded.batcher.death is not None
-        }
+        return {model: repr(error) for model, error in self._deaths.items()}
 
     async def close(self, seconds: float | None = None) -> None:
         """Finish what runs and let go of all models.
@@ -334,10 +336,12 @@ class LocalEngine:
         made = loader.submit(self._load_now, self.locals[model])
         loader.shutdown(wait=False)
         try:
-            return await asyncio.wrap_future(made)
+            loaded = await asyncio.wrap_future(made)
         except asyncio.CancelledError:
             made.add_done_callback(_end)
             raise
+        self.loaded_once.add(model)
+        return loaded
 
     def _load_now(self, local: Local) -> Loaded:
         if local == embedded():
@@ -355,6 +359,7 @@ class LocalEngine:
                 cast("Writer", model),
                 set_up=partial(use_cores, self.n_cores),
                 computing=self._computing,
+                deaths=self._deaths,
                 max_step_tokens=max_tokens,
                 cache_bytes=self.options.cache_bytes,
                 metrics=self.metrics,
@@ -368,6 +373,7 @@ class LocalEngine:
                 n_threads=n_threads,
                 n_cores=self.n_cores,
                 computing=self._computing,
+                deaths=self._deaths,
                 max_batch_tokens=max_tokens,
                 few_tokens=min(few, self.options.max_batch_tokens or few),
                 max_waiting_rows=self.options.max_waiting_rows,

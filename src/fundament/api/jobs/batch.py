@@ -218,7 +218,7 @@ async def create_job(state: State, asked: BatchRequest, *, key_id: str, base: st
         raise InputError(Fault(f"body -> {sources[1] if sources else 'input'}", message, "value_error"))
     told: dict[str, Any] = {
         "model": state.answering(asked.model),
-        "line": asked.model_dump(mode="json", exclude=_OTHER, exclude_unset=True),
+        "line": asked.model_dump(mode="json", exclude=_OTHER, exclude_unset=True, exclude_none=True),
         "base_url": base,
     }
     if asked.input_file_id is not None:
