@@ -157,9 +157,11 @@ class Server:
                     async for piece in response.content.iter_chunked(_PIECE_BYTES):
                         n_bytes += await asyncio.to_thread(file.write, piece)
                 await asyncio.to_thread(part.replace, target)
-            except (OSError, aiohttp.ClientError) as error:
-                await asyncio.to_thread(part.unlink, missing_ok=True)
-                raise ClientError(f"{target} cannot be fetched: {error}") from error
+            except BaseException as error:
+                part.unlink(missing_ok=True)
+                if isinstance(error, OSError | aiohttp.ClientError):
+                    raise ClientError(f"{target} cannot be fetched: {error}") from error
+                raise
         return n_bytes
 
     @asynccontextmanager
@@ -180,6 +182,7 @@ def base(url: str) -> str:
     """
     try:
         found = urlsplit(url if "://" in url else f"http://{url}")
+        _ = found.port  # read, and so checked
     except ValueError:
         found = urlsplit("")
     if found.scheme not in ("http", "https") or not found.hostname:
@@ -190,7 +193,12 @@ def base(url: str) -> str:
 async def _answer(asking: Any) -> dict[str, Any]:
     async with asking as response:
         await _refuse(response)
-        answer: dict[str, Any] = await response.json()
+        try:
+            answer = await response.json()
+        except (ValueError, aiohttp.ContentTypeError):
+            answer = None
+        if not isinstance(answer, dict) or not answer.keys() & {"id", "status"}:
+            raise ClientError(f"{response.url} does not answer as Fundament does. Name another server with --url.")
         return answer
 
 
@@ -237,7 +245,7 @@ def _write(target: Path, lines: Iterator[Any]) -> None:
 
 
 def _text(path: Path) -> Iterator[str]:
-    with path.open(encoding="utf-8") as file:
+    with path.open(encoding="utf-8-sig") as file:
         for line in file:
             yield line.rstrip("\r\n")
 

@@ -65,7 +65,7 @@ def test_a_key_is_given_another_name_tier_and_end() -> None:
 
 
 @pytest.mark.parametrize(
-    "when", ["yesterday", "2020-01-01", "0d", "-3h", "d", "99999999999d", "9999-12-31T23:59:59-10:00"]
+    "when", ["", "yesterday", "2020-01-01", "0d", "-3h", "d", "99999999999d", "9999-12-31T23:59:59-10:00"]
 )
 def test_a_time_that_cannot_be_meant_is_refused(when: str) -> None:
     code, out, err = fundament("keys", "create", "x", f"--expires={when}")

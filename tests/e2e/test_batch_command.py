@@ -1,23 +1,27 @@
 """`fundament batch` against a started server."""
 
+import asyncio
 import json
 import os
 import subprocess
 import sys
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pyarrow
 import pytest
 from pyarrow import parquet
 
-from fundament.client import ClientError, base
+from fundament.client import ClientError, as_lines, base
+from fundament.client import Server as Client
 from tests.served import MODEL, Served, serving, wait_until
 from tests.servers import free_port
+from tests.website import website
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    (tmp_path / "a.txt").write_text("one\ntwo\n\nthree\n")
+    (tmp_path / "a.txt").write_text("\ufeffone\ntwo\n\nthree\n")  # the mark some editors begin with is no text
     (tmp_path / "b.csv").write_text('id,text\nx,hello\ny,"a, b"\n')
     parquet.write_table(pyarrow.table({"id": [7, 8], "text": ["p", None]}), tmp_path / "c.parquet")
     return tmp_path
@@ -108,6 +112,7 @@ def test_waiting_outlives_a_restart(tmp_path: Path) -> None:
         (("status", "batch_none"), "not found or access denied"),
         (("status", "batch_none", "--url", "http://127.0.0.1:9"), "does not answer"),
         (("wait", "batch_none", "--url", "http://127.0.0.1:9"), "does not answer"),
+        (("status", "batch_none", "--url", "http://127.0.0.1:x"), "is not a server's address"),
     ],
 )
 def test_what_goes_wrong_is_said_in_a_line(server: Served, folder: Path, arguments: list[str], said: str) -> None:
@@ -139,6 +144,48 @@ def test_what_is_no_address_is_refused(given: str, found: str | None) -> None:
             base(given)
     else:
         assert base(given) == found
+
+
+def test_a_text_file_is_read_without_the_mark_that_it_begins_with(folder: Path) -> None:
+    lines = as_lines(folder / "a.txt", folder / "lines.jsonl")
+    assert [json.loads(line) for line in lines.read_text().splitlines()] == ["one", "two", "three"]
+
+
+def test_a_job_whose_id_cannot_be_kept_is_told(server: Served, folder: Path) -> None:
+    (folder / "a.txt.job").mkdir()
+    submitted = batch(server, folder, "submit", "a.txt")
+    assert (submitted.returncode, "Is a directory" in submitted.stderr) == (1, True)
+    assert server.http.get(f"/v1/batch/{submitted.stdout.strip()}").is_success
+
+
+@pytest.mark.parametrize("said", [b"[1]", b"{}", b"<html>"])
+def test_another_server_is_told_apart(folder: Path, said: bytes) -> None:
+    with website() as site:
+        site.say("/v1/batch/batch_1", said, Content_Type="application/json")
+        with pytest.raises(ClientError, match="does not answer as Fundament does"):
+            asyncio.run(Client(site.url).status("batch_1"))
+
+
+def test_a_fetch_that_is_left_leaves_nothing(folder: Path) -> None:
+    async def leave(url: str) -> None:
+        fetching = asyncio.ensure_future(Client(url).fetch("batch_1", "output", folder / "made.jsonl"))
+        while not (folder / ".made.jsonl.part").exists():
+            await asyncio.sleep(0.01)
+        fetching.cancel()
+        await asyncio.wait([fetching])
+
+    with website() as site:
+
+        def stall(handler: BaseHTTPRequestHandler) -> None:
+            handler.send_response(200)
+            handler.end_headers()
+            handler.wfile.write(b"half")
+            handler.wfile.flush()
+            site.ended.wait()
+
+        site.serve("/v1/batch/batch_1/output", stall)
+        asyncio.run(leave(site.url))
+    assert not list(folder.glob("*made*")) + list(folder.glob(".made*"))
 
 
 def test_a_job_that_is_refused_leaves_no_upload(server: Served, folder: Path) -> None:

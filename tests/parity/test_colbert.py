@@ -160,6 +160,14 @@ def test_unknown_words_give_vectors(models: dict[str, Model]) -> None:
     assert tokens == [["<s>", "[DocumentMarker]", "▁the", "▁", "<unk>", "</s>"]]
 
 
+def test_a_marker_without_a_place_is_refused(tmp_path: Path) -> None:
+    directory = colbert_v2(tmp_path / "v2")
+    tokenizer = json.loads((directory / "tokenizer.json").read_text())
+    (directory / "tokenizer.json").write_text(json.dumps(tokenizer | {"post_processor": None}))
+    with pytest.raises(CheckpointError, match="its marker has no place"):
+        open_model("v2", directory)
+
+
 def test_usage_counts_the_text_alone(models: dict[str, Model]) -> None:
     for role in ("query", "document"):
         made = vectors(models["v1"], ["the, a?", "a"], role)

@@ -1,6 +1,7 @@
 """SPLADE against transformers' masked language models under sentence-transformers' pooling."""
 
 import json
+import shutil
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,16 @@ def test_float32_equals_transformers_and_sentence_transformers(
         assert list(weight.values()) == sorted(weight.values(), reverse=True)
         assert min(weight.values()) > 0
     assert made.n_truncated == 1
+
+
+def test_a_text_without_tokens_is_named(directories: dict[str, Path], models: dict[str, Model], tmp_path: Path) -> None:
+    del models  # the directories are there
+    shutil.copytree(directories["bert"], tmp_path / "bare")
+    tokenizer = json.loads((tmp_path / "bare" / "tokenizer.json").read_text())
+    (tmp_path / "bare" / "tokenizer.json").write_text(json.dumps(tokenizer | {"post_processor": None}))
+    model = open_model(tmp_path / "bare")
+    with pytest.raises(InputError, match="input -> 1: This text has no tokens"):
+        weights(model, ["the", "  "])
 
 
 def test_blocks_of_the_vocabulary_product_change_nothing(

@@ -67,13 +67,16 @@ class ColBERT:
         spec: how long a document may be.
 
     Raises:
-        CheckpointError: the tokenizer has more tokens than the weights.
+        CheckpointError: the tokenizer has more tokens than the weights, or puts none in front, behind which the marker
+            belongs.
     """
 
     def __init__(
         self, tokenizer: TextTokenizer, transformer: Transformer, projection: Tensor, reading: Reading, spec: ModelSpec
     ) -> None:
         check_vocabulary(tokenizer, spec, transformer.shape.vocab)
+        if not tokenizer.n_before:
+            raise CheckpointError("tokenizer.json puts no special token before a text, so its marker has no place")
         self.tokenizer, self.transformer, self.projection, self.reading = tokenizer, transformer, projection, reading
         self.spec = spec
         self.n_bytes = transformer.n_bytes + projection.nbytes

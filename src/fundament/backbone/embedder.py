@@ -18,7 +18,7 @@ from fundament.backbone.tokenizing import TextTokenizer, check_vocabulary
 from fundament.backbone.transformer import Adapter, Shape, Transformer, parameters
 from fundament.catalog import ModelSpec, Task
 from fundament.core import Array, Embed, Embeddings, Item
-from fundament.errors import CheckpointError, Fault, InputError, TooLongError
+from fundament.errors import CheckpointError, Fault, InputError
 
 
 class TextEmbedder:
@@ -95,15 +95,8 @@ class TextEmbedder:
         """
         adapter = np.array(self.adapter_of(call.task))
         items = []
-        for index, tokens in zip(texts, self.tokenizer.encode([*texts.values()], self.prompt_of(call)), strict=True):
-            if tokens.truncated and not call.truncate:
-                raise TooLongError(
-                    index=index, n_tokens=tokens.n_whole, limit=self.tokenizer.context, more=not tokens.is_whole
-                )
-            n = len(tokens.ids)
-            if n == 0:
-                raise InputError(Fault(f"body -> input -> {index}", "This text has no tokens for this model."))
-            features = {"ids": tokens.ids, "adapter": adapter}
+        for tokens in self.tokenizer.read(texts, self.prompt_of(call), truncate=call.truncate):
+            features, n = {"ids": tokens.ids, "adapter": adapter}, len(tokens.ids)
             items.append(Item(features=features, n_tokens=n, n_counted=tokens.n_own, n_truncated=tokens.truncated))
         return items
 

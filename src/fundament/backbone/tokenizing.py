@@ -1,7 +1,7 @@
 """Text to token ids, by the checkpoint's own `tokenizer.json` and its post-processor."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from tokenizers import Encoding, Tokenizer
 from fundament.backbone.chunking import Joint
 from fundament.catalog import ModelSpec
 from fundament.core import Array
-from fundament.errors import CheckpointError
+from fundament.errors import CheckpointError, Fault, InputError, TooLongError
 
 _MARKS = " \n。、，！？"  # between words, or right behind one
 _CHARACTERS_PER_TOKEN = 32  # of texts that are looked at whole: several times what languages have
@@ -166,6 +166,26 @@ class TextTokenizer:
     def special_tokens(self) -> list[str]:
         """The tokens that no text is meant to say."""
         return [token.content for token in self._tokenizer.get_added_tokens_decoder().values() if token.special]
+
+    def read(self, texts: Mapping[int, str], prefix: str = "", *, truncate: bool) -> list[Tokens]:
+        """As `encode`, of texts that make a row each.
+
+        Args:
+            texts: what to read, by its place among the inputs of a call.
+            prefix: put before each text.
+            truncate: cut what is longer than the context, in place of refusing it.
+
+        Raises:
+            InputError: a text without tokens.
+            TooLongError: a text longer than the context, without `truncate`.
+        """
+        found = self.encode([*texts.values()], prefix)
+        for index, tokens in zip(texts, found, strict=True):
+            if tokens.truncated and not truncate:
+                raise TooLongError(index=index, n_tokens=tokens.n_whole, limit=self.context, more=not tokens.is_whole)
+            if not len(tokens.ids):
+                raise InputError(Fault(f"body -> input -> {index}", "This text has no tokens for this model."))
+        return found
 
     def encode(self, texts: Sequence[str], prefix: str = "", *, most: int | None = None) -> list[Tokens]:
         """Token ids of each text after the prefix: special tokens stay, the text loses its end.

@@ -52,8 +52,8 @@ def batch_submit(
     with _asking(url, key) as server:
         for path in map(Path, file):
             job = asyncio.run(server.submit(path, fields))
+            typer.echo(job)  # first: it runs, whether its id can be kept or not
             _note(path).write_text(f"{job}\n")
-            typer.echo(job)
 
 
 @app.command("status")
@@ -86,8 +86,10 @@ def batch_fetch(file: FilesOrJobs, url: Url = "http://127.0.0.1:8080", key: ApiK
             job = _job_of(name)
             now = asyncio.run(server.status(job))
             for kind, count in (("output", now.n_completed), ("errors", now.n_failed)):
-                if count or kind == "output":
-                    target = Path(f"{name}.{kind}.jsonl")
+                target = Path(f"{name}.{kind}.jsonl")
+                if not count and kind == "errors":
+                    target.unlink(missing_ok=True)  # an earlier job's
+                else:
                     typer.echo(f"{target}: {count:,} lines, {size_of(asyncio.run(server.fetch(job, kind, target)))}")
 
 

@@ -41,7 +41,7 @@ def create_key(
     from fundament.store import keys as table
     from fundament.store.database import locate
 
-    expires_at = _moment(expires) if expires else None
+    expires_at = None if expires is None else _moment(expires)
     key, shown = _in_store(
         settings,
         lambda store: table.create(store, name, tier=tier, balance=balance, admin=admin, expires_at=expires_at),
@@ -196,7 +196,7 @@ def _moment(text: str) -> datetime:
 
     units = {"d": "days", "h": "hours"}
     try:
-        if text[-1] in units:
+        if text[-1:] in units:
             at = datetime.now(UTC) + timedelta(**{units[text[-1]]: int(text[:-1])})
         else:
             at = datetime.fromisoformat(text)

@@ -6,7 +6,7 @@ import secrets
 import shutil
 import time
 from collections.abc import AsyncIterable, AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from io import BufferedWriter
 from pathlib import Path
 
@@ -84,11 +84,13 @@ class Directory:
         """See `Depot`."""
 
         def find() -> list[str]:
-            try:
-                entries = list(os.scandir(self.root / kind))
-            except FileNotFoundError:
-                return []
-            return [entry.name for entry in entries if entry.stat().st_mtime < time.time() - seconds]
+            found: list[str] = []
+            with suppress(FileNotFoundError):
+                for entry in list(os.scandir(self.root / kind)):
+                    with suppress(FileNotFoundError):  # removed meanwhile
+                        if entry.stat().st_mtime < time.time() - seconds:
+                            found.append(entry.name)
+            return found
 
         return await asyncio.to_thread(find)
 

@@ -33,7 +33,7 @@ from fundament.backbone.tokenizing import TextTokenizer, check_vocabulary
 from fundament.backbone.transformer import Shape, Transformer, parameters
 from fundament.catalog import ModelSpec
 from fundament.core import Array, Embed, Item, SparseVectors
-from fundament.errors import CheckpointError, Fault, InputError, TooLongError
+from fundament.errors import CheckpointError, Fault, InputError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,17 +175,12 @@ class SPLADE:
         """One row per text; a query that does not run through the model is looked up here.
 
         Raises:
-            InputError: another output than weights.
+            InputError: another output than weights, or a text without tokens.
             TooLongError: a text longer than the context, without `truncate`.
         """
         if call.output != "sparse":
             raise InputError(Fault("body -> model", f"Model '{self.spec.id}' gives a weight per word piece."))
-        found = self.tokenizer.encode(call.texts)
-        for index, tokens in enumerate(found):
-            if tokens.truncated and not call.truncate:
-                raise TooLongError(
-                    index=index, n_tokens=tokens.n_whole, limit=self.tokenizer.context, more=not tokens.is_whole
-                )
+        found = self.tokenizer.read(dict(enumerate(call.texts)), truncate=call.truncate)
         known = self._look_up(call.texts) if call.role == "query" and self.query_weights is not None else None
         return [
             Item(

@@ -21,7 +21,7 @@ from fundament.backbone.sparse import sparse_rows, sparse_vectors
 from fundament.backbone.tokenizing import TextTokenizer
 from fundament.catalog import ModelSpec
 from fundament.core import Array, Embed, Item, SparseVectors
-from fundament.errors import CheckpointError, Fault, InputError, TooLongError
+from fundament.errors import CheckpointError, Fault, InputError
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -52,17 +52,13 @@ class TorchScript:
         """One row per text.
 
         Raises:
-            InputError: another output than weights.
+            InputError: another output than weights, or a text without tokens.
             TooLongError: a text longer than the context, without `truncate`.
         """
         if call.output != "sparse":
             raise InputError(Fault("body -> model", f"Model '{self.spec.id}' gives a weight per word piece."))
         items = []
-        for index, tokens in enumerate(self.tokenizer.encode(call.texts)):
-            if tokens.truncated and not call.truncate:
-                raise TooLongError(
-                    index=index, n_tokens=tokens.n_whole, limit=self.tokenizer.context, more=not tokens.is_whole
-                )
+        for tokens in self.tokenizer.read(dict(enumerate(call.texts)), truncate=call.truncate):
             n = len(tokens.ids)
             items.append(
                 Item(features={"ids": tokens.ids}, n_tokens=n, n_counted=tokens.n_own, n_truncated=tokens.truncated)
