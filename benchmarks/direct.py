@@ -46,7 +46,7 @@ class DirectEngine:
         self.model = corpus.model().spec.id
         self.engine = LocalEngine({self.model: corpus.model()}, EngineOptions(dtype=dtype), Metrics())
         self.runner = event_loop()
-        self.runner.run(self.engine.load([self.model]))
+        self.runner.run(self.engine.load(self.model))
 
     async def run(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Vectors as the model gives them, `[texts, dim]`."""

@@ -43,7 +43,7 @@ class Ranker:
         self.model = local.spec.id
         self.engine = LocalEngine({self.model: local}, EngineOptions(dtype=dtype), Metrics())
         self.runner = event_loop()
-        self.runner.run(self.engine.load([self.model]))
+        self.runner.run(self.engine.load(self.model))
 
     def rank(self, query: str, documents: Sequence[str]) -> np.ndarray:
         """Probabilities, `[documents]`."""
