@@ -104,7 +104,7 @@ def create_app(settings: Settings) -> FastAPI:
     metrics = Metrics()
     engine = LocalEngine(found, engine_options(settings), metrics)
     fetcher = Fetcher(read_networks(settings.allowed_networks))
-    # Until they have loaded, now or for a request.
+    # Why the models asked for at start cannot answer, which counts until each has loaded, then or for a request.
     unready: dict[str, str] = dict.fromkeys(named, "Models are loading.") if settings.preload else {}
 
     def served() -> Mapping[str, ModelSpec]:

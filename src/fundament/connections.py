@@ -100,7 +100,7 @@ class Connection(_Impatient, HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """A request begins."""
         self._inside, self._heard = True, self.loop.time()
-        self._unset_keepalive_if_required()
+        self._unset_keepalive_if_required()  # it may have come in one piece with the end of one that was answered
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
@@ -114,11 +114,10 @@ class Connection(_Impatient, HttpToolsProtocol):
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        """It has come whole; behind its answer the connection is kept as long as after any other."""
+        """It has come whole. Where it was answered before that, the connection is kept from now on."""
         self._inside, self._n_framing = False, 0
         super().on_message_complete()
         if self.cycle.response_complete and not self.transport.is_closing():
-            self._unset_keepalive_if_required()
             kept = self.timeout_keep_alive
             self.timeout_keep_alive_task = self.loop.call_later(kept, self.timeout_keep_alive_handler)
 

@@ -135,7 +135,7 @@ def leave(threads: ThreadPoolExecutor, deadline: float, death: str | None = None
         for thread in others:
             thread.join(max(0.0, deadline - time.monotonic()))
     if busy := [thread.name for thread in others if thread.is_alive()]:
-        say("threads left behind", level=logging.WARNING, threads=",".join(busy), death=death)
+        say("threads left behind", level=logging.WARNING, threads=",".join(busy))
         logging.shutdown()
         os._exit(1 if death else 0)
 

@@ -68,9 +68,17 @@ def _without_nul(text: str) -> str:
 Kept = Annotated[str, AfterValidator(_without_nul), Field(json_schema_extra={"pattern": r"^[^\x00]*$"})]
 """A text that is kept as it is: no database keeps a NUL character."""
 
-_PARSING = threading.Lock()
-
 ModelName = Annotated[str, Field(min_length=1, max_length=256)]
+
+Truncate = Annotated[
+    bool | None,
+    Field(
+        description="Cut inputs longer than the context instead of refusing them. Left out, they are refused, unless "
+        "the operator says otherwise."
+    ),
+]
+
+_PARSING = threading.Lock()
 
 
 async def read_body(request: Request, model: type[M]) -> M:

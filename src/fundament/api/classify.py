@@ -10,7 +10,7 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, BeforeValidator, Field, WithJsonSchema
 
 from fundament.api.auth import owner
-from fundament.api.body import Body, ModelName, echo, read_body
+from fundament.api.body import Body, ModelName, Truncate, echo, read_body
 from fundament.api.classifiers import known_id, not_found
 from fundament.api.inputs import ImageDoc, Sent, TextDoc, check_number, check_some, read_inputs
 from fundament.api.media import check_media, opened, read_bare
@@ -116,11 +116,7 @@ class ClassifyRequest(Body):
             json_schema_input_type=_Content | Annotated[list[_Content], Field(min_length=1, max_length=MOST_INPUTS)],
         ),
     ] = Field(description=f"What is classified: texts, or images on models that read them; {MOST_INPUTS} at most.")
-    truncate: bool | None = Field(
-        None,
-        description="Cut inputs longer than the context instead of refusing them. Left out, they are refused, unless "
-        "the operator says otherwise.",
-    )
+    truncate: Truncate = None
 
 
 class ClassificationPredictionLabel(BaseModel):

@@ -13,7 +13,7 @@ from pydantic import (
 )
 
 from fundament.api.answers import EmbeddingResponse, EmbeddingsAnswer, cut, write
-from fundament.api.body import Body, ModelName, echo, read_body
+from fundament.api.body import Body, ModelName, Truncate, echo, read_body
 from fundament.api.inputs import Alone, Inputs, check_number
 from fundament.api.media import check_media, opened, read_bare, references
 from fundament.api.presence import while_awaited
@@ -54,11 +54,7 @@ class EmbeddingsRequest(Body):
         None, description="Keep this many numbers of each vector (Matryoshka models)."
     )
     normalized: bool | None = Field(True, description="Scale each vector to unit length.")
-    truncate: bool | None = Field(
-        None,
-        description="Cut inputs longer than the context instead of refusing them. Left out, they are refused, unless "
-        "the operator says otherwise.",
-    )
+    truncate: Truncate = None
     embedding_type: Annotated[
         list[Encoding],
         Field(min_length=1, max_length=len(_ENCODINGS)),

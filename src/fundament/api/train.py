@@ -12,7 +12,7 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, BeforeValidator, Field, StringConstraints
 
 from fundament.api.auth import owner
-from fundament.api.body import Body, ModelName, echo, read_body
+from fundament.api.body import Body, ModelName, Truncate, echo, read_body
 from fundament.api.classifiers import busy, known_id, take
 from fundament.api.classify import MOST_INPUTS, check_dim, embedder, readable, task_of, unit_vectors
 from fundament.api.inputs import ImageDoc, Part, TextDoc, check_number, check_some, read_part
@@ -117,11 +117,7 @@ class TrainRequest(Body):
     num_iters: Annotated[int, Field(ge=1)] | None = Field(
         10, description="Most steps of the training; it ends by itself when nothing is left to gain."
     )
-    truncate: bool | None = Field(
-        None,
-        description="Cut inputs longer than the context instead of refusing them. Left out, they are refused, unless "
-        "the operator says otherwise.",
-    )
+    truncate: Truncate = None
 
 
 class TrainingResponse(BaseModel):

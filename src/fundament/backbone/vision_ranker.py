@@ -80,8 +80,7 @@ class VisionRanker:
         rows: dict[str | Media, Item] = {}
         for place, document in enumerate(call.documents):
             if document not in rows:
-                same = document == call.query and isinstance(document, Media)
-                if same:
+                if document == call.query and isinstance(document, Media):
                     side = query
                 else:
                     side = self._side(call, document, f"Document {place}", call.max_document_tokens, limit)

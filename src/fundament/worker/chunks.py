@@ -161,9 +161,10 @@ async def _pay(connection: AsyncConnection, job: Job, written: Written) -> Key |
 async def _put_off(
     state: State, worker: str, chunk: Chunk, error: UnavailableError | LimitError, *, n_admitted: int
 ) -> None:
-    """Let go of a chunk until what it needs is there, the store too: one that lapsed would count as a worker's death.
+    """Let go of a chunk until what it needs is there.
 
-    So it does where a model has died.
+    A lease that lapses counts as a worker's death. So a store that does not answer is waited for; where a model has
+    died, over this chunk perhaps, the lease is left to lapse.
     """
     if state.death() is not None:
         return
