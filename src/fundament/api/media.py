@@ -21,6 +21,8 @@ _GROUPS = "groups of parts"
 
 def read_bare(spec: ModelSpec, sent: Sequence[Sent]) -> list[Sent]:
     """The inputs, where a bare string that is a data URI is the media that it holds, if the model reads such media."""
+    if spec.modalities == ("text",):
+        return [*sent]
     return [read_bare_input(spec, value, f"body -> input -> {index}") for index, value in enumerate(sent)]
 
 
@@ -44,6 +46,8 @@ def check_media(state: State, spec: ModelSpec, sent: Sequence[Sent], *, pages: b
         InputError: naming the first input that does not fit.
     """
     for index, value in enumerate(sent):
+        if isinstance(value, str):  # every model reads texts
+            continue
         missing = sorted({part.kind for part in references([value])}.difference(spec.modalities))
         if isinstance(value, tuple) and (missing or not spec.groups):
             refused = _GROUPS
