@@ -64,6 +64,15 @@ def test_files_become_vectors(server: Served, folder: Path) -> None:
     assert (cancelled.returncode, "has ended already" in cancelled.stderr) == (1, True)
 
 
+def test_the_errors_of_an_earlier_job_do_not_lie_beside_a_jobs_output(server: Served, tmp_path: Path) -> None:
+    lines, errors = tmp_path / "x.jsonl", tmp_path / "x.jsonl.errors.jsonl"
+    for line, found in (('{"input": 5}', True), ('"one"', False)):
+        lines.write_text(f'"zero"\n{line}\n')
+        for step in ("submit", "wait", "fetch"):
+            assert batch(server, tmp_path, step, lines.name).returncode == 0
+        assert errors.exists() == found
+
+
 def test_jobs_that_were_made_over_http_are_told_too(server: Served, tmp_path: Path) -> None:
     job = inline(server, ["one", {"input": 5}])
     assert batch(server, tmp_path, "status", job).returncode == 0

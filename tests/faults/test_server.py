@@ -262,3 +262,16 @@ def test_a_server_whose_model_has_died_ends_with_an_error(tmp_path: Path) -> Non
         assert "the driver has gone" in answer.json()["detail"]
         assert server.exit_code() == 1
         assert "has stopped: SystemExit('the driver has gone'). Start the server anew." in server.log()
+
+
+def test_a_death_is_told_by_the_exit_code_where_a_thread_is_left_behind(tmp_path: Path) -> None:
+    given = endless(tmp_path, n_tokens=4) | {"max_batch_tokens": 4, "shutdown_seconds": 1, "drain_seconds": 0}
+    given["models"] = f"{MODEL},{given['models']}"
+    with serving(tmp_path, program=[mortal.__file__], threads=1, **given) as server, ThreadPoolExecutor() as pool:
+        asked = {"model": "elser-v2", "input": ["a b", "a"]}
+        busy = pool.submit(server.http.post, "/v1/embeddings", json=asked)
+        wait_until(lambda: rows_waiting(server) == 1, "the first row to run")
+        assert server.embed("die").status_code == 503
+        assert server.exit_code() == 1
+        assert busy.result().status_code == 503
+    assert left_behind(server) == ["elser-v2-0"]
