@@ -113,11 +113,13 @@ def bmp(width: int, height: int) -> bytes:
     return b"BM" + bytes(8) + struct.pack("<IIiiHH", 54, 40, width, height, 1, 24) + bytes(24)
 
 
-def tiff(width: int, height: int) -> bytes:
-    """A TIFF in one strip that says it has so many pixels, and holds none."""
-    tags = {256: width, 257: height, 258: 8, 259: 1, 262: 1, 273: 8, 277: 1, 278: height, 279: width * height % 2**32}
+def tiff(width: int, height: int, data: bytes = b"", *, bits: int = 8, white: int = 1, signed: bool = False) -> bytes:
+    """A TIFF of greys in one strip that says it has so many pixels, and holds `data`; `white` is 0 where zero is."""
+    tags = {256: width, 257: height, 258: bits, 259: 1, 262: white, 273: 0, 277: 1, 278: height}
+    tags |= {279: width * height * bits // 8 % 2**32, 339: 2 if signed else 1}
+    tags[273] = 14 + 12 * len(tags)  # where the data begins
     entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
-    return b"II*\0\x08\0\0\0" + struct.pack("<H", len(tags)) + entries + bytes(4)
+    return b"II*\0\x08\0\0\0" + struct.pack("<H", len(tags)) + entries + bytes(4) + data
 
 
 def stream(body: bytes, entries: bytes = b"") -> bytes:
@@ -204,12 +206,15 @@ def video(
     rate: int = 10,
     tone: bool = False,
     tone_samples: int = 4000,
+    interval: int | None = None,
 ) -> bytes:
-    """A video whose frames are grey, one for each shade."""
+    """A video whose frames are grey, one for each shade, of which every `interval`th builds on no other."""
     file = io.BytesIO()
     with av.open(file, "w", format=form) as container:
         stream = container.add_stream(codec, rate=rate)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        if interval:
+            stream.gop_size, stream.options = interval, {"sc_threshold": "1000000000"}  # no other is encoded whole
         sound = (
             container.add_stream("pcm_s16le" if form == "matroska" else "aac", rate=8000, layout="mono")
             if tone
@@ -226,6 +231,24 @@ def video(
             heard.sample_rate = 8000
             container.mux(sound.encode(heard))
             container.mux(sound.encode())
+    return file.getvalue()
+
+
+def recut(content: bytes, form: str, *, n_lost: int = 0, n_hidden: int = 0) -> bytes:
+    """A video without its first packets, or whose first frames are before its beginning; nothing is encoded anew."""
+    file = io.BytesIO()
+    with (
+        av.open(io.BytesIO(content)) as source,
+        av.open(file, "w", format=form, options={"avoid_negative_ts": "disabled"}) as container,
+    ):
+        old = source.streams.video[0]
+        new = container.add_stream_from_template(old)
+        packets = [packet for packet in source.demux(old) if packet.dts is not None]
+        start = packets[n_hidden].pts
+        for packet in packets[n_lost:]:
+            packet.pts, packet.dts = packet.pts - start, packet.dts - start
+            packet.stream = new
+            container.mux(packet)
     return file.getvalue()
 
 

@@ -10,7 +10,22 @@ from PIL import Image
 from fundament.core import Media, MediaLimits
 from fundament.errors import InputError
 from fundament.media import pictures
-from tests.media.files import BLUE, GREEN, RED, WHITE, Pixels, _png, animation, deep_png, noise, plain, png, saved, webp
+from tests.media.files import (
+    BLUE,
+    GREEN,
+    RED,
+    WHITE,
+    Pixels,
+    _png,
+    animation,
+    deep_png,
+    noise,
+    plain,
+    png,
+    saved,
+    tiff,
+    webp,
+)
 
 
 def decoded(content: bytes, limits: MediaLimits | None = None) -> Pixels:
@@ -100,6 +115,21 @@ def test_sixteen_bits_become_eight() -> None:
         assert decoded(saved(Image.fromarray(levels), form))[0, :, 0].tolist() == [0, 0, 1, 1, 128, 255, 255]
 
 
+@pytest.mark.parametrize(
+    ("bits", "data", "white"),
+    [
+        (8, b"\0\x80\xff", 1),
+        (8, b"\0\x80\xff", 0),
+        (12, b"\x00\x08\x00\xff\xf0", 1),
+        (16, struct.pack("<3H", 0, 0x8000, 0xFFFF), 1),
+        (16, struct.pack("<3H", 0, 0x8000, 0xFFFF), 0),
+    ],
+)
+def test_greys_of_a_tiff_are_of_any_depth_and_either_way_round(bits: int, data: bytes, white: int) -> None:
+    found = decoded(tiff(3, 1, data, bits=bits, white=white))[0]
+    assert found.tolist() == [[shade] * 3 for shade in ((0, 128, 255) if white else (255, 127, 0))]
+
+
 def test_sixteen_bits_of_colours_become_eight() -> None:
     levels = np.array([[[0, 0x8000, 0xFFFF], [200 * 257, 50 * 257, 257]]], dtype=np.uint16)
     assert decoded(deep_png(levels)).tolist() == [[[0, 128, 255], [200, 50, 1]]]
@@ -156,7 +186,9 @@ def test_other_modes_become_rgb(mode: str, colour: int) -> None:
 
 def test_pixels_without_a_known_range_are_refused() -> None:
     assert "floating-point" in refused(saved(Image.fromarray(np.ones((2, 2), np.float32)), "TIFF"))
-    assert "16 bits" in refused(saved(Image.fromarray(np.full((2, 2), 70_000, np.int32)), "TIFF"))
+    for value in (255, 70_000):
+        assert "more than 16 bits" in refused(saved(Image.fromarray(np.full((2, 2), value, np.int32)), "TIFF"))
+    assert "signed" in refused(tiff(1, 1, b"\xff\x7f", bits=16, signed=True))
 
 
 @pytest.mark.parametrize("form", ["GIF", "WEBP", "PNG"])

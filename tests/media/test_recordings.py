@@ -7,9 +7,9 @@ import pytest
 
 from fundament.core import Interest, Media, MediaLimits
 from fundament.errors import InputError
-from fundament.media import frames, sound
+from fundament.media import count_frames, frames, sound
 from fundament.media.formats import format_of
-from tests.media.files import audio, plain, still, turned, video, wav
+from tests.media.files import audio, plain, recut, still, turned, video, wav
 
 av = pytest.importorskip("av")
 
@@ -37,6 +37,20 @@ def refused(content: bytes, kind: str = "video", limits: MediaLimits | None = No
 def test_frames_are_evenly_spread_from_the_first_to_the_last(n: int) -> None:
     wanted = np.linspace(0, 9, min(n, 10)).astype(int)
     np.testing.assert_allclose(shades(video(SHADES), n), [SHADES[place] for place in wanted], atol=1)
+
+
+@pytest.mark.parametrize("form", ["mp4", "mov"])
+def test_frames_that_a_trimmed_video_hides_are_not_read(form: str) -> None:
+    content = recut(video(SHADES, "mp4", codec="mpeg4", interval=100), form, n_hidden=4)
+    assert count_frames(Media("video", content)) == 6
+    np.testing.assert_allclose(shades(content, 3), [SHADES[place] for place in (4, 6, 9)], atol=3)
+
+
+@pytest.mark.parametrize("form", ["matroska", "mp4"])
+def test_frames_that_build_on_lost_ones_are_not_read(form: str) -> None:
+    content = recut(video(SHADES, "matroska", codec="mpeg4", interval=4), form, n_lost=2)
+    assert count_frames(Media("video", content)) == 6
+    np.testing.assert_allclose(shades(content, 3), [SHADES[place] for place in (4, 6, 9)], atol=3)
 
 
 @pytest.mark.parametrize("degrees", [0, 90, 180, 270])
@@ -161,6 +175,20 @@ def test_a_file_that_was_cut_is_refused(form: str) -> None:
         assert "cut short" in told or (form == "mp4" and "no pictures" in told)  # whose index is at its end
     if form == "wav":  # what a program writes that does not know how much will follow
         assert len(heard(whole[:4] + b"\xff\xff\xff\xff" + whole[8:40_000])) > 0
+
+
+def test_a_sound_may_end_before_the_pictures_beside_it() -> None:
+    assert len(heard(video(SHADES, tone=True, tone_samples=2000))) == 2000
+
+
+def test_a_sound_may_begin_late() -> None:
+    file = io.BytesIO()
+    with av.open(file, "w", format="matroska") as container:
+        stream = container.add_stream("pcm_s16le", rate=8000, layout="mono")
+        frame = av.AudioFrame.from_ndarray(np.full((1, 8000), 9, np.int16), format="s16", layout="mono")
+        frame.sample_rate, frame.pts = 8000, 80_000
+        container.mux([*stream.encode(frame), *stream.encode()])
+    assert len(heard(file.getvalue())) == 8000
 
 
 def test_a_file_of_many_tracks_is_refused() -> None:

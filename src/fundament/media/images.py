@@ -2,6 +2,7 @@
 
 import io
 import struct
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,9 @@ _DAMAGES = (
 
 _ORIENTATION_TAG = 0x0112
 _TILE_TAGS = (0x0142, 0x0143)  # width and height
+_BITS_TAG, _MEANING_TAG, _FORMAT_TAG = 0x0102, 0x0106, 0x0153  # of a TIFF's pixels
 _PNG_DEPTH = 24  # where the bits of a channel are said
+_TOO_DEEP = "This image has more than 16 bits per channel. Send 8 or 16 bits."
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -68,7 +71,10 @@ def picture(media: Media) -> RGB:
             if isinstance(image, TiffImageFile):  # its tiles are decoded whole, however little of them it shows
                 _check_size(media, *(int(image.tag_v2.get(tag, 0)) for tag in _TILE_TAGS))
             image.load()
-            return _rgb(media, _upright(image))
+            upright = _upright(image)
+            if isinstance(image, TiffImageFile) and image.mode.startswith("I"):
+                return _of_tiff(media, image.tag_v2, np.asarray(upright))
+            return _rgb(media, upright)
     except _DAMAGES as error:
         raise refusal(media, f"This {form.name} cannot be decoded: it is damaged or cut short.") from error
 
@@ -124,11 +130,28 @@ def _hidden(media: Media, image: Image.Image) -> Any:
     return hidden
 
 
-def _of_grey(media: Media, grey: Array) -> RGB:
-    """8 of a channel's 16 bits, rounded; Pillow would cut everything above 255 to white."""
-    if grey.min(initial=0) < 0 or grey.max(initial=0) > 0xFFFF:
-        raise refusal(media, "This image has more than 16 bits per channel. Send 8 or 16 bits.")
-    narrow = ((grey.astype(np.uint32) + 128) // 257).astype(np.uint8)
+def _of_tiff(media: Media, tags: Mapping[int, Any], grey: Array) -> RGB:
+    """8 bits of a TIFF's 9 to 16, which Pillow gives as they lie: 12 as 0 to 4095, and zero for white as zero.
+
+    Args:
+        media: the file.
+        tags: what it says of itself (TIFF 6.0, section 8, and section 19 of the format).
+        grey: its pixels.
+    """
+    bits, form = (values[0] for values in (tags.get(_BITS_TAG, (1,)), tags.get(_FORMAT_TAG, (1,))))
+    if bits > 16:
+        raise refusal(media, _TOO_DEEP)
+    if form != 1:
+        raise refusal(media, "This image has signed pixels, whose range nothing tells. Send 8 or 16 bits, unsigned.")
+    white = 2**bits - 1
+    return _of_grey(media, white - grey if tags.get(_MEANING_TAG) == 0 else grey, white)
+
+
+def _of_grey(media: Media, grey: Array, white: int = 0xFFFF) -> RGB:
+    """8 of a channel's bits, rounded; Pillow would cut everything above 255 to white."""
+    if grey.min(initial=0) < 0 or grey.max(initial=0) > white:
+        raise refusal(media, _TOO_DEEP)
+    narrow = ((grey.astype(np.uint32) * 510 + white) // (2 * white)).astype(np.uint8)
     return np.repeat(narrow[:, :, None], 3, axis=2)
 
 

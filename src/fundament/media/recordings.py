@@ -2,9 +2,9 @@
 
 import io
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from itertools import chain
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
@@ -14,7 +14,9 @@ from fundament.media.arrays import RGB, Samples, check_interest, check_scans, re
 from fundament.media.formats import Format, expect
 
 if TYPE_CHECKING:
+    from av.audio.frame import AudioFrame
     from av.container import InputContainer
+    from av.packet import Packet
     from av.stream import Stream
     from av.video.frame import VideoFrame
 
@@ -39,25 +41,25 @@ def frames(media: Media, n: int, *, most_seconds: float = _MOST_CPU_SECONDS) -> 
     Raises:
         InputError: it cannot be decoded, has no frames, is too long or too large, or takes too much to decode.
     """
-    n_frames = count_frames(media)
+    n_frames, n_before = _look_through(media)
     wanted = np.linspace(0, n_frames - 1, min(n, n_frames)).astype(int).tolist()
     with _opened(media) as container:
         stream = container.streams.video[0]
         stream.codec_context.thread_count = 1
-        last: RGB | None = None
+        frame: VideoFrame | None = None
         n_pixels = 0
-        for place, frame in enumerate(_decoded(media, container, stream, most_seconds)):
+        packets = islice(_in_time(media, container.demux(stream), most_seconds), n_before, None)
+        for place, frame in enumerate(chain.from_iterable(_decoded(media, packet) for packet in packets)):
             _check_frame(media, frame.width, frame.height)
             _check_pixels(media, n_pixels := n_pixels + frame.width * frame.height)
-            if wanted and place == wanted[0]:
-                last = _upright(frame)
-                yield last
+            if place == wanted[0]:
+                yield _upright(frame)
                 wanted.pop(0)
             if not wanted:
                 return
-    if last is None:
-        raise refusal(media, "This video has no frames that can be decoded.")
-    yield from [last] * len(wanted)  # the file ends before its own index does
+        if frame is None:
+            raise refusal(media, "This video has no frames that can be decoded.")
+        yield from [_upright(frame)] * len(wanted)  # a packet may bring no frame, as some of MPEG-4's do
 
 
 def sound(media: Media, rate: int, *, most_seconds: float = _MOST_CPU_SECONDS) -> Samples | None:
@@ -75,7 +77,7 @@ def sound(media: Media, rate: int, *, most_seconds: float = _MOST_CPU_SECONDS) -
     av = _library(media)
     most = int(media.limits.seconds * rate)
     found: list[Samples] = []
-    n_samples = 0
+    n_samples, end = 0, 0.0
     with _opened(media) as container:
         if not container.streams.audio:
             if media.kind == "video":
@@ -88,7 +90,16 @@ def sound(media: Media, rate: int, *, most_seconds: float = _MOST_CPU_SECONDS) -
         # Samples of all channels side by side: of planes, PyAV counts more than there are from eight channels on.
         resampler = av.AudioResampler(format="flt", rate=rate)
         stream.codec_context.thread_count = 1
-        for frame in chain(_decoded(media, container, stream, most_seconds), [None]):
+
+        def decoded() -> Iterator["AudioFrame | None"]:
+            nonlocal end
+            for packet in _in_time(media, container.demux(), most_seconds):
+                end = max(end, _end_of(packet))
+                if packet.stream is stream:
+                    yield from _decoded(media, packet)
+            yield None  # for what the resampler still has
+
+        for frame in decoded():
             if frame is not None and frame.sample_rate > _MOST_RATE:
                 told = f"{frame.sample_rate:,} samples a second, more than the {_MOST_RATE:,} allowed"
                 raise refusal(media, f"This {media.kind} has {told}.")
@@ -98,7 +109,7 @@ def sound(media: Media, rate: int, *, most_seconds: float = _MOST_CPU_SECONDS) -
             if n_samples > most:
                 raise _too_long(media)
         if media.kind == "audio":
-            _check_end(media, container, n_samples / rate)
+            _check_end(media, container, max(end, n_samples / rate))
     if n_samples == 0 and media.kind == "video":
         return None
     if n_samples == 0:
@@ -109,18 +120,30 @@ def sound(media: Media, rate: int, *, most_seconds: float = _MOST_CPU_SECONDS) -
     return samples
 
 
-def _decoded(media: Media, container: "InputContainer", stream: "Stream", most_seconds: float) -> Iterator[Any]:
-    """A stream's frames, within processor time and as long as somebody waits for them.
+def _in_time(media: Media, packets: Iterable["Packet[Any]"], most_seconds: float) -> Iterator["Packet[Any]"]:
+    """A file's packets, within processor time and as long as somebody waits for them.
 
     A header does not tell what decoding costs. Streams are decoded on the calling thread, whose time this is.
     """
     end = time.thread_time() + most_seconds
-    for packet in container.demux(stream):
+    for packet in packets:
         check_interest(media)
-        check_scans(media, bytes(packet))  # of a video of JPEGs, each is decoded in one go
         if time.thread_time() >= end:
             raise refusal(media, f"This {media.kind} takes too much to decode. Send a part of it, or send it smaller.")
-        yield from packet.decode()
+        yield packet
+
+
+def _decoded(media: Media, packet: "Packet[Any]") -> list[Any]:
+    """The frames that are whole with a packet."""
+    check_scans(media, bytes(packet))  # of a video of JPEGs, each is decoded in one go
+    return packet.decode()
+
+
+def _end_of(packet: "Packet[Any]") -> float:
+    """Where what a packet holds ends, in seconds; 0 where it does not say."""
+    if packet.pts is None or not packet.time_base:
+        return 0.0
+    return float((packet.pts + (packet.duration or 0)) * packet.time_base)
 
 
 def _upright(frame: "VideoFrame") -> RGB:
@@ -129,10 +152,19 @@ def _upright(frame: "VideoFrame") -> RGB:
 
 
 def count_frames(media: Media) -> int:
-    """How many frames a video has, by its packets: nothing is decoded.
+    """How many frames a video shows, by its packets: nothing is decoded.
 
     Raises:
         InputError: it has none, cannot be opened, or is too long or too large.
+    """
+    return _look_through(media)[0]
+
+
+def _look_through(media: Media) -> tuple[int, int]:
+    """How many frames a video shows, and how many of its packets come before the first that can be decoded alone.
+
+    A video that was trimmed without being encoded anew has frames that are decoded and not shown, or begins with some
+    that build on others it has lost.
     """
     with _opened(media) as container:
         if not container.streams.video:
@@ -142,18 +174,23 @@ def count_frames(media: Media) -> int:
             raise refusal(media, "This video's codec is not known here.")
         _check_frame(media, stream.codec_context.width, stream.codec_context.height)
         _check_seconds(media, container, stream)
-        n_frames, end, most = 0, 0.0, media.limits.video_frames
+        shown: list[bool] = []
+        first_key: int | None = None
+        end, most = 0.0, media.limits.video_frames
         for packet in container.demux():
-            n_frames += packet.size > 0 and packet.stream is stream
-            if n_frames > most:
+            end = max(end, _end_of(packet))
+            if packet.size > 0 and packet.stream is stream:
+                if packet.is_keyframe and first_key is None:
+                    first_key = len(shown)
+                shown.append(not packet.is_discard)
+            if len(shown) > most:
                 raise refusal(media, f"This video has more than the {most:,} frames allowed. Send a part of it.")
-            if packet.pts is not None and packet.time_base:
-                end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
         _check_end(media, container, end)
-    if n_frames == 0:
+    n_before = first_key or 0
+    if (n_frames := sum(shown[n_before:])) == 0:
         raise refusal(media, "This video has no frames.")
-    _check_pixels(media, n_frames * stream.codec_context.width * stream.codec_context.height)
-    return n_frames
+    _check_pixels(media, len(shown) * stream.codec_context.width * stream.codec_context.height)
+    return n_frames, n_before
 
 
 def _check_frame(media: Media, width: int, height: int) -> None:
