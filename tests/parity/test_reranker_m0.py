@@ -186,6 +186,20 @@ def test_long_texts_are_cut_and_counted(tmp_path: Path, network: nn.Module) -> N
     assert whole[0].n_truncated == 1
 
 
+def test_a_long_text_leaves_room_for_a_query_that_is_a_picture(tmp_path: Path) -> None:
+    model = loaded(qwen_vl(tmp_path, "m0"), context=1_000)
+    model.prompt.sizes = replace(model.prompt.sizes, least=28 * 28 * 700, most=28 * 28 * 800)
+    shown = png(picture(1_000, 600))
+    [item] = model.prepare(Rerank(query=shown, documents=["a " * 400]))
+    n_tokens = item.n_media["image"]
+    assert n_tokens > 700
+    assert item.n_truncated == 1
+    assert 990 - 32 < len(item.features["ids"]) <= 1_000
+    assert item.features["slots"][0][0] + n_tokens + 1 < len(item.features["ids"])  # the picture and its end are whole
+    with pytest.raises(TooLongError, match=rf"Document 0 has 400 tokens and exceeds .* of {1_000 - n_tokens - 32} "):
+        model.prepare(Rerank(query=shown, documents=["a " * 200], truncate=False))
+
+
 def test_images_longer_than_the_context_are_refused(tmp_path: Path) -> None:
     model = loaded(qwen_vl(tmp_path, "m0"), context=530)
     model.prompt.sizes = replace(model.prompt.sizes, least=28 * 28 * 300, most=28 * 28 * 400)
