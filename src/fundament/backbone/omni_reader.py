@@ -193,9 +193,10 @@ class OmniReader:
             most=most // n_frames,
         )
         cuts = [cut(resize(frame, height, width), self.limits.patch, self.merge) for frame in frames]
-        both = np.stack([cuts[0].pixels, cuts[-1].pixels], axis=1)
-        # Channel by channel, and in each the earlier frame before the later one.
-        pixels = both.reshape(len(both), 2, 3, -1).transpose(0, 2, 1, 3).reshape(len(both), -1)
+        # Channel by channel, and in each the earlier frame before the later; the tower reads a lone one twice.
+        frame_by_frame = np.stack([each.pixels for each in cuts], axis=1)
+        n_patches = len(frame_by_frame)
+        pixels = frame_by_frame.reshape(n_patches, len(cuts), 3, -1).transpose(0, 2, 1, 3).reshape(n_patches, -1)
         rows, columns = cuts[0].rows // self.merge, cuts[0].columns // self.merge
         marks = self.marks
         if marks.before_picture is not None:
@@ -241,7 +242,7 @@ class OmniReader:
         if n == 0 and file.kind == "video":
             return
         if n == 0:
-            raise InputError(Fault(file.origin, "This sound is shorter than a fortieth of a second.", "audio"))
+            raise InputError(Fault(file.origin, "This sound is shorter than a fiftieth of a second.", "audio"))
         row.add([self.marks.before_audio])
         row.features[f"mels{len(row.sounds)}"] = frames
         row.sounds.append((row.n_tokens, n))

@@ -104,8 +104,9 @@ class Tiles:
         """
         check_form(picture, field)
         rows, columns, fitted = self._plan(picture)
-        image = torch.from_numpy(np.ascontiguousarray(picture)).permute(2, 0, 1)[None].float() / 255
-        image = self._resize(image, *fitted)
+        channels = torch.from_numpy(np.ascontiguousarray(picture)).permute(2, 0, 1)
+        # One by one: in float32 a large picture takes a gigabyte.
+        image = torch.cat([self._resize(channel[None, None].float().div_(255), *fitted) for channel in channels], dim=1)
         large = self._resize(image, *(number * self.step + self.side - self.step for number in (rows, columns)))
         small = self._resize(image, self.side, self.side)
         tiles = large.unfold(2, self.side, self.step).unfold(3, self.side, self.step)  # [1, 3, rows, columns, y, x]

@@ -8,15 +8,17 @@ from torch import Tensor
 
 from fundament.backbone.linear import Linear
 from fundament.backbone.positions import Rotation, rotation_by
-from fundament.backbone.towers.images import Patches
+from fundament.backbone.towers.images import Patches, Pixels
 
 
 class PatchEmbedding:
     """Patches to the first layer's inputs: bytes to numbers around zero, then a linear layer.
 
+    Where the layer reads several frames at once, a picture of one frame stands for each of them.
+
     Args:
         levels: what the 256 values of each channel become, float32 `[3, 256]`.
-        weight: `[hidden, 3 * patch * patch]`.
+        weight: `[hidden, 3 * frames * patch * patch]`.
         bias: `[hidden]`, or None.
     """
 
@@ -28,9 +30,15 @@ class PatchEmbedding:
         self.channels = 256 * torch.arange(3, dtype=torch.int32, device=weight.device).repeat_interleave(n_each)
 
     def numbers(self, images: Sequence[Patches]) -> Tensor:
-        """The patches of all images as the numbers that go in, float32 `[patches, 3 * patch * patch]`."""
-        pixels = torch.from_numpy(np.concatenate([image.pixels for image in images])).to(self.levels.device)
-        return self.levels[pixels.int().add_(self.channels)]
+        """The patches of all images as the numbers that go in, float32 `[patches, 3 * frames * patch * patch]`."""
+        pixels = np.concatenate([self._frames(image.pixels) for image in images])
+        return self.levels[torch.from_numpy(pixels).to(self.levels.device).int().add_(self.channels)]
+
+    def _frames(self, pixels: Pixels) -> Pixels:
+        n_patches, width = pixels.shape
+        if width == len(self.channels):
+            return pixels
+        return pixels.reshape(n_patches, 3, -1).repeat(len(self.channels) // width, axis=1).reshape(n_patches, -1)
 
     def __call__(self, images: Sequence[Patches]) -> Tensor:
         """`[patches, hidden]`."""
