@@ -177,6 +177,18 @@ def test_an_input_that_is_fetched_and_is_none(http: httpx.Client, site: Website,
     assert job["output_url"] is None
 
 
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [(b",\n" * 400_000, "more than 60 lines"), (b"1,%s\n" % (b"\1" * 200_000), "more than 1 MB as JSONL")],
+)
+def test_a_csv_file_that_would_grow_too_large_is_refused(http: httpx.Client, rows: bytes, said: str) -> None:
+    file = {"file": ("a.csv", b"id,text\n" + rows)}
+    made = http.post("/v1/bulk-embeddings", files=file, data={"model": MODEL}).json()
+    job = ended(http, f"/v1/bulk-embeddings/{made['_id']}")
+    assert job["status"] == "failed"
+    assert said in job["error"]
+
+
 def test_an_address_inside_is_never_fetched(http: httpx.Client) -> None:
     with website("127.0.0.2") as inside:
         url = inside.say("/lines.jsonl", b'"x"\n')

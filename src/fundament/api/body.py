@@ -40,11 +40,14 @@ class Body(BaseModel):
         if not isinstance(value, dict):
             return value
         names = fields_by_synonym(cls)
-        return {name: _whole(given) for name, given in value.items() if given is not None or name not in names}
+        return {name: whole(given) for name, given in value.items() if given is not None or name not in names}
 
 
-def _whole(value: Any) -> Any:
-    # JSON has one kind of number, and some languages write all of theirs with a point; larger ones are not exact.
+def whole(value: Any) -> Any:
+    """A number without a fraction as an integer, and anything else as it is.
+
+    JSON has one kind of number, and some languages write all of theirs with a point; larger ones are not exact.
+    """
     return int(value) if isinstance(value, float) and abs(value) <= _MOST_EXACT and value.is_integer() else value
 
 

@@ -3,18 +3,19 @@
 import asyncio
 import logging
 import secrets
+from collections.abc import Iterable, Iterator
 from contextlib import aclosing
 from datetime import UTC, datetime
 
 from fundament import buckets
-from fundament.api.jobs.chunks import divide
+from fundament.api.jobs.chunks import check_lines, divide
 from fundament.api.jobs.lines import model_of
 from fundament.api.jobs.queue import check_stored
 from fundament.api.state import State
 from fundament.depot import INPUT, of_job, on_thread
 from fundament.errors import FundamentError, UnavailableError
 from fundament.fetching import Fetcher
-from fundament.jsonl import csv_lines, jsonl
+from fundament.jsonl import InputFileError, csv_lines, jsonl
 from fundament.store import leases
 from fundament.store.jobs import Job
 from fundament.telemetry import say
@@ -82,6 +83,22 @@ async def _place(state: State, job: Job, fetcher: Fetcher) -> str:
         return name
     if job.asked.get("csv"):
         async with depot.lend(of_job(job.id, INPUT)) as path:
-            await depot.write(of_job(job.id, name), on_thread(jsonl(csv_lines(path))))
+            lines = bounded(jsonl(csv_lines(path)), settings.max_job_lines, int(settings.max_job_mb * 1e6))
+            await depot.write(of_job(job.id, name), on_thread(lines))
         return name
     return INPUT
+
+
+def bounded(lines: Iterable[bytes], most: int, most_bytes: int) -> Iterator[bytes]:
+    """Lines as long as a job may have them: of two bytes of a CSV file they make fourteen.
+
+    Raises:
+        InputFileError: there are more than `most`, or than `most_bytes` of them.
+    """
+    n_bytes = 0
+    for n, line in enumerate(lines, start=1):
+        check_lines(n, most)
+        if (n_bytes := n_bytes + len(line)) > most_bytes:
+            told = f"more than {most_bytes / 1e6:g} MB as JSONL"
+            raise InputFileError(f"The input has {told}. Divide it into several jobs.")
+        yield line

@@ -1,6 +1,7 @@
 """The lines of a batch job: their forms, and what is said of those that cannot be read."""
 
 import json
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from fundament.api.jobs.lines import Line
 from fundament.catalog import CATALOG, ModelSpec, find
 from fundament.errors import FundamentError, InputError
 from fundament.jsonl import InputFileError, csv_lines, jsonl
+from fundament.worker.inputs import bounded
 from tests.served import MODEL
 
 
@@ -39,7 +41,12 @@ def path(tmp_path: Path) -> Path:
         ),
         ('{"custom_id": 7, "input": "x"}', "7", ["x"]),
         ('{"custom_id": "a", "text": "x"}', "a", ["x"]),
-        ('{"id": 3, "text": "x"}', "0", ["x"]),
+        ('{"custom_id": 7.0, "input": "x"}', "7", ["x"]),
+        ('{"custom_id": null, "input": "x"}', "0", ["x"]),
+        ('{"custom_id": "", "input": "x"}', "", ["x"]),
+        ('{"id": 3, "text": "x"}', "3", ["x"]),
+        ('{"id": "b", "custom_id": "a", "input": "x"}', "a", ["x"]),
+        ('{"id": "b", "body": {"input": "x"}}', "0", ["x"]),
         ('"x"', "0", ["x"]),
         ('\ufeff{"input": "x"}', "0", ["x"]),
         ('{"input": "x"}\r', "0", ["x"]),
@@ -84,6 +91,10 @@ def test_a_line_that_says_null_says_nothing(name: str) -> None:
         ('{"body": {"input": "x", "dimensions": "many"}}', "dimensions"),
         ('{"body": {"input": "x", "model": "other"}}', f"This job runs '{MODEL}'"),
         ('{"method": "GET", "body": {"input": "x"}}', "should be 'POST'"),
+        ('{"custom_id": 1.5, "input": "x"}', "custom_id: It should be a string"),
+        ('{"custom_id": true, "input": "x"}', "custom_id: It should be a string"),
+        ('{"custom_id": 123456789012345678901234, "input": "x"}', "custom_id: It should be a string"),
+        ('{"id": ["a"], "text": "x"}', "id: It should be a string"),
         ('{"url": "/v1/chat/completions", "body": {"input": "x"}}', "should be '/v1/embeddings'"),
         (b"\xff\xfe", "not valid JSON"),
     ],
@@ -155,3 +166,10 @@ def test_a_line_with_a_deeply_nested_field_is_read_and_stands_alone() -> None:
     assert isinstance(plain.request, EmbeddingsRequest)
     assert deep.options is None
     assert plain.options is not None
+
+
+def test_lines_are_counted_as_they_are_made() -> None:
+    for most, most_bytes, said in ((9, 1_000, "more than 9 lines"), (1_000, 9, "more than 9e-06 MB")):
+        with pytest.raises(InputFileError, match=said):
+            list(bounded(repeat(b"x\n"), most, most_bytes))
+    assert list(bounded([b"x\n"] * 9, 9, 18)) == [b"x\n"] * 9

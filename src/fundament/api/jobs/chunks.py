@@ -29,13 +29,22 @@ def divide(path: Path, *, max_lines: int) -> list[Span]:
                 continue
             n_bytes += size
             n_lines += not is_empty
-            if first + n_lines > max_lines:
-                raise InputFileError(f"The input has more than {max_lines:,} lines. Divide it into several jobs.")
+            check_lines(first + n_lines, max_lines)
     if n_lines:
         spans.append(Span(start=start, n_bytes=n_bytes, first_line=first, n_lines=n_lines))
     if not spans:
         raise InputFileError("The input has no lines.")
     return spans
+
+
+def check_lines(n_lines: int, most: int) -> None:
+    """Refuse an input of too many lines.
+
+    Raises:
+        InputFileError: there are more than `most`.
+    """
+    if n_lines > most:
+        raise InputFileError(f"The input has more than {most:,} lines. Divide it into several jobs.")
 
 
 def _sizes(file: BinaryIO) -> Iterator[tuple[int, bool]]:

@@ -11,7 +11,7 @@ from typing import Any, NoReturn, TypeVar
 
 import orjson
 
-from fundament.api.body import echo, fields_by_synonym, read_json, validated
+from fundament.api.body import echo, fields_by_synonym, read_json, validated, whole
 from fundament.api.embeddings import EmbeddingsRequest
 from fundament.catalog import ModelSpec
 from fundament.errors import Fault, FundamentError, InputError
@@ -108,8 +108,8 @@ def _line(number: int, raw: bytes, defaults: Mapping[str, Any], spec_of: Callabl
     custom_id = str(number)
     try:
         value = read_json(raw)
-        if isinstance(value, dict) and isinstance(given := value.get("custom_id"), str | int):
-            custom_id = str(given)
+        if (name := _name(value)) is not None:
+            custom_id = name
         body = _body(value)
         own = {name: value for name, value in body.items() if name != "input"}
         said = {_FIELD_OF.get(name, name) for name, given in body.items() if given is not None}
@@ -123,6 +123,17 @@ def _line(number: int, raw: bytes, defaults: Mapping[str, Any], spec_of: Callabl
     except InputError as error:
         return Line(number, custom_id, error)
     return Line(number, custom_id, request, None if request.late_chunking else _options(own))
+
+
+def _name(value: Any) -> str | None:
+    """What a line is called; a plain one's name may stand in `id`."""
+    if not isinstance(value, dict):
+        return None
+    field = "id" if value.get("custom_id") is None and "body" not in value else "custom_id"
+    name = whole(value.get(field))
+    if name is not None and (isinstance(name, bool) or not isinstance(name, str | int)):
+        _wrong(field, "It should be a string.", name)
+    return None if name is None else str(name)
 
 
 def _options(own: dict[str, Any]) -> bytes | None:
