@@ -19,6 +19,7 @@ from types import FrameType
 from typing import Any
 
 import uvicorn
+import uvloop
 from fastapi import FastAPI
 
 from fundament import __version__
@@ -80,7 +81,10 @@ def work(settings: Settings) -> None:
     prepare(settings)
     from fundament.app import create_app
 
-    refuse_death(asyncio.run(_work(create_app(settings.model_copy(update={"worker": True})))))
+    app = create_app(settings.model_copy(update={"worker": True}))
+    # The server's kind of loop: names are looked up on threads of its own, not on those that files are read on.
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        refuse_death(runner.run(_work(app)))
 
 
 async def _work(app: FastAPI) -> str | None:

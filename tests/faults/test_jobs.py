@@ -15,7 +15,7 @@ import pytest
 from sqlalchemy import text
 
 from fundament.store.database import connected, locate
-from tests.faults import mortal
+from tests.faults import mortal, nameless
 from tests.faults.deadly import DEATH
 from tests.inprocess import running
 from tests.relay import Relay, relay
@@ -166,6 +166,16 @@ def test_a_worker_whose_model_has_died_ends_and_counts_as_dead_over_its_chunk(tm
         assert connection.execute(text("SELECT n_tries FROM job_chunks")).all() == [(1,)]
     with serving(tmp_path, **short) as server:
         wait_until(lambda: server.http.get(f"/v1/batch/{job}").json()["status"] == "completed", "the job's end")
+
+
+def test_a_name_that_nobody_answers_for_keeps_no_other_job_waiting(tmp_path: Path) -> None:
+    with serving(tmp_path, worker=False) as server, working(tmp_path, program=[nameless.__file__]):
+        jobs = []
+        for given in ({"input_url": "http://nobody.invalid/x"}, {"input": ["x"]}):
+            jobs.append(server.http.post("/v1/batch/embeddings", json={"model": MODEL, **given}).json()["batch_id"])
+        reading = lambda: server.http.get(f"/v1/batch/{jobs[0]}").json()["status"] != "pending"  # noqa: E731
+        wait_until(reading, "the name to be asked for")
+        wait_until(lambda: server.http.get(f"/v1/batch/{jobs[1]}").json()["status"] == "completed", "the other job")
 
 
 def test_a_full_disk_fails_the_job_and_keeps_what_was_written(tmp_path: Path) -> None:
