@@ -38,7 +38,7 @@ from fundament.limits import limits_of
 from fundament.models import PROGRAM
 from fundament.server import is_loopback, listen, refuse_open
 from fundament.store import keys, migrate
-from fundament.store.database import connected, is_sqlite, locate
+from fundament.store.database import connected, is_sqlite, locate, shown
 
 Level = Literal["ok", "warning", "problem"]
 
@@ -281,7 +281,7 @@ def _check_place(file: Path) -> Finding:
 
 def _check_schema(url: URL, found: str | None) -> Finding:
     newest = migrate.newest()
-    where = url.render_as_string()
+    where = shown(url)
     if is_sqlite(url) and not os.access(str(url.database), os.W_OK):
         return Finding("problem", "store", f"{where} is not writable; let the user of fundament write it")
     if found == newest:

@@ -68,11 +68,13 @@ def test_a_schema_of_a_newer_release_is_left_alone(store_url: str) -> None:
 
 
 def test_a_password_is_never_said(postgres_url: str) -> None:
-    url = make_url(postgres_url).set(password="hunter2", port=1)
-    with pytest.raises(FundamentError) as refused:
-        migrate.prepare(locate(url.render_as_string(hide_password=False), Path()))
-    assert "hunter2" not in refused.value.detail
-    assert "cannot be used" in refused.value.detail
+    here = make_url(postgres_url).set(port=1)
+    in_its_query = here.set(password=None).update_query_dict({"password": "hunter2", "connect_timeout": "5"})
+    for url in (here.set(password="hunter2"), in_its_query):
+        with pytest.raises(FundamentError) as refused:
+            migrate.prepare(locate(url.render_as_string(hide_password=False), Path()))
+        assert "hunter2" not in refused.value.detail
+        assert "cannot be used" in refused.value.detail
 
 
 @pytest.mark.parametrize("given", ["nonsense", "mysql://x/y", "sqlite://", "sqlite:///:memory:"])

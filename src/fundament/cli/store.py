@@ -39,16 +39,16 @@ def create_key(
     settings = settings_of(data_dir=data_dir)
     _check_key(settings, name=name, tier=tier)
     from fundament.store import keys as table
-    from fundament.store.database import locate
+    from fundament.store.database import locate, shown
 
     expires_at = None if expires is None else _moment(expires)
-    key, shown = _in_store(
+    key, secret = _in_store(
         settings,
         lambda store: table.create(store, name, tier=tier, balance=balance, admin=admin, expires_at=expires_at),
     )
-    store = locate(settings.store_url, settings.data_dir).render_as_string()
+    store = shown(locate(settings.store_url, settings.data_dir))
     typer.secho(f"Key {key.id} of tier {key.tier}, in {store}. It is shown this once:", err=True)
-    typer.echo(shown)
+    typer.echo(secret)
 
 
 @keys.command("list")

@@ -56,6 +56,11 @@ def locate(store_url: str, data_dir: Path) -> URL:
     return url.set(drivername=kind)
 
 
+def shown(url: URL) -> str:
+    """Where the store is, for people to read: without passwords."""
+    return url.difference_update_query(("password", "sslpassword")).render_as_string()
+
+
 def name_of(store_url: str, data_dir: Path, *, shared: bool) -> str:
     """What a depot calls the store: where it is, without who asks.
 
@@ -147,7 +152,7 @@ def connected(url: URL) -> Iterator[Connection]:
         # A file that is no database is the plain one of these; the others are statements at fault, which are ours.
         if type(error) not in (DatabaseError, OperationalError, InterfaceError):
             raise
-        raise FundamentError(f"The store {url.render_as_string()} cannot be used: {_first_line(error)}") from error
+        raise FundamentError(f"The store {shown(url)} cannot be used: {_first_line(error)}") from error
     finally:
         engine.dispose()
 

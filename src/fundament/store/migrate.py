@@ -10,7 +10,7 @@ from sqlalchemy import inspect, text
 from sqlalchemy.engine import URL, Connection
 
 from fundament.errors import FundamentError
-from fundament.store.database import connected, is_sqlite
+from fundament.store.database import connected, is_sqlite, shown
 
 _SCRIPTS = Path(__file__).parent / "migrations"
 _LOCK = 0x46_75_6E_64  # one process at a time migrates; any number that nobody else takes
@@ -36,7 +36,7 @@ def prepare(url: URL) -> None:
             _upgrade(connection)
             return
     raise FundamentError(
-        f"The store {url.render_as_string()} has {f'schema {found}' if found else 'no schema yet'}, this release works "
+        f"The store {shown(url)} has {f'schema {found}' if found else 'no schema yet'}, this release works "
         f"with {newest()}. Bring it there: fundament db upgrade"
     )
 
@@ -70,7 +70,7 @@ def refuse_newer(found: str | None, url: URL) -> None:
     """
     if found is not None and found > newest():
         raise FundamentError(
-            f"The store {url.render_as_string()} has schema {found} of a newer release; this one knows {newest()}."
+            f"The store {shown(url)} has schema {found} of a newer release; this one knows {newest()}."
         )
 
 
