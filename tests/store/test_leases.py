@@ -3,7 +3,8 @@
 import asyncio
 from datetime import timedelta
 
-from sqlalchemy import update
+import pytest
+from sqlalchemy import select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from fundament.store import jobs, keys, leases
@@ -216,3 +217,33 @@ def test_many_workers_take_every_chunk_once(store: Database, table: Table, runne
     taken = runner.run(race())
     assert sorted(number for each in taken for number in each) == [3 * number for number in range(40)]
     assert (table.get().state, table.get().n_completed) == ("completed", 80)
+
+
+@pytest.mark.parametrize("store_url", ["postgres"], indirect=True)  # SQLite has one writer at a time
+@pytest.mark.parametrize("name", ["finish", "put_off"])
+def test_a_chunk_is_free_while_its_job_is_held_by_another(
+    store: Database, table: Table, runner: asyncio.Runner, name: str
+) -> None:
+    """Else the other, which holds the job and wants its chunks, would wait for who waits for it."""
+    table.running()
+    chunk = table.take("one")
+    assert chunk is not None
+
+    async def let_go() -> None:
+        async with store.write() as connection:
+            if name == "finish":
+                assert await leases.finish(connection, chunk, "one", DONE, now=SOON)
+            else:
+                await leases.put_off(connection, chunk, "one", n_admitted=0, until=NOW)
+
+    async def work() -> None:
+        async with store.write() as connection:
+            assert await jobs.hold(connection, "batch_1") == "running"
+            letting_go = asyncio.ensure_future(let_go())
+            async with asyncio.timeout(30):
+                while not (await connection.execute(text("SELECT count(*) FROM pg_locks WHERE NOT granted"))).scalar():
+                    await asyncio.sleep(0.01)
+            await connection.execute(select(jobs.chunks.c.id).with_for_update(nowait=True))
+        await letting_go
+
+    runner.run(work())

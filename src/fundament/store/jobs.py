@@ -306,9 +306,20 @@ async def sizes(
     return {row[0]: int(row[1]) for row in await connection.execute(statement.having(total > 0))}
 
 
+async def hold(connection: AsyncConnection, job_id: str) -> State | None:
+    """A job's state, which nobody else changes before the transaction's end; None where there is no such job.
+
+    A job is held before its chunks are changed, everywhere, so that no two transactions wait for each other.
+    """
+    state: State | None = (
+        await connection.execute(select(jobs.c.state).where(jobs.c.id == job_id).with_for_update(key_share=True))
+    ).scalar()
+    return state
+
+
 async def drop_parts(connection: AsyncConnection, job_id: str, kind: Literal["output", "errors"]) -> Sequence[str]:
     """Forget a job's output or its errors; the names of the files, which are to be removed."""
-    await connection.execute(select(jobs.c.id).where(jobs.c.id == job_id).with_for_update())
+    await hold(connection, job_id)
     name, size = _PARTS[kind]
     gone = await parts(connection, job_id, kind)
     await connection.execute(chunks.update().where(chunks.c.job_id == job_id).values({name: None, size: 0}))

@@ -14,7 +14,7 @@ from sqlalchemy import ColumnElement, func, or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from fundament.store import keys
-from fundament.store.jobs import Job, chunks, end, get, job_of, jobs, lies_in
+from fundament.store.jobs import Job, chunks, end, get, hold, job_of, jobs, lies_in
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -238,6 +238,7 @@ async def put_off(connection: AsyncConnection, chunk: Chunk, worker: str, *, n_a
         n_admitted: tokens that the key's minute has given for it.
         until: no chunk of its job is taken before.
     """
+    await hold(connection, chunk.job_id)
     row = await connection.execute(
         chunks.update()
         .where(_mine(chunk, worker))
@@ -280,6 +281,9 @@ async def finish(
     Returns:
         False where the chunk is no longer this worker's or its job no longer runs; nothing is then changed.
     """
+    # Also makes workers that finish the job's last chunks wait for each other.
+    if await hold(connection, chunk.job_id) != "running":
+        return False
     named = await connection.execute(
         chunks.update()
         .where(_mine(chunk, worker))
@@ -295,22 +299,16 @@ async def finish(
     )
     if named.one_or_none() is None:
         return False
-    counted = await connection.execute(
+    await connection.execute(
         jobs.update()
-        .where(jobs.c.id == chunk.job_id, jobs.c.state == "running")
+        .where(jobs.c.id == chunk.job_id)
         .values(
             n_completed=jobs.c.n_completed + written.n_completed,
             n_failed=jobs.c.n_failed + written.n_failed,
             n_tokens=jobs.c.n_tokens + written.n_tokens,
             n_written_bytes=jobs.c.n_written_bytes + written.n_output_bytes + written.n_error_bytes,
         )
-        .returning(jobs.c.id)
     )
-    if counted.one_or_none() is None:
-        unnamed = {"done_at": None, "output": None, "errors": None, "n_output_bytes": 0, "n_error_bytes": 0}
-        await connection.execute(chunks.update().where(chunks.c.id == chunk.id).values(unnamed))
-        return False
-    # The update of the job makes workers that finish its last chunks wait for each other.
     left = select(chunks.c.id).where(chunks.c.job_id == chunk.job_id, chunks.c.done_at.is_(None)).limit(1)
     if failure is not None:
         await end(connection, chunk.job_id, "failed", now=now, error=failure)
