@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import date
 from typing import Any
 
 import pytest
@@ -14,6 +15,9 @@ from fundament.errors import UnavailableError
 from fundament.store import keys, usage
 from fundament.store.database import Database
 from fundament.store.keys import Key
+from fundament.store.usage import Line
+
+DAY = date(2026, 2, 28)
 
 
 async def make(store: Database, balance: int | None) -> Key:
@@ -128,13 +132,13 @@ def test_what_was_written_though_its_answer_was_lost_is_not_written_again(
     async def work() -> None:
         key, ledgers = await make(store, 10), [Ledger(store), Ledger(store)]
         for number, ledger in enumerate(ledgers):
-            ledger.use(key.id, "m", "/e", n_requests=1, n_tokens=7)
+            ledger.use(Line(key.id, DAY, "m", "/e"), n_requests=1, n_tokens=7)
             ledger.refund(key.id, 5)
             with monkeypatch.context() as patch:
                 patch.setattr(store, "write", deaf)
                 await ledger.write()
                 await ledger.write()
-            ledger.use(key.id, "m", "/e", n_requests=1, n_tokens=1)
+            ledger.use(Line(key.id, DAY, "m", "/e"), n_requests=1, n_tokens=1)
             ledger.refund(key.id, 1)
             await ledger.write()
             await ledger.write()
@@ -154,14 +158,14 @@ def test_a_ledger_keeps_what_it_cannot_write(
 
     async def work() -> None:
         ledger, key = Ledger(store), await make(store, 10)
-        ledger.use(key.id, "m", "/e", n_requests=1, n_tokens=7)
+        ledger.use(Line(key.id, DAY, "m", "/e"), n_requests=1, n_tokens=7)
         ledger.touch(key.id)
         ledger.refund(key.id, 5)
         with monkeypatch.context() as patch:
             patch.setattr(keys, "settle", fail)
             await ledger.write()
         assert await balance_of(store, key) == 10
-        ledger.use(key.id, "m", "/e", n_requests=1, n_tokens=-3)
+        ledger.use(Line(key.id, DAY, "m", "/e"), n_requests=1, n_tokens=-3)
         ledger.refund(key.id, 1)
         await ledger.write()
         await ledger.write()

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,18 @@ def test_a_request_that_fails_later_gets_all_back(desk: Desk, runner: asyncio.Ru
         for _ in range(2):  # twice is once
             visit.forgive()
         visit.bill("a").refund(10)  # of a call that was still under way
+        assert await desk.settled() == (100, [("a", 1, 0)])
+
+    runner.run(work())
+
+
+def test_what_is_given_back_after_midnight_is_of_the_day_before(desk: Desk, runner: asyncio.Runner) -> None:
+    async def work() -> None:
+        visit = desk.visit()
+        visit.day -= timedelta(days=1)
+        await visit.bill("a").admit(10)
+        assert await desk.settled() == (90, [("a", 1, 10)])
+        visit.forgive()
         assert await desk.settled() == (100, [("a", 1, 0)])
 
     runner.run(work())

@@ -50,9 +50,8 @@ class Ledger:
         self._unwritten: Entry | None = None  # perhaps written: it stays as it is until the store says so
         self._writing = asyncio.Lock()
 
-    def use(self, key_id: str, model: str, endpoint: str, *, n_requests: int, n_tokens: int) -> None:
+    def use(self, line: Line, *, n_requests: int, n_tokens: int) -> None:
         """Note what a request used; less than nothing where something is taken back."""
-        line = Line(key_id, datetime.now(UTC).date(), model, endpoint)
         counts = self._entry.uses.setdefault(line, [0, 0])
         counts[0] += n_requests
         counts[1] += n_tokens

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from datetime import UTC, date, datetime
 from functools import lru_cache
 
 from fundament.accounts.keyring import Keyring
@@ -17,6 +18,7 @@ from fundament.errors import AuthError, BalanceError, LimitError
 from fundament.limits import Limits, Standing, new_lease
 from fundament.store.database import Database
 from fundament.store.keys import Key
+from fundament.store.usage import Line
 
 NO_LIMITS = Tier()
 
@@ -61,6 +63,7 @@ class Visit:
     endpoint: Callable[[], str]
     standing: Standing | None = None
     lease: str = ""
+    day: date = field(default_factory=lambda: datetime.now(UTC).date())  # of its usage, what is given back included
     _taken: dict[str, int] = field(default_factory=dict)  # tokens of each model, less what was given back
 
     def bill(self, model: str) -> Bill:
@@ -122,7 +125,8 @@ class Visit:
     def _note(self, model: str, n_tokens: int) -> None:
         first = model not in self._taken
         self._taken[model] = self._taken.get(model, 0) + n_tokens
-        self.accounts.ledger.use(self.caller.key_id, model, self.endpoint(), n_requests=int(first), n_tokens=n_tokens)
+        line = Line(self.caller.key_id, self.day, model, self.endpoint())
+        self.accounts.ledger.use(line, n_requests=int(first), n_tokens=n_tokens)
 
 
 @dataclass(frozen=True, slots=True)

@@ -70,7 +70,7 @@ async def me(request: Request) -> Response:
     store, caller = state_of(request).store, caller_of(request)
     async with store.read() as connection:
         key = await keys.get(connection, caller.key.id) if caller.key else None
-        since = datetime.now(UTC).date() - timedelta(days=_DAYS)
+        since = datetime.now(UTC).date() - timedelta(days=_DAYS - 1)
         used = await usage.find(connection, key_id=caller.key_id, since=since)
     return answer(
         {
