@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import aiohttp
+import orjson
 
 from fundament.errors import FundamentError, install
 from fundament.jsonl import TEXT_COLUMNS, InputFileError, csv_lines, jsonl
@@ -236,6 +237,8 @@ def as_lines(path: Path, target: Path) -> Path:
         raise ClientError(f"{path} cannot be read: {error}") from error
     except InputFileError as error:
         raise ClientError(f"{path}: {error.detail}") from error
+    except orjson.JSONEncodeError as error:  # of Parquet, which has more types than JSON
+        raise ClientError(f"{path}: a row holds something else than a text. {error}.") from error
     return target
 
 

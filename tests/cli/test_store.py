@@ -39,6 +39,8 @@ def test_a_key_is_made_listed_topped_up_rotated_and_revoked() -> None:
         code, out, err = fundament("keys", *command)
         assert (code, out) == (1, "")
         assert "there is no key" in err
+    _, full = make_key("--balance", str(2**53))
+    assert "whose balance has room for 5 tokens" in fundament("keys", "credit", full, "5")[2]
 
 
 def test_a_key_is_given_another_name_tier_and_end() -> None:
@@ -83,6 +85,7 @@ def test_a_tier_that_is_not_there_is_refused_with_those_that_are() -> None:
 
 def test_usage_without_any_is_an_empty_table() -> None:
     assert fundament("usage")[1].split() == ["DAY", "KEY_ID", "MODEL", "ENDPOINT", "REQUESTS", "TOKENS"]
+    assert fundament("usage", "--csv", "--json")[2].endswith("--csv or --json, not both\n")
     assert fundament("usage", "--csv", "--since", "2026-01-01")[1] == "day,key_id,model,endpoint,requests,tokens\n"
     assert json.loads(fundament("usage", "--json")[1]) == []
 

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from decimal import Decimal
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
@@ -158,6 +159,13 @@ def test_what_is_no_address_is_refused(given: str, found: str | None) -> None:
 def test_a_text_file_is_read_without_the_mark_that_it_begins_with(folder: Path) -> None:
     lines = as_lines(folder / "a.txt", folder / "lines.jsonl")
     assert [json.loads(line) for line in lines.read_text().splitlines()] == ["one", "two", "three"]
+
+
+@pytest.mark.parametrize("value", [b"bytes", Decimal(1)])
+def test_a_column_of_what_is_no_text_is_refused(folder: Path, value: object) -> None:
+    parquet.write_table(pyarrow.table({"text": [value]}), folder / "d.parquet")
+    with pytest.raises(ClientError, match="a row holds something else than a text"):
+        as_lines(folder / "d.parquet", folder / "lines.jsonl")
 
 
 def test_a_job_whose_id_cannot_be_kept_is_told(server: Served, folder: Path) -> None:

@@ -120,7 +120,7 @@ def credit_key(
 
     key = _in_store(settings_of(data_dir=data_dir), lambda store: table.credit(store, key_id, tokens))
     if key is None:
-        refuse(f"there is no key {key_id} with a balance: fundament keys list")
+        refuse(f"there is no key {key_id} whose balance has room for {tokens:,} tokens: fundament keys list")
     typer.echo(f"{key.balance:,} tokens")
 
 
@@ -137,6 +137,8 @@ def usage(
     from fundament.api.me import describe_usage
     from fundament.store import usage as table
 
+    if as_csv and as_json:
+        refuse("--csv or --json, not both")
     first, last = since and since.date(), until and until.date()
     used = _in_store(
         settings_of(data_dir=data_dir), lambda store: table.find(store, key_id=key, since=first, until=last)

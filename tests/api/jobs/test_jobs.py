@@ -125,6 +125,32 @@ def test_a_file_is_its_keys_alone(api: Api, folder: Path) -> None:
     assert ask(api, mine, "POST", "/v1/batch/embeddings", json=body).status_code == 202
 
 
+def test_a_file_that_a_job_did_not_make_is_named_as_it_was_asked_for(api: Api, folder: Path) -> None:
+    for path in ("/file-abc-output", "/file-abc-errors/content", "?after=file-abc-output"):
+        answer = ask(api, new_key(api, folder), "GET", f"/v1/files{path}")
+        assert answer.status_code == 404
+        assert answer.json()["detail"].startswith("File 'file-abc-")
+
+
+def test_a_result_on_another_machine_has_no_link(api: Api, folder: Path) -> None:
+    key, file = new_key(api, folder), {"file": ("x.jsonl", b'"one"')}
+    made = ask(api, key, "POST", "/v1/bulk-embeddings", files=file, data={"model": MODEL}).json()
+    path = f"/v1/bulk-embeddings/{made['id']}"
+
+    async def ended() -> bool:
+        return bool((await api.client.get(path, headers=bearer(key))).json()["status"] == "completed")
+
+    async def move() -> None:
+        async with api.app.state.parts.store.write() as connection:
+            await connection.execute(update(jobs).values(depot="elsewhere").where(jobs.c.dialect == "bulk"))
+
+    work_until(api, ended)
+    assert ask(api, key, "POST", f"{path}/download-result").is_success
+    api.run(move())
+    answer = ask(api, key, "POST", f"{path}/download-result")
+    assert (answer.status_code, "on another machine" in answer.json()["detail"]) == (404, True)
+
+
 def test_jobs_that_wait_are_counted_by_key(api: Api, folder: Path) -> None:
     mine, other = new_key(api, folder), new_key(api, folder)
     first = submit(api, mine, ["one"])

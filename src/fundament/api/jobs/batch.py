@@ -19,7 +19,7 @@ from fundament.api.embeddings import EmbeddingsRequest, as_named, check
 from fundament.api.ids import FORM
 from fundament.api.inputs import check_some
 from fundament.api.jobs.batches import OpenAIBatchPage, RequestCounts, counts, list_batches
-from fundament.api.jobs.downloads import Kind, download, has_files
+from fundament.api.jobs.downloads import Kind, download, has_files, is_here
 from fundament.api.jobs.files import link
 from fundament.api.jobs.lines import ENDPOINT, documents_side
 from fundament.api.jobs.queue import base_url, cancel, find, submit
@@ -28,7 +28,7 @@ from fundament.api.schemas import OF_MANY, OF_ONE, OF_STATE, OrAbsent, request_b
 from fundament.api.state import State, state_of
 from fundament.api.wire import answer, can_write, iso
 from fundament.buckets import is_listed
-from fundament.depot import identity, on_thread
+from fundament.depot import on_thread
 from fundament.errors import Fault, FetchError, InputError, NotFoundError
 from fundament.fetching import check_form
 from fundament.jsonl import jsonl
@@ -168,7 +168,7 @@ def _files(job: Job, links: Mapping[str, str | None]) -> dict[str, Any]:
 
 
 async def _links(state: State, job: Job) -> dict[str, str | None]:
-    here = has_files(job) and job.depot in (None, await identity(state.depot))  # whose secret signs
+    here = has_files(job) and await is_here(state, job)
     return {
         "output_url": await signed_url(state, job, "output") if here and job.n_completed else None,
         "error_file_url": await signed_url(state, job, "errors") if here and job.n_failed else None,

@@ -8,6 +8,7 @@ from pydantic import BaseModel, Field
 
 from fundament.api.auth import owner
 from fundament.api.body import echo
+from fundament.api.jobs.downloads import gone, is_here
 from fundament.api.jobs.multipart import read_form
 from fundament.api.jobs.queue import base_url, find, submit
 from fundament.api.jobs.signatures import signed_url
@@ -148,4 +149,6 @@ async def result(request: Request, job_id: str) -> Response:
     job = await find(state, job_id, owner(request), "bulk")
     if job.state != "completed":
         raise BusyError(f"Job '{job_id}' is not completed, so it has no result.")
+    if not await is_here(state, job):
+        raise gone(f"{job_id}-output.jsonl")
     return answer({"id": job.id, "download_url": await signed_url(state, job, "output")})

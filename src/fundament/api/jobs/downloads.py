@@ -10,7 +10,7 @@ from starlette.responses import StreamingResponse
 from fundament.api.body import echo
 from fundament.api.state import State
 from fundament.api.wire import iso
-from fundament.depot import Depot, of_job
+from fundament.depot import Depot, identity, of_job
 from fundament.errors import BusyError, NotFoundError
 from fundament.store import jobs
 from fundament.store.jobs import Job
@@ -24,6 +24,11 @@ _JSON_LINES = "application/jsonl"
 def has_files(job: Job) -> bool:
     """Whether what a job wrote may be there: it has ended, and has not expired."""
     return job.state not in (*jobs.ACTIVE, "expired")
+
+
+async def is_here(state: State, job: Job) -> bool:
+    """Whether this machine has a job's files, and signs links to them."""
+    return job.depot in (None, await identity(state.depot))
 
 
 async def download(state: State, job: Job, kind: Kind, *, media_type: str = _JSON_LINES) -> StreamingResponse:

@@ -310,12 +310,15 @@ async def _result(state: State, file_id: str, key_id: str) -> tuple[Job, Kind] |
     """A caller's job, and which of its files, that such an id means; None where it is an upload's.
 
     Raises:
-        NotFoundError: there is no such job.
+        NotFoundError: there is no such file.
     """
     stem, _, given = file_id.rpartition("-")
     for kind in KINDS:
         if kind == given and stem.startswith("file-"):
-            return await find(state, stem.replace("file-", "batch_", 1), key_id, *_DIALECTS), kind
+            try:
+                return await find(state, stem.replace("file-", "batch_", 1), key_id, *_DIALECTS), kind
+            except NotFoundError:
+                raise _not_found(file_id) from None
     return None
 
 
