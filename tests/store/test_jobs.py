@@ -2,6 +2,7 @@
 
 from dataclasses import asdict
 from datetime import timedelta
+from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -65,21 +66,29 @@ def test_jobs_are_listed_by_key_and_page(table: Table) -> None:
 
 
 def test_results_are_listed_and_forgotten(table: Table) -> None:
+    def listed(kind: str, **which: Any) -> list[tuple[str, int]]:
+        found = table.do(jobs.results, "mine", ["batch"], kind, **{"limit": 9, **which})
+        return [(job.id, n_bytes) for job, n_bytes in found]
+
     table.running(n_chunks=2, key_id="mine")
     for _ in range(2):
         chunk = table.take("one")
         assert chunk is not None
-        assert table.do(jobs.written, "mine", ["batch"]) == []
+        assert listed("output") == []
         table.finish(chunk, "one")
-    assert [job.id for job in table.do(jobs.written, "mine", ["batch"])] == ["batch_1"]
-    assert table.do(jobs.sizes, "mine", ["batch"], "errors") == {"batch_1": 10}
+    assert listed("output") == [("batch_1", 20)]
+    assert listed("errors") == [("batch_1", 10)]
+    place = table.get().ended_at, jobs.result_id("batch_1", "output")
+    for oldest_first in (False, True):
+        assert len(listed("errors", beyond=place, oldest_first=oldest_first)) == int(not oldest_first)
+        assert listed("output", beyond=place, oldest_first=oldest_first) == []
     assert table.do(jobs.active, "mine") == (0, 60 + 30)
     assert table.do(jobs.drop_parts, "batch_1", "output") == ["out", "out"]
     assert table.do(jobs.drop_parts, "batch_1", "output") == []
-    assert table.do(jobs.sizes, "mine", ["batch"], "output") == {}
+    assert listed("output") == []
     assert table.do(jobs.active, "mine") == (0, 60 + 10)
     table.do(jobs.expire, now=NOW + timedelta(hours=24))
-    assert table.do(jobs.written, "mine", ["batch"]) == []
+    assert listed("errors") == []
 
 
 def test_however_many_ids_are_asked_for_and_expire(table: Table) -> None:

@@ -236,20 +236,39 @@ async def recent(
     return [job_of(row) for row in await connection.execute(statement)]
 
 
-async def written(connection: AsyncConnection, key_id: str, dialects: Sequence[Dialect]) -> Sequence[Job]:
-    """A key's jobs that have ended and have results, which all go when the jobs expire."""
-    statement = select(jobs).where(*_written(key_id, dialects))
-    return [job_of(row) for row in await connection.execute(statement)]
+async def results(
+    connection: AsyncConnection,
+    key_id: str,
+    dialects: Sequence[Dialect],
+    kind: Literal["output", "errors"],
+    *,
+    limit: int,
+    beyond: tuple[datetime, str] | None = None,
+    oldest_first: bool = False,
+) -> Sequence[tuple[Job, int]]:
+    """A page of a key's jobs that have ended with an output, or with errors, and the bytes of these.
 
-
-def _written(key_id: str, dialects: Sequence[Dialect]) -> Sequence[ColumnElement[bool]]:
-    return (
+    They come in the order of their end and of the files' names, `result_id`; see `page`.
+    """
+    _, size = _PARTS[kind]
+    of_job = chunks.c.job_id == jobs.c.id
+    total = select(func.sum(size)).where(of_job).scalar_subquery()
+    made = select(jobs, total.label("n_made")).where(
         jobs.c.key_id == key_id,
         jobs.c.dialect.in_(dialects),
         jobs.c.outcome.is_not(None),
         jobs.c.state != "expired",
-        jobs.c.n_written_bytes > 0,
+        select(chunks.c.id).where(of_job, size > 0).exists(),
     )
+    name = func.replace(jobs.c.id, "batch_", "file-") + f"-{kind}"
+    statement = page(made, jobs.c.ended_at, name, limit=limit, beyond=beyond, oldest_first=oldest_first)
+    rows = [dict(row._mapping) for row in await connection.execute(statement)]
+    return [(Job(**row), n_made) for row in rows if (n_made := int(row.pop("n_made")))]
+
+
+def result_id(job_id: str, kind: Literal["output", "errors"]) -> str:
+    """What a job's output, or its errors, are called among files."""
+    return f"{job_id.replace('batch_', 'file-')}-{kind}"
 
 
 async def active(connection: AsyncConnection, key_id: str) -> tuple[int, int]:
@@ -293,17 +312,6 @@ async def parts(connection: AsyncConnection, job_id: str, kind: Literal["output"
     name, size = _PARTS[kind]
     statement = select(name, size).where(chunks.c.job_id == job_id, name.is_not(None)).order_by(chunks.c.first_line)
     return [Part(*row) for row in await connection.execute(statement)]
-
-
-async def sizes(
-    connection: AsyncConnection, key_id: str, dialects: Sequence[Dialect], kind: Literal["output", "errors"]
-) -> Mapping[str, int]:
-    """The bytes of the output or the errors of each of those jobs (`written`) that has any."""
-    _, size = _PARTS[kind]
-    total = func.sum(size)
-    made = select(jobs.c.id).where(*_written(key_id, dialects))
-    statement = select(chunks.c.job_id, total).where(chunks.c.job_id.in_(made)).group_by(chunks.c.job_id)
-    return {row[0]: int(row[1]) for row in await connection.execute(statement.having(total > 0))}
 
 
 async def hold(connection: AsyncConnection, job_id: str) -> State | None:

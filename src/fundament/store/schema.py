@@ -77,8 +77,8 @@ Row = TypeVar("Row", bound=tuple[Any, ...])
 
 def page(
     statement: Select[Row],
-    moment: Column[datetime],
-    id_: Column[str],
+    moment: Column[datetime] | Column[datetime | None],
+    id_: ColumnElement[str],
     *,
     limit: int,
     beyond: tuple[datetime, str] | None = None,

@@ -8,7 +8,7 @@ from pydantic import BaseModel, BeforeValidator, Field
 from fundament.api.auth import owner
 from fundament.api.body import Body, Kept, read_body
 from fundament.api.jobs.downloads import has_files
-from fundament.api.jobs.files import link, page, result_id
+from fundament.api.jobs.files import link, page
 from fundament.api.jobs.lines import model_named
 from fundament.api.jobs.queue import base_url, cancel, find, submit
 from fundament.api.schemas import OF_ONE, OF_STATE, request_body, responses
@@ -131,8 +131,8 @@ def describe(job: Job) -> dict[str, Any]:
         "input_file_id": job.asked.get("input_file_id"),
         "completion_window": job.asked.get("completion_window"),
         "status": _STATES.get(job.state, job.state),
-        "output_file_id": result_id(job, "output") if here and job.n_completed else None,
-        "error_file_id": result_id(job, "errors") if here and job.n_failed else None,
+        "output_file_id": jobs.result_id(job.id, "output") if here and job.n_completed else None,
+        "error_file_id": jobs.result_id(job.id, "errors") if here and job.n_failed else None,
         "created_at": int(job.created_at.timestamp()),
         "in_progress_at": job.started_at and int(job.started_at.timestamp()),
         "expires_at": int(job.expires_at.timestamp()),

@@ -7,7 +7,6 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from fundament.api.auth import owner
 from fundament.api.body import echo
@@ -131,29 +130,17 @@ async def recent(
     state, key_id, oldest_first = state_of(request), owner(request), order == "asc"
     beyond = None if after is None else await _place_of(state, after, key_id)
     found: list[tuple[_Place, dict[str, Any]]] = []
+    which: dict[str, Any] = {"limit": limit + 1, "beyond": beyond, "oldest_first": oldest_first}
     async with state.store.read() as connection:
         if purpose in (None, _PURPOSE):
-            uploads = await files.recent(connection, key_id, limit=limit + 1, beyond=beyond, oldest_first=oldest_first)
+            uploads = await files.recent(connection, key_id, **which)
             found += [((file.created_at, file.id), describe(file)) for file in uploads]
-        if purpose in (None, _MADE):
-            for place, described in await _results(connection, key_id):
-                if beyond is None or (place > beyond if oldest_first else place < beyond):
-                    found.append((place, described))
+        for kind in KINDS if purpose in (None, _MADE) else ():
+            for job, n_bytes in await jobs.results(connection, key_id, _DIALECTS, kind, **which):
+                file_id = jobs.result_id(job.id, kind)
+                found.append(((_written_at(job), file_id), _describe_result(job, file_id, n_bytes)))
     found.sort(key=lambda each: each[0], reverse=not oldest_first)
     return answer(page([described for _, described in found], limit))
-
-
-async def _results(connection: AsyncConnection, key_id: str) -> list[tuple[_Place, dict[str, Any]]]:
-    """The files that a key's jobs wrote: as many as its jobs of a day, few enough to put in order here."""
-    made = await jobs.written(connection, key_id, _DIALECTS)
-    found = []
-    for kind in KINDS:
-        sizes = await jobs.sizes(connection, key_id, _DIALECTS, kind)
-        for job in made:
-            if job.id in sizes:
-                file_id = result_id(job, kind)
-                found.append(((_written_at(job), file_id), _describe_result(job, file_id, sizes[job.id])))
-    return found
 
 
 @router.get(
@@ -299,11 +286,6 @@ def _expiry(fields: Mapping[str, str], now: datetime) -> datetime | None:
         message = f"Input should be a whole number from {_LEAST_SECONDS} to {_MOST_SECONDS}."
         raise InputError(Fault("body -> expires_after -> seconds", message, "value_error", echo(seconds)))
     return now + timedelta(seconds=given)
-
-
-def result_id(job: Job, kind: Kind) -> str:
-    """The id under which OpenAI's clients download a job's files."""
-    return f"{job.id.replace('batch_', 'file-', 1)}-{kind}"
 
 
 async def _result(state: State, file_id: str, key_id: str) -> tuple[Job, Kind] | None:
