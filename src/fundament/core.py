@@ -329,11 +329,12 @@ class Ranking(Counts):
     """What `Rerank` answers, in the order of the caller's documents.
 
     Attributes:
-        scores: float32 `[documents]`; the higher, the more relevant. Their range is the model's own.
+        scores: `[documents]`; the higher, the more relevant. Their range is the model's own: probabilities are float64,
+            since in float32 those near one are equal, others float32.
         embeddings: float32 `[documents, dim]` of unit length; None where nobody asked.
     """
 
-    scores: NDArray[np.float32]
+    scores: NDArray[np.floating[Any]]
     embeddings: NDArray[np.float32] | None = None
 
 

@@ -375,6 +375,17 @@ def asked(state: State, **fields: Any) -> dict[str, Any]:
     return asyncio.run(run())
 
 
+def test_documents_of_scores_that_are_equal_as_written_are_in_the_models_order(api: Api) -> None:
+    class Sure(Recorder):
+        async def run(self, model: str, call: Any, **_: Any) -> Any:
+            return Ranking(scores=1 - np.array([3e-10, 1e-10, 2e-10]))
+
+    found = asked(state_of_models(api, Sure(), "bge-reranker-v2-m3"), query="q", documents=["a", "b", "c"], top_n=2)[
+        "results"
+    ]
+    assert [(result["index"], result["relevance_score"]) for result in found] == [(1, 1.0), (2, 1.0)]
+
+
 def test_a_listwise_reranker_is_given_every_field(api: Api) -> None:
     engine = Recorder()
     body = asked(

@@ -175,6 +175,17 @@ def test_shuffled_documents_keep_their_scores(name: str, models: dict[str, Model
     np.testing.assert_allclose(shuffled, rank(models[name], QUERY, DOCUMENTS).scores[order], atol=1e-5)
 
 
+def test_probabilities_near_one_and_zero_are_told_apart(tmp_path: Path, models: dict[str, Model]) -> None:
+    directory = bert_ranker(tmp_path)
+    expected = rank(models["bert"], QUERY, DOCUMENTS).scores.argsort()
+    bias = load_file(directory / "model.safetensors")["classifier.bias"]
+    for shift in (-20, 20):
+        resave(directory, **{"classifier.bias": bias + shift})
+        sure = rank(open_model("bert", directory), QUERY, DOCUMENTS).scores
+        assert sure.argsort().tolist() == expected.tolist()
+        assert len(set(sure)) == len(DOCUMENTS)
+
+
 def test_equal_documents_have_equal_scores(models: dict[str, Model]) -> None:
     for model in models.values():
         scores = rank(model, QUERY, ["a", *DOCUMENTS, "a", DOCUMENTS[3]]).scores

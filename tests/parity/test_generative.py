@@ -60,7 +60,8 @@ def reference(
 
 
 def close(found: Any, expected: Any) -> None:
-    torch.testing.assert_close(torch.as_tensor(found), torch.as_tensor(expected), atol=1e-5, rtol=1e-5)
+    both = (torch.as_tensor(each, dtype=torch.float64) for each in (found, expected))
+    torch.testing.assert_close(*both, atol=1e-5, rtol=1e-5)
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +80,7 @@ def test_equals_the_reference(model: Any, directory: Path, documents: list[str],
     found = rank(model, Rerank(query=QUERY, documents=documents, instruction=instruction))
     close(found.scores, reference(GENERATIVE, directory, QUERY, documents, instruction=instruction or INSTRUCTION))
     assert found.embeddings is None
+    assert found.scores.dtype == np.float64  # in which no two probabilities near one are equal
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -84,7 +84,8 @@ def expected(network: nn.Module, query: Side, document: Side) -> Tensor:
 
 
 def assert_same(found: Tensor, wanted: Tensor) -> None:
-    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-4)
+    assert found.dtype == torch.float64, "in which no two probabilities near one are equal"
+    torch.testing.assert_close(found, wanted.double(), atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("query", ["the search", "", (56, 84)])

@@ -182,14 +182,16 @@ async def rerank(state: State, request: RerankRequest) -> RerankAnswer:
             ranking = await state.engine.run(spec.id, call)
         else:
             ranking = await rank_by_vectors(state.engine, spec, call, _output(spec, request))
-    scores = np.round(ranking.scores.astype(np.float64), 8) + 0.0  # the sum makes 0 of -0
+    # The order is the model's own, also among scores that are equal as they are written. The sum makes 0 of -0.
+    order = np.argsort(-ranking.scores, kind="stable")[: request.top_n]
+    scores = np.round(ranking.scores.astype(np.float64), 8) + 0.0
     repeated: list[Any] | None = None
     if request.return_documents is not False:
         repeated = [_repeated(spec, document) for document in request.documents]
     return RerankAnswer(
         model=spec.id if request.model is None else state.answering(request.model),
         ranking=ranking,
-        order=np.argsort(-scores, kind="stable")[: request.top_n].tolist(),
+        order=order.tolist(),
         scores=scores.tolist(),
         documents=repeated,
     )

@@ -145,7 +145,7 @@ class CrossEncoder:
         np.maximum.at(best, rows, np.concatenate(arrays).astype(np.float64))
         places = [place_of[text] for text in call.documents]
         scores = 0.5 + 0.5 * np.tanh(0.5 * best[places])  # sigmoid, which overflows nowhere so
-        return Ranking(scores=scores.astype(np.float32))
+        return Ranking(scores=scores)
 
 
 def load(

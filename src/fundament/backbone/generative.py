@@ -90,14 +90,14 @@ class GenerativeReranker:
         ]
 
     def forward(self, items: Sequence[Item]) -> list[Array]:
-        """The probability of yes of each row, float32 `[]`."""
+        """The probability of yes of each row, float64 `[]`."""
         states = torch.cat(self.decoder.states([Row.of(item) for item in items]))
-        return list(torch.sigmoid(states.float() @ self.answer).cpu().numpy())
+        return list(torch.sigmoid((states.float() @ self.answer).cpu().double()).numpy())
 
     def finish(self, call: Rerank, items: Sequence[Item], arrays: Sequence[Array]) -> Ranking:  # noqa: ARG002
         """The probabilities of one call, in the order of its documents; equal documents have equal ones."""
         of_text = dict(zip(_different(call), arrays, strict=True))
-        return Ranking(scores=np.array([of_text[text] for text in call.texts[1]], dtype=np.float32))
+        return Ranking(scores=np.array([of_text[text] for text in call.texts[1]]))
 
 
 def _different(call: Rerank) -> list[str]:

@@ -35,9 +35,9 @@ class Score:
     outer: tuple[Tensor, Tensor]
 
     def __call__(self, states: Tensor) -> Tensor:
-        """`[rows, hidden]` to probabilities, float32 `[rows, 1]`."""
+        """`[rows, hidden]` to probabilities, float64 `[rows, 1]`, on the CPU."""
         logits = F.linear(F.linear(states.float(), *self.inner).relu_(), *self.outer)
-        return torch.sigmoid(logits - LOGIT_BIAS)
+        return torch.sigmoid((logits - LOGIT_BIAS).cpu().double())
 
     @property
     def n_bytes(self) -> int:
@@ -129,10 +129,10 @@ class VisionRanker:
         )
 
     def forward(self, items: Sequence[Item]) -> list[Array]:
-        """The score of each row, float32 `[1]`."""
+        """The score of each row, float64 `[1]`."""
         with torch.inference_mode():
             packed, order, hidden = self.model(items)
-            scores = self.score(hidden[packed.offsets[1:] - 1]).cpu().numpy()
+            scores = self.score(hidden[packed.offsets[1:] - 1]).numpy()
         return unsort(scores, order)
 
     def finish(self, call: Rerank, items: Sequence[Item], arrays: Sequence[Array]) -> Ranking:  # noqa: ARG002
