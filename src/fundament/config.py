@@ -274,7 +274,11 @@ class Settings(BaseSettings):
     max_inline_lines: int = Field(
         default=10_000, ge=1, description="Most lines of a batch job whose lines are in the request itself."
     )
-    max_job_mb: float = Field(default=512, gt=0, description="Largest input of a batch job and largest upload, in MB.")
+    max_job_mb: float = Field(
+        default=512,
+        gt=0,
+        description="Largest input of a batch job, of a CSV file also as JSONL, and largest upload, in MB.",
+    )
     max_jobs_per_key: int = Field(
         default=100, ge=1, description="Batch jobs of one key that may wait or run; past it the answer is 429."
     )

@@ -125,7 +125,7 @@ def test_sixteen_bits_become_eight() -> None:
         (16, struct.pack("<3H", 0, 0x8000, 0xFFFF), 0),
     ],
 )
-def test_greys_of_a_tiff_are_of_any_depth_and_either_way_round(bits: int, data: bytes, white: int) -> None:
+def test_greys_of_8_12_and_16_bits_in_a_tiff_and_zero_for_white(bits: int, data: bytes, white: int) -> None:
     found = decoded(tiff(3, 1, data, bits=bits, white=white))[0]
     assert found.tolist() == [[shade] * 3 for shade in ((0, 128, 255) if white else (255, 127, 0))]
 
@@ -186,9 +186,11 @@ def test_other_modes_become_rgb(mode: str, colour: int) -> None:
 
 def test_pixels_without_a_known_range_are_refused() -> None:
     assert "floating-point" in refused(saved(Image.fromarray(np.ones((2, 2), np.float32)), "TIFF"))
+    assert "signed" in refused(saved(Image.fromarray(np.full((2, 2), 255, np.int32)), "TIFF"))
     for value in (255, 70_000):
-        assert "more than 16 bits" in refused(saved(Image.fromarray(np.full((2, 2), value, np.int32)), "TIFF"))
-    assert "signed" in refused(tiff(1, 1, b"\xff\x7f", bits=16, signed=True))
+        assert "more than 16 bits" in refused(tiff(1, 1, struct.pack("<I", value), bits=32))
+    for bits in (8, 16):
+        assert "signed" in refused(tiff(1, 1, b"\xff\x7f", bits=bits, signed=True))
 
 
 @pytest.mark.parametrize("form", ["GIF", "WEBP", "PNG"])

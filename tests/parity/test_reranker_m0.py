@@ -201,6 +201,13 @@ def test_a_long_text_leaves_room_for_a_query_that_is_a_picture(tmp_path: Path) -
         model.prepare(Rerank(query=shown, documents=["a " * 200], truncate=False))
 
 
+def test_a_picture_that_leaves_no_room_for_a_text_refuses_it(tmp_path: Path) -> None:
+    model = loaded(qwen_vl(tmp_path, "m0"), context=510)
+    model.prompt.sizes = replace(model.prompt.sizes, least=28 * 28 * 480, most=28 * 28 * 500)
+    with pytest.raises(TooLongError, match="Document 0 has 1 tokens and exceeds the model's maximum of 0"):
+        model.prepare(Rerank(query=png(picture(700, 600)), documents=["a"], truncate=False))
+
+
 def test_images_longer_than_the_context_are_refused(tmp_path: Path) -> None:
     model = loaded(qwen_vl(tmp_path, "m0"), context=530)
     model.prompt.sizes = replace(model.prompt.sizes, least=28 * 28 * 300, most=28 * 28 * 400)

@@ -4,13 +4,17 @@ import asyncio
 from datetime import timedelta
 
 import pytest
-from sqlalchemy import select, text, update
+from sqlalchemy import func, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from fundament.store import jobs, keys, leases
 from fundament.store.database import Database
 from fundament.store.leases import Span
 from tests.store.table import DONE, LATER, LEASE, NOW, SOON, Table
+
+
+async def count_chunks(connection: AsyncConnection) -> int:
+    return int((await connection.execute(select(func.count()).select_from(jobs.chunks))).scalar_one())
 
 
 def test_an_input_is_read_by_one_and_by_another_where_that_one_dies(table: Table) -> None:
@@ -193,6 +197,8 @@ def test_a_job_that_is_cancelled_takes_no_more_and_keeps_what_it_has(table: Tabl
     assert table.do(jobs.end, "batch_1", "failed", now=SOON) is None
     assert table.do(leases.beat, "one", [second.id], [], until=LATER) == set()
     assert not table.finish(second, "one")
+    table.do(leases.split, second, "one", [second.span] * 2)
+    assert table.do(count_chunks) == 3
     assert table.take("one") is None
     assert len(table.do(jobs.parts, "batch_1", "output")) == 1
 

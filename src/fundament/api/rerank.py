@@ -182,9 +182,9 @@ async def rerank(state: State, request: RerankRequest) -> RerankAnswer:
             ranking = await state.engine.run(spec.id, call)
         else:
             ranking = await rank_by_vectors(state.engine, spec, call, _output(spec, request))
-    # The order is the model's own, also among scores that are equal as they are written. The sum makes 0 of -0.
+    # The model's own, also among scores that are equal as they are written.
     order = np.argsort(-ranking.scores, kind="stable")[: request.top_n]
-    scores = np.round(ranking.scores.astype(np.float64), 8) + 0.0
+    scores = np.round(ranking.scores.astype(np.float64), 8) + 0.0  # the sum makes 0 of -0
     repeated: list[Any] | None = None
     if request.return_documents is not False:
         repeated = [_repeated(spec, document) for document in request.documents]

@@ -242,7 +242,7 @@ class OmniReader:
         if n == 0 and file.kind == "video":
             return
         if n == 0:
-            raise InputError(Fault(file.origin, "This sound is shorter than a fiftieth of a second.", "audio"))
+            raise InputError(Fault(file.origin, "This sound is not longer than a fiftieth of a second.", "audio"))
         row.add([self.marks.before_audio])
         row.features[f"mels{len(row.sounds)}"] = frames
         row.sounds.append((row.n_tokens, n))

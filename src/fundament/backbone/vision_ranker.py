@@ -24,7 +24,7 @@ SCORE_TOKEN = 100
 LOGIT_BIAS = 2.65
 """Taken from every logit before the sigmoid, as the publisher's code does; it moves scores and no document's place."""
 MOST_QUERY_TOKENS = 512
-_FRAME_TOKENS = 32  # of a pair's own words and marks, and by how many a text that was cut may grow as it is read again
+_MARGIN_TOKENS = 32  # of a pair's own words and marks, and by how many a text that was cut may grow as it is read again
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +80,8 @@ class VisionRanker:
         limit = self.spec.context - MOST_QUERY_TOKENS
         query = self._side(call, call.query, "The query", call.max_query_tokens, MOST_QUERY_TOKENS)
         if isinstance(query.part, Patches):  # which may have more tokens than a text, and cannot be cut
-            rows_and_columns = self.prompt.sizes.grid(query.part)
-            limit = min(limit, self.spec.context - math.prod(rows_and_columns) - _FRAME_TOKENS)
+            n_picture = math.prod(self.prompt.sizes.grid(query.part))
+            limit = max(0, min(limit, self.spec.context - n_picture - _MARGIN_TOKENS))
         rows: dict[str | Media, Item] = {}
         for place, document in enumerate(call.documents):
             if document not in rows:

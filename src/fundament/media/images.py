@@ -36,7 +36,9 @@ _ORIENTATION_TAG = 0x0112
 _TILE_TAGS = (0x0142, 0x0143)  # width and height
 _BITS_TAG, _MEANING_TAG, _FORMAT_TAG = 0x0102, 0x0106, 0x0153  # of a TIFF's pixels
 _PNG_DEPTH = 24  # where the bits of a channel are said
+_SIGNED = 2  # in the tag of the format
 _TOO_DEEP = "This image has more than 16 bits per channel. Send 8 or 16 bits."
+_UNKNOWN_RANGE = "This image has {} pixels, whose range nothing tells. Send 8 or 16 bits, unsigned."
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -72,8 +74,11 @@ def picture(media: Media) -> RGB:
                 _check_size(media, *(int(image.tag_v2.get(tag, 0)) for tag in _TILE_TAGS))
             image.load()
             upright = _upright(image)
-            if isinstance(image, TiffImageFile) and image.mode.startswith("I"):
-                return _of_tiff(media, image.tag_v2, np.asarray(upright))
+            if isinstance(image, TiffImageFile):
+                if _SIGNED in image.tag_v2.get(_FORMAT_TAG, ()):
+                    raise refusal(media, _UNKNOWN_RANGE.format("signed"))
+                if image.mode.startswith("I"):
+                    return _of_tiff(media, image.tag_v2, np.asarray(upright))
             return _rgb(media, upright)
     except _DAMAGES as error:
         raise refusal(media, f"This {form.name} cannot be decoded: it is damaged or cut short.") from error
@@ -102,7 +107,7 @@ def _rgb(media: Media, image: Image.Image) -> RGB:
         grey = np.asarray(image)
         return _of_grey(media, grey if hidden is None else np.where(grey == hidden, 0xFFFF, grey))
     if image.mode == "F":
-        raise refusal(media, "This image has floating-point pixels, whose range nothing tells. Send 8 or 16 bits.")
+        raise refusal(media, _UNKNOWN_RANGE.format("floating-point"))
     if image.mode == "La":
         image = image.convert("LA")
     if hidden is not None:
@@ -131,18 +136,16 @@ def _hidden(media: Media, image: Image.Image) -> Any:
 
 
 def _of_tiff(media: Media, tags: Mapping[int, Any], grey: Array) -> RGB:
-    """8 bits of a TIFF's 9 to 16, which Pillow gives as they lie: 12 as 0 to 4095, and zero for white as zero.
+    """8 bits of a TIFF's 12 or 16, which Pillow gives as they lie: 12 as 0 to 4095, and zero for white as zero.
 
     Args:
         media: the file.
-        tags: what it says of itself (TIFF 6.0, section 8, and section 19 of the format).
+        tags: what it says of itself (TIFF 6.0, section 8).
         grey: its pixels.
     """
-    bits, form = (values[0] for values in (tags.get(_BITS_TAG, (1,)), tags.get(_FORMAT_TAG, (1,))))
+    [bits] = tags[_BITS_TAG]
     if bits > 16:
         raise refusal(media, _TOO_DEEP)
-    if form != 1:
-        raise refusal(media, "This image has signed pixels, whose range nothing tells. Send 8 or 16 bits, unsigned.")
     white = 2**bits - 1
     return _of_grey(media, white - grey if tags.get(_MEANING_TAG) == 0 else grey, white)
 

@@ -91,9 +91,12 @@ def sound(media: Media, rate: int, *, most_seconds: float = _MOST_CPU_SECONDS) -
         resampler = av.AudioResampler(format="flt", rate=rate)
         stream.codec_context.thread_count = 1
 
+        # What Matroska says of its length, see `_check_end`, is of all its streams.
+        read = container.streams if expect(media).reader == "matroska" else [stream]
+
         def decoded() -> Iterator["AudioFrame | None"]:
             nonlocal end
-            for packet in _in_time(media, container.demux(), most_seconds):
+            for packet in _in_time(media, container.demux(*read), most_seconds):
                 end = max(end, _end_of(packet))
                 if packet.stream is stream:
                     yield from _decoded(media, packet)

@@ -262,8 +262,12 @@ async def results(
     )
     name = func.replace(jobs.c.id, "batch_", "file-") + f"-{kind}"
     statement = page(made, jobs.c.ended_at, name, limit=limit, beyond=beyond, oldest_first=oldest_first)
-    rows = [dict(row._mapping) for row in await connection.execute(statement)]
-    return [(Job(**row), n_made) for row in rows if (n_made := int(row.pop("n_made")))]
+    found = []
+    for row in await connection.execute(statement):
+        fields = dict(row._mapping)
+        n_bytes = int(fields.pop("n_made"))
+        found.append((Job(**fields), n_bytes))
+    return found
 
 
 def result_id(job_id: str, kind: Literal["output", "errors"]) -> str:
@@ -317,7 +321,7 @@ async def parts(connection: AsyncConnection, job_id: str, kind: Literal["output"
 async def hold(connection: AsyncConnection, job_id: str) -> State | None:
     """A job's state, which nobody else changes before the transaction's end; None where there is no such job.
 
-    A job is held before its chunks are changed, everywhere, so that no two transactions wait for each other.
+    Who changes a job and its chunks holds the job first, so that no two transactions wait for each other.
     """
     state: State | None = (
         await connection.execute(select(jobs.c.state).where(jobs.c.id == job_id).with_for_update(key_share=True))

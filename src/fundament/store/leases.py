@@ -252,8 +252,10 @@ async def put_off(connection: AsyncConnection, chunk: Chunk, worker: str, *, n_a
 async def split(connection: AsyncConnection, chunk: Chunk, worker: str, spans: Sequence[Span]) -> None:
     """Put smaller chunks in a chunk's place, each as one over which a worker has died already.
 
-    Nothing changes where the chunk is no longer this worker's.
+    Nothing changes where the chunk is no longer this worker's, or its job no longer runs.
     """
+    if await hold(connection, chunk.job_id) != "running":
+        return
     gone = await connection.execute(chunks.delete().where(_mine(chunk, worker)).returning(chunks.c.id))
     if gone.one_or_none() is not None:
         await _add_chunks(connection, chunk.job_id, spans, n_tries=1)

@@ -90,7 +90,7 @@ async def _place(state: State, job: Job, fetcher: Fetcher) -> str:
 
 
 def bounded(lines: Iterable[bytes], most: int, most_bytes: int) -> Iterator[bytes]:
-    """Lines as long as a job may have them: of two bytes of a CSV file they make fourteen.
+    """Lines as long as a job may have them: in JSONL a row is longer than in CSV, one of two bytes seven times.
 
     Raises:
         InputFileError: there are more than `most`, or than `most_bytes` of them.

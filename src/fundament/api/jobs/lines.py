@@ -83,10 +83,10 @@ def model_named(raw: bytes) -> str:
 
 def documents_side(spec: ModelSpec, asked: R) -> R:
     """The request with the task's whole name: in a batch `retrieval` alone is the documents' side."""
-    whole = f"{asked.task}.passage"
-    if asked.prompt_name is not None or asked.task in (None, *spec.tasks) or whole not in spec.tasks:
+    passage = f"{asked.task}.passage"
+    if asked.prompt_name is not None or asked.task in (None, *spec.tasks) or passage not in spec.tasks:
         return asked
-    return asked.model_copy(update={"task": whole})
+    return asked.model_copy(update={"task": passage})
 
 
 def read(
@@ -132,7 +132,7 @@ def _name(value: Any) -> str | None:
     field = "id" if value.get("custom_id") is None and "body" not in value else "custom_id"
     name = whole(value.get(field))
     if name is not None and (isinstance(name, bool) or not isinstance(name, str | int)):
-        _wrong(field, "It should be a string.", name)
+        _wrong(field, "It should be a string or a whole number.", name)
     return None if name is None else str(name)
 
 

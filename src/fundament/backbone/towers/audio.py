@@ -35,7 +35,7 @@ LAYOUT: dict[str, Source] = {
 
 
 def n_audio_tokens(n_frames: int) -> int:
-    """Tokens of so many frames; a sound of less than two has none."""
+    """Tokens of so many frames; a sound of less than three has none."""
     return ((n_frames - 1) // 2 + 1) // 2
 
 

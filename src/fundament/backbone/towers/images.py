@@ -33,7 +33,8 @@ class Patches:
     """An image cut into squares.
 
     Attributes:
-        pixels: uint8 `[rows * columns, 3 * patch * patch]`; a patch is its three channels one after the other.
+        pixels: uint8 `[rows * columns, 3 * patch * patch]`; a patch is its three channels one after the other, and each
+            channel its frames where there are several.
         rows: patches from top to bottom.
         columns: patches from left to right.
     """
