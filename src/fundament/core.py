@@ -329,8 +329,8 @@ class Ranking(Counts):
     """What `Rerank` answers, in the order of the caller's documents.
 
     Attributes:
-        scores: `[documents]`; the higher, the more relevant. Their range is the model's own: probabilities are float64,
-            since in float32 those near one are equal, others float32.
+        scores: `[documents]`; the higher, the more relevant. Their range is the model's own. Probabilities are float64:
+            in float32, as all other scores are, those near one would be equal.
         embeddings: float32 `[documents, dim]` of unit length; None where nobody asked.
     """
 
