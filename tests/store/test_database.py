@@ -114,7 +114,10 @@ def test_who_is_cancelled_while_it_connects_leaves_no_connection(
     gc.collect()
     assert opened
     assert closed == opened
-    assert not [thread for thread in threading.enumerate() if "connection" in thread.name]
+    threads = [thread for thread in threading.enumerate() if "connection" in thread.name]
+    for thread in threads:
+        thread.join(timeout=10)  # one whose connection is closed may be on its way out
+    assert not [thread for thread in threads if thread.is_alive()]
 
 
 def test_what_a_store_says_is_in_the_log_once(
@@ -143,6 +146,15 @@ def test_a_postgresql_that_says_nothing_is_given_up(monkeypatch: pytest.MonkeyPa
         url = locate(f"postgresql://127.0.0.1:{silent.getsockname()[1]}/x", Path("/"))
         with pytest.raises(FundamentError, match="cannot be used"), connected(url):
             pass
+
+
+def test_an_option_that_is_none_is_named_and_its_value_is_not() -> None:
+    pytest.importorskip("psycopg")
+    url = locate("postgresql://127.0.0.1/x?host=/run/db&passwrd=hunter2", Path("/"))
+    with pytest.raises(FundamentError) as refused, connected(url):
+        pass
+    where = "postgresql://127.0.0.1/x?host=%2Frun%2Fdb"
+    assert refused.value.detail == f'The store {where} cannot be used: invalid connection option "passwrd"'
 
 
 @pytest.mark.parametrize("begin", [Database.read, Database.write])

@@ -57,8 +57,8 @@ def locate(store_url: str, data_dir: Path) -> URL:
 
 
 def shown(url: URL) -> str:
-    """Where the store is, for people to read: without passwords."""
-    return url.difference_update_query(("password", "sslpassword")).render_as_string()
+    """Where the store is, for people to read: no password, and no other option, which may be one misspelt."""
+    return url.difference_update_query([name for name in url.query if name not in _PLACES]).render_as_string()
 
 
 def name_of(store_url: str, data_dir: Path, *, shared: bool) -> str:
@@ -149,8 +149,9 @@ def connected(url: URL) -> Iterator[Connection]:
         with engine.begin() as connection:
             yield connection
     except (DatabaseError, InterfaceError) as error:
-        # A file that is no database is the plain one of these; the others are statements at fault, which are ours.
-        if type(error) not in (DatabaseError, OperationalError, InterfaceError):
+        # A file that is no database is the plain one of these; the others are statements at fault, which are ours,
+        # but for an option of the URL that is none, which fails before any.
+        if error.statement is not None and type(error) not in (DatabaseError, OperationalError, InterfaceError):
             raise
         raise FundamentError(f"The store {shown(url)} cannot be used: {_first_line(error)}") from error
     finally:
