@@ -2,8 +2,10 @@
 
 import asyncio
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 
 import numpy as np
@@ -180,6 +182,25 @@ def test_a_call_that_is_expected_and_cannot_be_read_holds_nobody_up(runner: asyn
             ticket = submit(batcher, items(1))
             raise ValueError("unreadable")
         await ticket.done
+
+    runner.run(scenario())
+
+
+def test_calls_that_come_to_nothing_one_after_the_other_hold_nobody_up(
+    runner: asyncio.Runner, batcher: Batcher
+) -> None:
+    async def scenario() -> None:
+        with ExitStack() as readings:
+            readings.enter_context(batcher.expecting())
+            ticket = submit(batcher, items(1))
+            for _ in range(N_ROUNDS):  # there is always one that is being read
+                later = ExitStack()
+                later.enter_context(batcher.expecting())
+                readings.close()
+                readings = later
+            async with asyncio.timeout(10):
+                await ticket.done
+            readings.close()
 
     runner.run(scenario())
 
@@ -411,9 +432,50 @@ def test_a_single_row_waits_for_one_batch_of_a_long_call(runner: asyncio.Runner,
         model.gate.set()
         await asyncio.gather(long.done, single.done)
         assert -1 in model.batches[1]
-        assert not batcher._n_calls
+        assert not any(batcher._n_calls.values())
 
     runner.run(scenario())
+    batcher.close()
+
+
+@pytest.mark.parametrize("others", ["named", "nameless"])
+def test_a_long_call_has_its_share_beside_callers_of_single_rows(
+    runner: asyncio.Runner, model: Doubler, others: str
+) -> None:
+    batcher = started(model, max_batch_tokens=100, few_tokens=0)
+    asked = run = 0
+
+    async def again_and_again(caller: str) -> None:
+        nonlocal asked
+        while True:
+            ticket = submit(batcher, items(-1, n_tokens=100), caller=caller)
+            asked += 1
+            await ticket.done
+
+    def busy(numbers: list[int]) -> None:
+        """As slow a model that the others have asked again before a row is done."""
+        nonlocal run
+        run += numbers == [-1]
+        for _ in range(10_000):
+            if asked - run >= 3:
+                return
+            time.sleep(0.001)
+
+    model.fails = busy
+
+    async def scenario() -> None:
+        asking = [asyncio.create_task(again_and_again(f"{n}" * (others == "named"))) for n in range(4)]
+        await until(lambda: run > 8)
+        before = run
+        async with asyncio.timeout(10):
+            await submit(batcher, items(*range(5), n_tokens=100), caller="long").done
+        assert 12 <= run - before <= 30
+        for task in asking:
+            task.cancel()
+        await asyncio.wait(asking)
+
+    runner.run(scenario())
+    asked += 4  # that nobody asks any more
     batcher.close()
 
 
@@ -485,6 +547,29 @@ def test_out_of_memory_halves_the_batch_and_lowers_the_budget(
         model.batches.clear()
         await submit(batcher, items(*range(9))).done  # fewer than were few
         assert [len(batch) for batch in model.batches] == [4, 4, 1]
+
+    runner.run(scenario())
+
+
+def test_batches_grow_again_after_memory_was_short_for_a_while(
+    runner: asyncio.Runner, model: Doubler, batcher: Batcher
+) -> None:
+    model.fails = lambda numbers: RuntimeError("CUDA out of memory") if len(numbers) > 1 else None
+
+    async def scenario() -> None:
+        await submit(batcher, items(*range(4), n_tokens=250)).done
+        assert batcher.max_batch_tokens == 250
+        model.fails = lambda _: None
+        for _ in range(97):  # two rows have run alone since, and filled their batches
+            await submit(batcher, items(0, n_tokens=20)).done  # not full: it shows nothing
+            await submit(batcher, items(0, n_tokens=200)).done
+        assert batcher.max_batch_tokens == 250
+        for n_tokens in (500, 1_000, 1_000):
+            await submit(batcher, items(*range(200), n_tokens=200)).done
+            assert batcher.max_batch_tokens == n_tokens
+        model.batches.clear()
+        await submit(batcher, items(*range(5), n_tokens=200)).done
+        assert [len(batch) for batch in model.batches] == [5]
 
     runner.run(scenario())
 

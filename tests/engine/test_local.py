@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 import weakref
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -41,6 +42,12 @@ def engine_of(berts: dict[str, Local], n_fit: float) -> LocalEngine:
 def tokens(engine: LocalEngine) -> float:
     """Tokens that have gone through models."""
     return sum(value for name, value in metrics_of(engine.metrics.page().decode()).items() if "_tokens_total" in name)
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.001)
 
 
 async def vectors(engine: LocalEngine, model: str) -> torch.Tensor:
@@ -97,7 +104,7 @@ def test_what_recurs_runs_once_while_its_model_stays(runner: asyncio.Runner, ber
         found, n_run = await ask("engine", n_recurring=1)
         assert n_run == 0
         np.testing.assert_allclose(found.vectors, [second], atol=1e-5)
-        await engine.memory.close()
+        await engine.memory._let_go_unused_since(float("inf"))
         assert (await ask("engine", n_recurring=1))[1] == n_second
         await engine.close()
 
@@ -291,6 +298,37 @@ def test_memory_comes_back_when_models_go(runner: asyncio.Runner, berts: dict[st
         # 24 loads of 20 MB each: what stays is one model and the allocator's change.
         assert resident_bytes() - before < 3 * size
         await engine.close()
+
+    runner.run(scenario())
+
+
+def test_an_engine_that_closes_answers_what_runs(
+    runner: asyncio.Runner, berts: dict[str, Local], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate, running = threading.Event(), threading.Event()
+
+    async def scenario() -> None:
+        engine = engine_of(berts, 5)
+        expected = await vectors(engine, "model-0")
+        loaded = engine.memory.loaded["model-0"]
+        forward = loaded.model.forward
+
+        def slowly(items: Sequence[Item]) -> list[Array]:
+            running.set()
+            assert gate.wait(PATIENCE_SECONDS)
+            arrays: list[Array] = forward(items)
+            return arrays
+
+        monkeypatch.setattr(loaded.model, "forward", slowly)
+        call = asyncio.create_task(vectors(engine, "model-0"))
+        assert await asyncio.to_thread(running.wait, PATIENCE_SECONDS)
+        closing = asyncio.create_task(engine.close())
+        while engine.memory.loaded:
+            await asyncio.sleep(0)
+        gate.set()
+        wait_until(lambda: loaded.model is None)  # the caller's loop is told only then
+        await closing
+        torch.testing.assert_close(await call, expected)
 
     runner.run(scenario())
 

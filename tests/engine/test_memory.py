@@ -52,7 +52,7 @@ class Resident:
     def __init__(self, name: str, log: list[str], closing: threading.Event, n_bytes: int) -> None:
         self.name, self.log, self.n_bytes, self.closing = name, log, n_bytes, closing
 
-    def close(self) -> None:
+    def close(self, seconds: float | None = None) -> None:
         assert self.closing.wait(10)
         self.log.append(f"-{self.name}")
 
@@ -335,7 +335,7 @@ def test_an_idle_model_is_let_go(runner: asyncio.Runner) -> None:
     run(runner, scenario)
 
 
-def test_an_eviction_while_another_model_is_let_go_does_not_end_the_idle_loop(runner: asyncio.Runner) -> None:
+def test_an_idle_model_has_its_room_until_its_memory_is_free(runner: asyncio.Runner) -> None:
     async def scenario() -> None:
         world = World(idle_seconds=0.02)
         for name in "ab":
@@ -344,14 +344,35 @@ def test_an_eviction_while_another_model_is_let_go_does_not_end_the_idle_loop(ru
         reaper = asyncio.ensure_future(world.memory.expire())
         while set(world.memory.loaded) != {"b"}:  # `a` is closing
             await asyncio.sleep(0.001)
-        evicting = [asyncio.ensure_future(world.use(name)) for name in "cd"]
-        while "b" in world.memory.loaded:
+        others = [asyncio.ensure_future(world.use(name)) for name in "acd"]
+        for _ in range(20):
             await asyncio.sleep(0.001)
+        assert world.log == ["+a", "+b"]
         world.closing.set()
-        await asyncio.gather(*evicting)
+        await asyncio.gather(*others)
         while world.memory.loaded:
             await asyncio.sleep(0.005)
         assert not reaper.done()
         reaper.cancel()
+
+    run(runner, scenario)
+
+
+def test_nothing_is_loaded_after_the_end(runner: asyncio.Runner, sought: list[int]) -> None:
+    async def scenario() -> None:
+        world, done = World(budget=10), asyncio.Event()
+        using = asyncio.ensure_future(world.use("a", until=done))
+        await world.loading.wait()
+        waiting = asyncio.ensure_future(world.use("b"))
+        while len(sought) < 2:
+            await asyncio.sleep(0)
+        closing = asyncio.ensure_future(world.memory.close())
+        done.set()
+        await asyncio.gather(using, closing)
+        for late in (waiting, asyncio.ensure_future(world.use("a"))):
+            with pytest.raises(UnavailableError, match="the server is closing"):
+                await late
+        assert not world.memory.loaded
+        assert "+b" not in world.log
 
     run(runner, scenario)

@@ -1,13 +1,16 @@
 """The batching policy, as a pure function."""
 
+import random
+from collections import Counter
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import count, pairwise
+from operator import itemgetter
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fundament.core import Priority
-from fundament.engine.packing import AGEING_SECONDS, dues, share, take_batch, turn
+from fundament.engine.packing import AGEING_SECONDS, advanced, dues, share, take_batch, turn
 
 
 @dataclass(frozen=True)
@@ -110,6 +113,39 @@ def test_two_long_calls_go_side_by_side() -> None:
 def test_many_calls_of_one_caller_leave_room_for_anothers() -> None:
     many = [dues(0.0, [100], n_calls=n)[0] for n in range(1, 101)]
     assert sum(due <= dues(0.0, [100], n_calls=1)[0] for due in many) == 1
+
+
+@given(st.lists(st.tuples(st.integers(1, 4), st.integers(1, 30)), min_size=2, max_size=6), st.integers(0, 2**32 - 1))
+def test_every_caller_has_its_share_of_what_is_taken(callers: list[tuple[int, int]], seed: int) -> None:
+    """Each has so many calls at a time, of so many rows of one token, and the next as soon as one is answered."""
+    chance = random.Random(seed)
+    clock, taken = 0.0, 0
+    lane: list[tuple[float, int, int]] = []  # place, caller, call
+    left: dict[int, int] = {}  # rows of a call
+    calls, given, numbers = Counter[int](), Counter[int](), count()
+
+    def ask(caller: int) -> None:
+        calls[caller] += 1
+        call, n_rows = next(numbers), callers[caller][1]
+        left[call] = n_rows
+        lane.extend((due, caller, call) for due in dues(clock, [1] * n_rows, calls[caller]))
+
+    for caller, (n_calls, _) in enumerate(callers):
+        for _ in range(n_calls):
+            ask(caller)
+    n_steps = 400 * len(callers)
+    for _ in range(n_steps):
+        chance.shuffle(lane)  # where two have one place
+        lane.sort(key=itemgetter(0))
+        clock = advanced(clock, taken, len(callers), lane[0][0])
+        _, caller, call = lane.pop(0)
+        taken = 1
+        given[caller] += 1
+        left[call] -= 1
+        if not left[call]:
+            calls[caller] -= 1
+            ask(caller)
+    assert min(given[caller] for caller in range(len(callers))) > 0.5 * n_steps / len(callers)
 
 
 def test_rows_of_like_length_join_first() -> None:

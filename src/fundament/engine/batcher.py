@@ -21,12 +21,13 @@ import numpy as np
 from fundament.backbone.resources import keep_to, start_helpers, use_cores
 from fundament.core import Array, Item, Model, Priority
 from fundament.engine.failures import device_lost, out_of_memory
-from fundament.engine.packing import dues, share, take_batch, turn
+from fundament.engine.packing import advanced, dues, share, take_batch, turn
 from fundament.errors import RowError, UnavailableError
 from fundament.telemetry import Metrics, say
 
 _WINDOW = 512  # waiting rows that the policy looks at, so that a long queue costs no more than a short one
 _COMPANY_TOKENS = 512  # so many wait for no others, where they are more than few
+_CLEAN_BATCHES = 100  # so many full ones show that memory which was short is there again
 
 Rescue = Callable[[Sequence[Item]], list[Array]]
 """Runs rows again in float32, each alone."""
@@ -40,7 +41,7 @@ class Ticket:
         loop: the caller's event loop.
         done: resolved there with `arrays`, or with the first error.
         caller: who waits.
-        waits: whether it counts among its caller's calls.
+        lane: where it counts among its caller's calls; None where it does not, or not any more.
         cancelled: set when nobody waits any more; rows that have not started are then dropped.
         rows: of each of the call's items, the row that it is: an item that is there twice is one row.
         arrays: one per row, filled as batches finish.
@@ -51,12 +52,17 @@ class Ticket:
     loop: asyncio.AbstractEventLoop
     done: asyncio.Future[list[Array]]
     caller: str = ""
-    waits: bool = False
+    lane: Priority | None = None
     cancelled: bool = False
     rows: list[int] = field(default_factory=list)
     arrays: dict[int, Array] = field(default_factory=dict)
     n_left: int = 0
     error: Exception | None = None
+
+    @property
+    def flow(self) -> Hashable:
+        """Whom it shares the model's time as: its caller, or itself where nobody is named."""
+        return self.caller or id(self)
 
     def open(self, items: Sequence[Item], known: Mapping[int, Array] | None = None) -> None:
         """Expect an array for each item. A row's number is the place of the first item that it stands for.
@@ -113,7 +119,7 @@ class Batcher:
         n_cores: CPU cores that they divide among them.
         computing: the models of this engine that compute now, kept by the threads of each.
         deaths: those whose threads have died, and of what, likewise.
-        max_batch_tokens: most tokens of a batch, but for one of few that is alone.
+        max_batch_tokens: most tokens of a batch, but for one of few that is alone; fewer while memory is short.
         few_tokens: so many stay together in one thread, though others are free.
         max_waiting_rows: rows past which a call is refused; a call into an empty queue is always taken.
         max_waiting_bytes: the same of the rows' memory.
@@ -141,6 +147,7 @@ class Batcher:
         self.max_batch_tokens = max_batch_tokens
         self._deaths = deaths
         self._few_tokens, self._computing = few_tokens, computing
+        self._most_tokens, self._n_clean = (max_batch_tokens, few_tokens), 0
         self._n_cores = max(1, n_cores // n_threads)
         # What few tokens that are alone divide over, in the first thread: a second core, where threads have one each.
         self._n_cores_alone = 2 if few_tokens and n_threads > 1 and self._n_cores == 1 else self._n_cores
@@ -148,9 +155,11 @@ class Batcher:
         self._rescue = rescue
         self._lanes: dict[Priority, list[Row]] = {priority: [] for priority in Priority}  # each in the order of `due`
         self._led = dict.fromkeys(Priority, 0.0)
-        self._clock = dict.fromkeys(Priority, 0.0)
-        self._n_calls: Counter[str] = Counter()
-        self._n_waiting_tokens, self._n_waiting_bytes, self._n_expected, self._closing = 0, 0, 0, False
+        self._clock, self._n_taken = dict.fromkeys(Priority, 0.0), dict.fromkeys(Priority, 0)
+        self._n_calls: dict[Priority, Counter[Hashable]] = {priority: Counter() for priority in Priority}
+        self._n_waiting_tokens, self._n_waiting_bytes, self._closing = 0, 0, False
+        self._reading: set[object] = set()  # calls that are being read
+        self._awaited: set[object] = set()  # those of them that what waits waits for
         self._n_busy, self._n_alone = 0, 0  # the second: tokens of a batch of few that runs alone
         self._tokens_per_second = 0.0
         self._lock = threading.RLock()
@@ -178,13 +187,15 @@ class Batcher:
         Callers whose answers come together send their next requests together. Without this the first of them would go
         through the model alone, and the others wait for it.
         """
+        reading = object()
         with self._lock:
-            self._n_expected += 1
+            self._reading.add(reading)
         try:
             yield
         finally:
             with self._lock:
-                self._n_expected -= 1
+                self._reading.discard(reading)
+                self._awaited.discard(reading)
                 self._wake()
 
     def submit(self, ticket: Ticket, items: Sequence[Item], priority: Priority) -> None:
@@ -210,10 +221,10 @@ class Batcher:
                 )
             if ticket.cancelled:
                 return
-            ticket.waits = True
-            self._n_calls[ticket.caller] += 1
+            ticket.lane, n_calls = priority, self._n_calls[priority]
+            n_calls[ticket.flow] += 1
             costs = [items[place].n_tokens for place in different]
-            places = dues(self._clock[priority], costs, self._n_calls[ticket.caller] if ticket.caller else 1)
+            places = dues(self._clock[priority], costs, n_calls[ticket.flow])
             lane = self._lanes[priority]
             lane += [
                 Row(ticket, place, items[place], priority, now, due, size)
@@ -223,6 +234,8 @@ class Batcher:
             n_tokens = sum(costs)
             self._n_waiting_tokens += n_tokens
             self._n_waiting_bytes += n_bytes
+            # None that begins later: calls that are refused one after the other would hold up the others for ever.
+            self._awaited = set(self._reading)
             self._wake()
 
     def _wake(self) -> None:
@@ -235,7 +248,7 @@ class Batcher:
         few, most = self._few_tokens, self.max_batch_tokens
         if self._computing - {self.name}:  # no second core is free
             few = min(few, most)
-        if self._n_expected and self._n_waiting_tokens < max(_COMPANY_TOKENS, few) and not self._closing:
+        if self._awaited and self._n_waiting_tokens < max(_COMPANY_TOKENS, few) and not self._closing:
             return 0
         return share(
             self._n_waiting_tokens,
@@ -250,7 +263,7 @@ class Batcher:
         """Forget a call that nobody waits for any more: its waiting rows cost nothing. Any thread may call this."""
         with self._lock:
             ticket.cancelled = True
-            if ticket.waits:
+            if ticket.lane is not None:
                 self._leave(ticket)
                 for priority, lane in self._lanes.items():
                     self._uncount([row for row in lane if row.ticket is ticket])
@@ -343,9 +356,18 @@ class Batcher:
             head = self._lanes[priority][: len(window)]
             self._lanes[priority][: len(window)] = [row for row in head if id(row) not in gone]
         self._uncount(taken)
-        first = taken[0]
-        self._led[first.priority], self._clock[first.priority] = time.monotonic(), first.due
+        self._advance(taken)
         return taken
+
+    def _advance(self, taken: Sequence[Row]) -> None:
+        """Note in their lanes whose turn it was, and what is taken."""
+        first = taken[0]
+        self._led[first.priority] = time.monotonic()
+        for priority in {row.priority for row in taken}:
+            before, n_callers = self._n_taken[priority], len(self._n_calls[priority])
+            led = first.due if priority is first.priority else 0.0
+            self._clock[priority] = advanced(self._clock[priority], before, n_callers, led)
+            self._n_taken[priority] = sum(row.n_tokens for row in taken if row.priority is priority)
 
     def _turns(self) -> list[Priority]:
         """The lanes where rows wait, the next one first."""
@@ -361,11 +383,11 @@ class Batcher:
 
     def _leave(self, ticket: Ticket) -> None:
         """Count a call no longer among its caller's."""
-        if ticket.waits:
-            ticket.waits = False
-            self._n_calls[ticket.caller] -= 1
-            if not self._n_calls[ticket.caller]:
-                del self._n_calls[ticket.caller]
+        if ticket.lane is not None:
+            n_calls, ticket.lane = self._n_calls[ticket.lane], None
+            n_calls[ticket.flow] -= 1
+            if not n_calls[ticket.flow]:
+                del n_calls[ticket.flow]
 
     def _run(self, rows: list[Row]) -> None:
         """Run a batch; on failure halve it, so that one bad row fails only its own call."""
@@ -400,6 +422,7 @@ class Batcher:
                 with self._lock:
                     self.max_batch_tokens = min(self.max_batch_tokens, half)
                     self._few_tokens = min(self._few_tokens, self.max_batch_tokens)
+                    self._n_clean = 0
                 say(
                     "out of memory: smaller batches",
                     level=logging.WARNING,
@@ -447,6 +470,17 @@ class Batcher:
         self._queue_seconds.observe(started - min(row.arrived for row in rows))
         rate = n_tokens / max(seconds, 1e-9)
         self._tokens_per_second += 0.2 * (rate - self._tokens_per_second)
+        if self.max_batch_tokens < self._most_tokens[0] and 2 * n_tokens > self.max_batch_tokens:
+            self._widen()
+
+    def _widen(self) -> None:
+        """Let batches grow again after many full ones: another process may have had the memory that was short."""
+        with self._lock:
+            self._n_clean += 1
+            if self._n_clean == _CLEAN_BATCHES:
+                most, few = self._most_tokens
+                self.max_batch_tokens = min(most, 2 * self.max_batch_tokens)
+                self._few_tokens, self._n_clean = min(few, 2 * self._few_tokens), 0
 
     def _settle(self, results: Iterable[tuple[Row, Array | Exception]]) -> None:
         """Hand results to their tickets and wake the callers whose last row this was, one wake-up per event loop."""

@@ -173,6 +173,8 @@ class LocalEngine:
             items = await self._read(loaded, call, caller)
             if bill is not None:
                 await bill.admit(sum(item.n_counted for item in items))
+            # Made here, since an engine that closes finishes what runs, and then lets go of the model.
+            put_together: Callable[[Sequence[Array]], Result] = partial(finish, loaded.model, call, items)
             recurring = items[len(items) - call.n_recurring :] if isinstance(call, Embed) else []
             known = loaded.recurring.find(recurring)
             try:
@@ -185,10 +187,9 @@ class LocalEngine:
                     await self._work(partial(loaded.batcher.submit, ticket, items, priority))
                 arrays = await done
                 loaded.recurring.keep(recurring, arrays[len(items) - len(recurring) :], known)
-                put_together: Callable[[], Result] = partial(finish, loaded.model, call, items, arrays)
                 if isinstance(call, Embed) and call.output == "dense":  # one copy: less than a change of threads costs
-                    return put_together()
-                return await self._work(put_together)
+                    return put_together(arrays)
+                return await self._work(partial(put_together, arrays))
             except BaseException as error:
                 loaded.batcher.drop(ticket)
                 if bill is not None:

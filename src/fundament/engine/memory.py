@@ -103,6 +103,7 @@ class Memory(Generic[R]):
         self._door = asyncio.Lock()  # held while somebody waits for room
         self._draining: set[str] = set()  # no new work for these meanwhile: nobody overtakes, so nobody starves
         self._freed = asyncio.Event()
+        self._closed = False
 
     @property
     def loaded(self) -> dict[str, R]:
@@ -114,7 +115,7 @@ class Memory(Generic[R]):
         """Hold a model in memory while in use; the first lease loads it.
 
         Raises:
-            UnavailableError: it is larger than the whole budget.
+            UnavailableError: it is larger than the whole budget, or everything is closed.
             FundamentError: it does not load; the next lease tries again.
         """
         seat = None if model in self._draining else self._seats.get(model)
@@ -143,15 +144,17 @@ class Memory(Generic[R]):
     async def _let_go_unused_since(self, limit: float) -> None:
         # In a frame of its own, which ends: a name that is still bound while nothing happens would keep the last model.
         for model, seat in list(self._seats.items()):
-            still_here = self._seats.get(model) is seat  # it may have gone while another was let go
-            if still_here and seat.loaded and seat.n_leases == 0 and seat.last_used < limit:
-                del self._seats[model]
-                say("model let go after idling", model=model)
-                await asyncio.to_thread(seat.ready.result().close)
+            async with self._door:  # nobody finds room before its memory is free
+                still_here = self._seats.get(model) is seat  # it may have gone while another was let go
+                if still_here and seat.loaded and seat.n_leases == 0 and seat.last_used < limit:
+                    del self._seats[model]
+                    say("model let go after idling", model=model)
+                    await asyncio.to_thread(seat.ready.result().close)
 
     async def close(self, seconds: float | None = None) -> None:
-        """Let go of everything, after the work that runs, or after `seconds` in the midst of it."""
-        seats, self._seats = self._seats, {}
+        """Let go of everything for good, after the work that runs, or after `seconds` in the midst of it."""
+        seats, self._seats, self._closed = self._seats, {}, True
+        self._freed.set()
         deadline = time.monotonic() + (seconds or 0)
         for seat in seats.values():
             if seat.loaded:
@@ -170,6 +173,8 @@ class Memory(Generic[R]):
                 is_final=True,
             )
         evicted = await self._room(needed)
+        if self._closed:
+            raise UnavailableError(f"Model '{model}' has stopped: the server is closing.")
         gone = [self._seats.pop(name) for name in evicted]
         for name in evicted:
             say("model evicted", model=name, room_for=model)

@@ -1,7 +1,8 @@
 """Which waiting rows go next: pure functions, so that policy is tested without threads.
 
 Two lanes: interactive rows go first, and a background row goes at the latest `AGEING_SECONDS` after its turn. Within a
-lane callers share the model's time, whatever each of them has sent: start-time fair queueing (Goyal et al., 1996).
+lane callers share the model's time, whatever each of them has sent: start-time fair queueing (Goyal et al., 1996) with
+the clock of weighted fair queueing (Demers et al., 1989), so that nothing need be kept of callers who are gone.
 """
 
 from collections.abc import Hashable, Sequence
@@ -40,12 +41,27 @@ def dues(clock: float, n_tokens: Sequence[int], n_calls: int) -> list[float]:
     callers go as they come, and the more calls one caller has, the slower each of them is.
 
     Args:
-        clock: the place of the row that led the last batch.
+        clock: of the lane.
         n_tokens: what each row costs.
         n_calls: calls of this caller that wait, this one included.
     """
     first = clock + (n_calls - 1) * sum(n_tokens[:1])
     return [first + n_calls * before for before in accumulate(n_tokens[:-1], initial=0)]
+
+
+def advanced(clock: float, n_tokens: int, n_callers: int, led: float) -> float:
+    """A lane's clock as a batch begins: what each of its callers has been given, or the place of the row that leads.
+
+    By the places alone it would stand still while single rows of many callers come one after the other, and a row
+    behind that place would never go.
+
+    Args:
+        clock: as the batch before it began.
+        n_tokens: what that batch took.
+        n_callers: those with calls in the lane.
+        led: the place of the row that leads.
+    """
+    return max(led, clock + n_tokens / max(1, n_callers))
 
 
 def turn(priority: Priority, arrived: float, led: float) -> float:

@@ -25,7 +25,8 @@ class Recurring(LRU[Hashable, Array]):
         """Keep what `find` did not have."""
         for item, array in zip(items, arrays, strict=True):
             if id(item) not in known:
-                self.put(alike(item), array.copy(), array.nbytes)  # a row of a batch's result would keep all of it
+                n_bytes = array.nbytes + sum(each.nbytes for each in item.features.values())  # the key holds those
+                self.put(alike(item), array.copy(), n_bytes)  # a row of a batch's result would keep all of it
 
 
 def alike(item: Item) -> Hashable:
