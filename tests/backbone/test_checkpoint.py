@@ -75,13 +75,29 @@ def test_a_mapped_files_pages_go_as_it_is_read(directory: Path) -> None:
 def test_safetensors_are_mapped_and_not_copied(tmp_path: Path) -> None:
     tensors = random_tensors(SHAPES)
     save_file(tensors, tmp_path / "model.safetensors")
-    layout = {f"layers.{{i}}.{name}": f"layers.{{i}}.{name}" for name in ("a", "b", "c")}
-    weights = Checkpoint(tmp_path).read(SHAPES, layout, Placement(CPU, torch.float32))
+    names = {"out": "a", "up": "b", "down": "c"}
+    parameters = {f"layers.{i}.{name}.weight": (512, 1024) for i in range(8) for name in names}
+    layout = {f"layers.{{i}}.{name}": f"layers.{{i}}.{theirs}" for name, theirs in names.items()}
+    weights = Checkpoint(tmp_path).read(parameters, layout, Placement(CPU, torch.float32))
     before = resident_bytes("RssAnon")
     kept = {name: weights[name] for name in weights}
     for name, tensor in kept.items():
-        assert torch.equal(tensor, tensors[name])
+        layer, part = name.removesuffix(".weight").rsplit(".", 1)
+        assert torch.equal(tensor, tensors[f"{layer}.{names[part]}.weight"])
     assert resident_bytes("RssAnon") - before < 12 * 2**20
+
+
+@pytest.mark.parametrize("n_rows", [3, 1000])
+@pytest.mark.parametrize("file", ["model.safetensors", "pytorch_model.bin"])
+def test_what_is_kept_does_not_change_with_its_file(file: str, n_rows: int, tmp_path: Path) -> None:
+    save = save_file if file.endswith("safetensors") else torch.save
+    save({"table.weight": torch.ones(n_rows, 512)}, tmp_path / file)
+    layout = {"tokens": "table"}
+    weights = Checkpoint(tmp_path).read({"tokens.weight": (n_rows, 512)}, layout, Placement(CPU, torch.float32))
+    table = weights["tokens.weight"]
+    with (tmp_path / file).open("r+b") as written:
+        written.write(bytes((tmp_path / file).stat().st_size))
+    assert torch.equal(table, torch.ones(n_rows, 512))
 
 
 def test_a_tensor_in_two_files_is_refused(tmp_path: Path) -> None:
@@ -89,6 +105,28 @@ def test_a_tensor_in_two_files_is_refused(tmp_path: Path) -> None:
         save_file({"a.weight": torch.ones(2)}, tmp_path / f"{name}.safetensors")
     with pytest.raises(CheckpointError, match=r"model_old\.safetensors and model\.safetensors both hold a\.weight"):
         list(Checkpoint(tmp_path).names)
+
+
+def test_a_tensor_in_two_files_of_pytorchs_is_refused(tmp_path: Path) -> None:
+    for name in ("pytorch_model", "pytorch_model_old"):
+        torch.save({"a.weight": torch.ones(2)}, tmp_path / f"{name}.bin")
+    with pytest.raises(CheckpointError, match=r"pytorch_model_old\.bin and pytorch_model\.bin both hold a\.weight"):
+        list(Checkpoint(tmp_path).names)
+
+
+@pytest.mark.parametrize("written", [False, True])
+def test_rows_that_are_one_row_in_the_file_are_read_and_nothing_else_is_let_go(
+    written: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their bytes, counted, reach far behind what the file holds."""
+    let_go: list[torch.Tensor] = []
+    monkeypatch.setattr(checkpoint, "_let_go", let_go.append)
+    row = torch.randn(1, 64)
+    table = row.expand(8_192, 64)
+    torch.save({"a.weight": table.contiguous() if written else table}, tmp_path / "pytorch_model.bin")
+    read = Checkpoint(tmp_path).read({"a.weight": (8_192, 64)}, {"a": "a"}, Placement(CPU, torch.bfloat16))
+    assert torch.equal(read["a.weight"], table.bfloat16())
+    assert bool(let_go) == written
 
 
 def test_a_file_that_the_index_names_is_missed(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensorDeviceMismatchError
 
-from fundament.backbone import attention, causal
+from fundament.backbone import attention, causal, checkpoint, linear
 from fundament.backbone.attention import Scoring, attend
 from fundament.backbone.device import Placement
 from fundament.backbone.linear import Linear
@@ -348,6 +348,19 @@ def test_a_model_loads_without_its_numbers(name: str, tmp_path: Path) -> None:
     writer = of("jina_vlm", context=2048, kind="chat", modalities=("text", "image"))
     kind = KINDS.get(name) or Kind(jina_vlm, writer, calls=())
     kind.load(kind.write(tmp_path), Placement(torch.device("meta"), torch.bfloat16))
+
+
+@pytest.mark.parametrize("name", [*KINDS, "jina_vlm"])
+def test_a_loaded_model_lies_in_no_file(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that is written over would change what the model says, or end the process."""
+    monkeypatch.setattr(checkpoint, "_SMALL_ELEMENTS", 200)  # else tiny models are copied whole
+    monkeypatch.setattr(linear, "onednn_lays_out", lambda dtype: False)  # as on a processor that oneDNN does not know
+    writer = of("jina_vlm", context=2048, kind="chat", modalities=("text", "image"))
+    kind = KINDS.get(name) or Kind(jina_vlm, writer, calls=())
+    directory = kind.write(tmp_path)
+    model = kind.load(directory, FLOAT32)
+    assert model.n_bytes
+    assert str(directory.resolve()) not in Path("/proc/self/maps").read_text()
 
 
 def test_every_family_is_traced() -> None:

@@ -16,7 +16,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from fundament.backbone.device import Placement
+from fundament.backbone.device import Placement, of_a_layer
 from fundament.errors import CheckpointError
 
 _INDEX = "model.safetensors.index.json"
@@ -79,6 +79,7 @@ class Weights(Mapping[str, Tensor]):
     """Parameters by name, each read when it is asked for and not kept.
 
     A layer that lays its weight out anew lets go of what was read, so memory holds one copy of a model while it loads.
+    Those of a layer's products may lie in their file until then; all others are in memory.
     """
 
     def __init__(self, names: Collection[str], read: Callable[[str], Tensor]) -> None:
@@ -141,22 +142,19 @@ class Checkpoint:
     def _files(self) -> dict[str, Path]:
         """Tensor name → the file that holds it."""
         paths = sorted(self.directory.glob("*.safetensors"))
-        if not paths:
-            return {name: path for path, tensors in self._pickled.items() for name in tensors}
-        self._check_index({path.name for path in paths})
         names: dict[str, Path] = {}
+        if not paths:
+            for path, tensors in self._pickled.items():
+                _add(names, path, tensors)
+            return names
+        self._check_index({path.name for path in paths})
         for path in paths:
             path.open("rb").close()  # whoever may not read it learns so from the system
             try:
                 self._opened[path] = safe_open(path, "pt")
             except Exception as error:
                 raise CheckpointError(f"{path} is not a whole safetensors file: {error}") from error
-            found = dict.fromkeys(self._opened[path].keys(), path)
-            if twice := sorted(names.keys() & found):
-                raise CheckpointError(
-                    f"{path} and {names[twice[0]].name} both hold {twice[0]}; take the one away that is not the model's"
-                )
-            names |= found
+            _add(names, path, self._opened[path].keys())
         return names
 
     def _check_index(self, files: set[str]) -> None:
@@ -285,15 +283,23 @@ class Checkpoint:
                 parts = [self.tensor(source.name).chunk(source.of)[source.index]]
             case tuple():
                 parts = [self.tensor(name) for name in source]
-        if len(parts) == 1 and (
-            parts[0].numel() < _SMALL_ELEMENTS or (parts[0].device, parts[0].dtype) == (device, dtype)
-        ):
-            return parts[0].to(device, dtype)
-        return _copy(parts, device, dtype, mapped=self._is_mapped(_tensor_names(source)))
+        if len(parts) == 1 and parts[0].numel() < _SMALL_ELEMENTS:
+            return parts[0].to(device, dtype, copy=True)
+        files = {self._files[name] for name in _tensor_names(source)}
+        as_wanted = len(parts) == 1 and (parts[0].device, parts[0].dtype) == (device, dtype)
+        if as_wanted and of_a_layer(parameter) and not any(file.suffix == ".bin" for file in files):
+            return parts[0]  # `Linear` lays it out anew, and its mapping ends; what is kept would change with its file
+        return _copy(parts, device, dtype, mapped=not files & self._unmapped)
 
-    def _is_mapped(self, names: Iterable[str]) -> bool:
-        """Whether tensors lie in files, so that their pages may go; those of PyTorch's older format do not."""
-        return not any(self._files[name] in self._unmapped for name in names)
+
+def _add(names: dict[str, Path], path: Path, found: Iterable[str]) -> None:
+    """Note which tensors a file holds; none may be in two."""
+    added = dict.fromkeys(found, path)
+    if twice := sorted(names.keys() & added):
+        raise CheckpointError(
+            f"{path} and {names[twice[0]].name} both hold {twice[0]}; take the one away that is not the model's"
+        )
+    names |= added
 
 
 def _copy(parts: Sequence[Tensor], device: torch.device, dtype: torch.dtype, *, mapped: bool) -> Tensor:
@@ -304,7 +310,7 @@ def _copy(parts: Sequence[Tensor], device: torch.device, dtype: torch.dtype, *, 
         for block in part.split(max(1, _BLOCK_ELEMENTS * len(part) // max(1, part.numel()))):
             made[done : done + len(block)] = block
             done += len(block)
-            if mapped and part.numel() >= _SMALL_ELEMENTS:  # else it may be a copy
+            if mapped and part.numel() >= _SMALL_ELEMENTS and block.is_contiguous():  # else copied, or not all its own
                 _let_go(block)
     return made
 

@@ -37,12 +37,17 @@ class Placement:
 
     def dtype_of(self, parameter: str) -> torch.dtype:
         """Number format of a parameter of that name."""
-        return self.dtype if _LAYER_WEIGHT.fullmatch(parameter) else self.states
+        return self.dtype if of_a_layer(parameter) else self.states
 
     @property
     def dtype_name(self) -> str:
         """`float32`, `bfloat16` or `float16`."""
         return str(self.dtype).removeprefix("torch.")
+
+
+def of_a_layer(parameter: str) -> bool:
+    """Whether a parameter of that name is the weight of a transformer layer's product."""
+    return _LAYER_WEIGHT.fullmatch(parameter) is not None
 
 
 @cache
