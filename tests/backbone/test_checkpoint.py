@@ -129,6 +129,14 @@ def test_rows_that_are_one_row_in_the_file_are_read_and_nothing_else_is_let_go(
     assert bool(let_go) == written
 
 
+@pytest.mark.parametrize("n_rows", [3, 1000])
+def test_quantized_weights_are_refused(n_rows: int, tmp_path: Path) -> None:
+    save_file({"a.weight": torch.ones(n_rows, 512, dtype=torch.int8)}, tmp_path / "model.safetensors")
+    weights = Checkpoint(tmp_path).read({"a.weight": (n_rows, 512)}, {"a": "a"}, Placement(CPU, torch.float32))
+    with pytest.raises(CheckpointError, match=r"a\.weight holds whole numbers \(torch\.int8\): quantized weights"):
+        weights["a.weight"]
+
+
 def test_a_file_that_the_index_names_is_missed(tmp_path: Path) -> None:
     save_file({"a.weight": torch.ones(2)}, tmp_path / "model-00001-of-00002.safetensors")
     shards = {"a.weight": "model-00001-of-00002.safetensors", "b.weight": "model-00002-of-00002.safetensors"}

@@ -174,5 +174,21 @@ def test_layers_behind_the_pooling_are_refused(own: Path, tmp_path: Path) -> Non
     (own / "modules.json").write_text(json.dumps([{"type": f"sentence_transformers.{kind}"} for kind in kinds]))
     from_argument(f"mine={own}", tmp_path)
     (own / "modules.json").write_text(json.dumps([{"type": "sentence_transformers.models.LSTM"}]))
-    with pytest.raises(CheckpointError, match="modules that are not served: LSTM"):
-        from_argument(f"mine={own}", tmp_path)
+    for name in ("mine", "all-minilm-l6-v2"):
+        with pytest.raises(CheckpointError, match="modules that are not served: LSTM"):
+            from_argument(f"{name}={own}", tmp_path)
+
+
+def test_a_directory_under_a_catalogue_id_is_no_other_model(own: Path, tmp_path: Path) -> None:
+    given = f"all-minilm-l6-v2={own}"
+    (own / "modules.json").write_text(json.dumps([{"type": "custom_st.Transformer"}]))  # some have
+    from_argument(given, tmp_path)
+    lowering = own / "sentence_bert_config.json"
+    lowering.write_text(json.dumps({"do_lower_case": True}))
+    with pytest.raises(CheckpointError, match="do_lower_case, which is not served"):
+        from_argument(given, tmp_path)
+    lowering.unlink()
+    config = json.loads((own / "config.json").read_text())
+    (own / "config.json").write_text(json.dumps(config | {"is_decoder": True}))
+    with pytest.raises(CheckpointError, match="attention to earlier tokens alone"):
+        from_argument(given, tmp_path)

@@ -338,6 +338,19 @@ def test_eurobert_pools_as_its_config_says(pooling: str, tmp_path: Path) -> None
         open_model("eurobert", resave(directory, config={"classifier_pooling": "max"}))
 
 
+@pytest.mark.parametrize("pooling", ["bos", "mean", "late"])
+def test_eurobert_pools_as_its_config_says_in_the_publishers_words(pooling: str, tmp_path: Path) -> None:
+    directory = llama_ranker(tmp_path, "eurobert", pair=f"{llama.END} $A $B", classifier_pooling=pooling)
+    expected = rank(open_model("eurobert", directory), QUERY, DOCUMENTS)
+    config = json.loads((directory / "config.json").read_text())
+    del config["classifier_pooling"]
+    (directory / "config.json").write_text(json.dumps(config | {"clf_pooling": pooling}))
+    np.testing.assert_allclose(rank(open_model("eurobert", directory), QUERY, DOCUMENTS).scores, expected.scores)
+    other = "mean" if pooling == "bos" else "bos"
+    with pytest.raises(CheckpointError, match=f"classifier_pooling '{other}' and clf_pooling; take one away"):
+        open_model("eurobert", resave(directory, config={"classifier_pooling": other}))
+
+
 def test_a_causal_classifier_scores_the_last_token_that_is_no_padding(tmp_path: Path) -> None:
     """As transformers' classes do, in a text that spells the token too; they need no token in front of a pair."""
     plain = llama_ranker(tmp_path / "plain", "qwen2", pair=None)

@@ -283,6 +283,9 @@ class Checkpoint:
                 parts = [self.tensor(source.name).chunk(source.of)[source.index]]
             case tuple():
                 parts = [self.tensor(name) for name in source]
+        if other := [part.dtype for part in parts if not part.is_floating_point()]:
+            names = ", ".join(_tensor_names(source))
+            raise CheckpointError(f"{names} holds whole numbers ({other[0]}): quantized weights are not served")
         if len(parts) == 1 and parts[0].numel() < _SMALL_ELEMENTS:
             return parts[0].to(device, dtype, copy=True)
         files = {self._files[name] for name in _tensor_names(source)}

@@ -64,6 +64,19 @@ def refuse_unserved(checkpoint: Checkpoint, *, prompts: bool, pairs: bool) -> No
         raise CheckpointError(f"{checkpoint.directory / file} {words}, which is not served")
 
 
+def refuse_turned(checkpoint: Checkpoint) -> None:
+    """Look for what makes another model of a directory, whatever its entry in the catalogue says.
+
+    Raises:
+        CheckpointError: it attends to earlier tokens alone where its family attends both ways, or lowers its texts.
+    """
+    _refuse_lowering(checkpoint)
+    if checkpoint.config.get("model_type") in _TURNED_BY_DECODER and checkpoint.config.get("is_decoder"):
+        raise CheckpointError(
+            f"{checkpoint.directory / 'config.json'} asks for attention to earlier tokens alone, which is not served"
+        )
+
+
 def _refuse_lowering(checkpoint: Checkpoint) -> None:
     """Texts are read as the tokenizer reads them.
 

@@ -11,9 +11,17 @@ from fundament.backbone.adapters import adapters_of, has_adapters
 from fundament.backbone.checkpoint import Checkpoint
 from fundament.backbone.classifier_head import is_classifier
 from fundament.backbone.dense import read_dim
-from fundament.backbone.sentence import PROMPTS, is_pooled, known_by, read_context, read_modules, read_prompts
+from fundament.backbone.sentence import (
+    PROMPTS,
+    is_pooled,
+    known_by,
+    list_modules,
+    read_context,
+    read_modules,
+    read_prompts,
+)
 from fundament.backbone.token_heads import has_heads
-from fundament.backbone.unserved import refuse_unserved
+from fundament.backbone.unserved import refuse_turned, refuse_unserved
 from fundament.catalog import CATALOG, LISTWISE, PAIRS, ModelSpec, Score, Task
 from fundament.core import Output
 from fundament.errors import CheckpointError
@@ -78,6 +86,20 @@ def read_own(name: str, directory: Path) -> ModelSpec:
         default_task=default,
         **ranks,
     )
+
+
+def check_entry(spec: ModelSpec, directory: Path) -> None:
+    """Refuse a directory under an id of the catalogue whose files say that it is another model.
+
+    What it takes and gives, the catalogue's entry says; what comes between, they do.
+
+    Raises:
+        CheckpointError: it has layers that the catalogue's model has not, or reads texts otherwise.
+    """
+    checkpoint = Checkpoint(directory)
+    if spec.outputs[0] != "multi":
+        _refuse_other_modules(checkpoint, _SERVED_DENSE_MODULES | _SERVED_SPARSE_MODULES, of_its_own=True)
+    refuse_turned(checkpoint)
 
 
 def _unknown(checkpoint: Checkpoint) -> str:
@@ -237,9 +259,20 @@ def read_program(argument: str, spec: ModelSpec | None, name: str, program: Path
     return replace(spec or own, family=PROGRAM, dim=dim)
 
 
-def _refuse_other_modules(checkpoint: Checkpoint, served: set[str]) -> None:
-    """A sentence encoder's `modules.json` may name layers behind the pooling; without them its vectors are wrong."""
-    modules = read_modules(checkpoint)
+def _refuse_other_modules(checkpoint: Checkpoint, served: set[str], *, of_its_own: bool = False) -> None:
+    """A sentence encoder's `modules.json` may name layers behind the pooling; without them its vectors are wrong.
+
+    Args:
+        checkpoint: where it is.
+        served: kinds of modules.
+        of_its_own: let modules pass whose code is the model's own, as some of the catalogue's have.
+    """
+    listed = list_modules(checkpoint)
+    modules = {
+        module.kind: module.folder
+        for module in listed
+        if not of_its_own or module.type.startswith("sentence_transformers.")
+    }
     if folder := _folder_of_model(modules):
         raise CheckpointError(f"{checkpoint.directory}/modules.json says that {folder}")
     if other := modules.keys() - served:

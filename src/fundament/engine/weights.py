@@ -232,7 +232,7 @@ def from_argument(argument: str, data_dir: Path, *, allow_torchscript: bool = Fa
     if not name:
         raise CheckpointError(f"--model {argument}: give it a name, as in --model my-model{argument}")
     directory = Path(given).expanduser().absolute()
-    from fundament.engine.own import find_program, instead, read_own, read_program  # these load torch
+    from fundament.engine.own import check_entry, find_program, instead, read_own, read_program  # these load torch
 
     program = find_program(argument, directory, allowed=allow_torchscript)
     if not directory.is_dir():
@@ -242,6 +242,8 @@ def from_argument(argument: str, data_dir: Path, *, allow_torchscript: bool = Fa
     for needed in ("config.json", "tokenizer.json"):
         if not (directory / needed).is_file():
             raise CheckpointError(f"--model {argument}: {directory} has no {needed}{instead(directory, needed)}")
+    if spec is not None:
+        check_entry(spec, directory)
     return Local(spec or read_own(name, directory), directory)
 
 

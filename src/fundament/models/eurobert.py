@@ -39,9 +39,12 @@ def load(checkpoint: Checkpoint, spec: ModelSpec, placement: Placement) -> TextE
     """
     config = checkpoint.config
     if spec.kind == "reranker":
-        told = config.get("classifier_pooling", "late")  # what transformers' class does where it is left out
+        # The second is what the publisher's own code calls it; `late` is what both do where it is left out.
+        told = config.get("classifier_pooling", config.get("clf_pooling", "late"))
         if told not in HEADS:
             raise CheckpointError(f"config.json says classifier_pooling '{told}'; known are {', '.join(HEADS)}")
+        if config.get("clf_pooling", told) != told:
+            raise CheckpointError(f"config.json says classifier_pooling '{told}' and clf_pooling; take one away")
         return load_cross_encoder(checkpoint, spec, placement, read_shape(config), HEADS[told])
     pooling = last_token(checkpoint) if config["model_type"] == "jina_embeddings_v5" else read_pooling(checkpoint, None)
     return load_embedder(checkpoint, spec, placement, read_shape(config), pooling)
