@@ -406,6 +406,7 @@ def test_a_redis_that_does_not_answer_is_unavailable(runner: asyncio.Runner) -> 
     runner.run(work())
 
 
-def test_a_url_that_is_none() -> None:
+@pytest.mark.parametrize("url", ["nonsense", "redis://127.0.0.1:1/0?ssl_cert_reqs=none"])
+def test_a_url_that_is_none_or_has_an_option_that_is_none(url: str) -> None:
     with pytest.raises(FundamentError, match="redis_url"):
-        RedisLimits("nonsense")
+        RedisLimits(url)

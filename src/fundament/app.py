@@ -170,6 +170,7 @@ def create_app(settings: Settings) -> FastAPI:
         version=__version__,
         description="The Jina Search Foundation API on your own hardware.",
         static_url=DOCUMENTATION_FILES,
+        redirect_slashes=False,  # a slash at the end is taken off before
         lifespan=lifespan,
         # Looked up anew for every request; the metrics are our own.
         telemetry={"tracing": False, "metrics": False, "logs": False},

@@ -167,7 +167,10 @@ class Server:
 
     @asynccontextmanager
     async def _session(self) -> AsyncIterator[aiohttp.ClientSession]:
-        headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
+        key = (self.key or "").strip()  # a secret in a file ends with a line
+        if not key.isprintable():
+            raise ClientError("The key has characters that no key has; is it the right file?")
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
         async with aiohttp.ClientSession(base(self.url), headers=headers, timeout=_TIMEOUT) as session:
             try:
                 yield session

@@ -14,7 +14,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationInfo,
+    field_validator,
+)
 from pydantic_settings import (
     BaseSettings,
     NoDecode,
@@ -32,6 +41,11 @@ def default_data_dir() -> Path:
 def _split(value: Any) -> Any:
     """A list as the environment writes it, with commas; the flags and the file give lists."""
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+def is_text(value: str) -> bool:
+    """Whether what the system gave, of bytes, was UTF-8."""
+    return not any("\ud800" <= character <= "\udfff" for character in value)
 
 
 _PREFIX = "FUNDAMENT_"
@@ -61,6 +75,7 @@ TIERS = {
 
 
 _LEAST_SECRET = 16  # bytes
+_MOST = 1e9  # of MB, GB and seconds
 
 
 def _secret(value: str) -> str:
@@ -123,6 +138,14 @@ def _named(value: Any) -> Any:
     return value
 
 
+class _File(TomlConfigSettingsSource):
+    """The file, for what nothing before it names: a table of the environment's stands in place of the file's."""
+
+    def __call__(self) -> dict[str, Any]:
+        """Its settings by name."""
+        return {name: value for name, value in super().__call__().items() if name not in self.current_state}
+
+
 class Settings(BaseSettings):
     """What an operator can decide. Units are in the names."""
 
@@ -173,7 +196,7 @@ class Settings(BaseSettings):
         default=None,
         description="Ask for keys. Without a word they are not asked for, and only loopback addresses can be served.",
     )
-    tiers: dict[str, Tier] = Field(
+    tiers: dict[Annotated[str, StringConstraints(min_length=1, max_length=40)], Tier] = Field(
         default={},
         description="Tiers besides `free`, `tier1` and `tier2`, or in their place: "
         "`[tiers.NAME]` with `requests_per_minute`, `tokens_per_minute`, `concurrency`; 0 is no limit.",
@@ -289,7 +312,7 @@ class Settings(BaseSettings):
         "more is taken in.",
     )
     job_hours: float = Field(
-        default=24, gt=0, description="How long a batch job and its files stay, from when it was handed in."
+        default=24, gt=0, le=100_000, description="How long a batch job and its files stay, from when it was handed in."
     )
     job_lease_seconds: float = Field(
         default=20, gt=0, description="After how long without a sign of life a worker's chunks go to another one."
@@ -322,7 +345,17 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Flag, environment, file."""
         del dotenv_settings, file_secret_settings
-        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, config_file())
+        return init_settings, env_settings, _File(settings_cls, config_file())
+
+    @field_validator("*")
+    @classmethod
+    def _bound(cls, value: Any) -> Any:
+        """Refuse sizes and times that nothing has and no clock counts, and names that cannot be written down."""
+        if isinstance(value, float) and value > _MOST:
+            raise ValueError(f"at most {_MOST:,.0f}")
+        if isinstance(value, str | Path) and not is_text(str(value)):
+            raise ValueError("it is not UTF-8")
+        return value
 
     @field_validator("input_buckets")
     @classmethod

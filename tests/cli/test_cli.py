@@ -1,5 +1,7 @@
 """The command: what it says, on which stream, with which exit code."""
 
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +11,7 @@ import pytest
 from fundament import __version__, cli
 from fundament.app import named_models
 from fundament.catalog import CATALOG, EMBEDDED
-from fundament.config import Settings
+from fundament.config import Settings, Tier
 from fundament.errors import CheckpointError
 from tests.cli.command import RUNNER, fundament
 from tests.hub import make_bert
@@ -140,6 +142,35 @@ def test_a_variable_that_says_nothing_or_cannot_be_meant_stops_the_start(
     monkeypatch.delenv(name)
 
 
+def test_what_is_not_utf_8_is_refused_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FUNDAMENT_DATA_DIR", os.fsdecode(b"/tmp/d\xff"))
+    assert "data_dir: it is not UTF-8" in fundament("models")[2]
+    monkeypatch.delenv("FUNDAMENT_DATA_DIR")
+    monkeypatch.setattr("sys.argv", ["fundament", "keys", "revoke", os.fsdecode(b"a\xff")])
+    code, _, said = fundament("keys", "revoke", os.fsdecode(b"a\xff"))
+    assert (code, "not UTF-8" in said) == (1, True)
+
+
+def test_a_table_of_the_environment_stands_in_place_of_the_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("fundament.toml").write_text("port = 9\n[tiers.gold]\nrequests_per_minute = 5\n[tiers.old]\n")
+    monkeypatch.setenv("FUNDAMENT_TIERS", '{"gold": {"concurrency": 2}}')
+    settings = Settings()
+    assert settings.tiers == {"gold": Tier(concurrency=2)}
+    assert settings.port == 9
+
+
+def test_the_first_process_of_a_container_ends_by_a_signal_at_any_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    handler = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr("os.getpid", lambda: 1)
+    try:
+        fundament("--version")
+        with pytest.raises(SystemExit) as ended:
+            signal.raise_signal(signal.SIGTERM)
+        assert ended.value.code == 143
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+
+
 def test_what_kubernetes_says_of_services_is_no_setting(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("SERVICE_HOST", "SERVICE_PORT", "SERVICE_PORT_HTTP", "PORT_80_TCP", "PORT_80_TCP_ADDR", "API_PORT"):
         monkeypatch.setenv(f"FUNDAMENT_{name}", "10.0.0.7")
@@ -156,6 +187,9 @@ def test_what_kubernetes_says_of_services_is_no_setting(monkeypatch: pytest.Monk
         (b"drain_seconds = nan\n", "drain_seconds: Input should be"),
         (b"threads = 100000\n", "threads: Input should be less than or equal to 1024"),
         (b'public_url = "abc"\n', "public_url: write a web address"),
+        (b"job_hours = 1e8\n", "job_hours: Input should be less than or equal to 100000"),
+        (b"max_body_mb = 1e308\n", "max_body_mb: at most 1,000,000,000"),
+        (b"[tiers.%s]\n" % (b"x" * 41), "should have at most 40 characters"),
     ],
 )
 def test_settings_that_are_wrong_are_refused_in_a_sentence(content: bytes, words: str) -> None:

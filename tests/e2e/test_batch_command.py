@@ -132,6 +132,19 @@ def test_what_goes_wrong_is_said_in_a_line(server: Served, folder: Path, argumen
     assert "Traceback" not in ran.stderr
 
 
+@pytest.mark.parametrize(
+    ("key", "said"), [("any\r\n", "not found or access denied"), ("a\nb", "The key has characters that no key has")]
+)
+def test_a_key_may_end_with_a_line_and_holds_none(
+    server: Served, folder: Path, monkeypatch: pytest.MonkeyPatch, key: str, said: str
+) -> None:
+    monkeypatch.setenv("FUNDAMENT_API_KEY", key)
+    ran = batch(server, folder, "status", "batch_none")
+    assert ran.returncode == 1
+    assert said in ran.stderr
+    assert "Traceback" not in ran.stderr
+
+
 @pytest.mark.parametrize("form", ["{}", "{}/", "{}/v1", "{}/v1/"])
 def test_any_form_of_a_servers_address_does(server: Served, folder: Path, form: str) -> None:
     submitted = batch(server, folder, "submit", "a.txt", "--url", form.format(server.url))

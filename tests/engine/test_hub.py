@@ -135,6 +135,7 @@ def test_a_killed_pull_leaves_no_model_and_the_next_goes_on(hub: Hub, tmp_path: 
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
+    n_here = part.stat().st_size
     assert pulled(tmp_path) == {}
     assert where_whole(SPEC, tmp_path) is None
 
@@ -142,7 +143,7 @@ def test_a_killed_pull_leaves_no_model_and_the_next_goes_on(hub: Hub, tmp_path: 
     hub.fetched.clear()
     directory = pull(SPEC, tmp_path, endpoint=hub.url).directory
     fetched = dict(hub.fetched)
-    assert fetched[WEIGHTS] == f"bytes={2 * MEBIBYTE}-"
+    assert fetched[WEIGHTS] == f"bytes={n_here}-"
     assert "config.json" not in fetched, "a file that was whole is not fetched again"
     assert (directory / WEIGHTS).read_bytes() == hub.files[WEIGHTS]
     assert SPEC.id in pulled(tmp_path)
@@ -175,6 +176,21 @@ def test_a_broken_connection_is_made_anew(hub: Hub, tmp_path: Path) -> None:
     directory = pull(SPEC, tmp_path, endpoint=hub.url).directory
     assert [asked for name, asked in hub.fetched if name == WEIGHTS] == [None, f"bytes={2 * MEBIBYTE}-"]
     assert (directory / WEIGHTS).read_bytes() == hub.files[WEIGHTS]
+
+
+def test_the_little_that_came_before_a_connection_broke_is_kept(hub: Hub, tmp_path: Path) -> None:
+    hub.cuts[WEIGHTS] = 300_000
+    directory = pull(SPEC, tmp_path, endpoint=hub.url).directory
+    assert [asked for name, asked in hub.fetched if name == WEIGHTS] == [None, "bytes=300000-"]
+    assert (directory / WEIGHTS).read_bytes() == hub.files[WEIGHTS]
+
+
+@pytest.mark.parametrize("note", [b"", b"[]", b"{}"])
+def test_a_note_that_a_crash_left_empty_is_as_none(hub: Hub, tmp_path: Path, note: bytes) -> None:
+    partial = tmp_path / "models" / f".{SPEC.id}.partial"
+    partial.mkdir(parents=True)
+    (partial / "pulling.json").write_bytes(note)
+    assert pull(replace(SPEC, revision=None), tmp_path, endpoint=hub.url).directory.is_dir()
 
 
 def test_a_hub_without_ranges_sends_the_file_again(hub: Hub, tmp_path: Path) -> None:

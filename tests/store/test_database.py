@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import inspect, text
-from sqlalchemy.exc import ProgrammingError
+from sqlalchemy.exc import OperationalError, ProgrammingError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from fundament.errors import FundamentError, UnavailableError
@@ -146,6 +146,20 @@ def test_a_postgresql_that_says_nothing_is_given_up(monkeypatch: pytest.MonkeyPa
         url = locate(f"postgresql://127.0.0.1:{silent.getsockname()[1]}/x", Path("/"))
         with pytest.raises(FundamentError, match="cannot be used"), connected(url):
             pass
+
+
+def test_errors_tell_no_values(tmp_path: Path, runner: asyncio.Runner) -> None:
+    """They are logged."""
+
+    async def scenario() -> None:
+        store = Database(locate("", tmp_path))
+        async with store.read() as connection:
+            with pytest.raises(OperationalError, match="nowhere") as refused:
+                await connection.execute(text("SELECT * FROM nowhere WHERE a = :a"), {"a": "hunter2"})
+        assert "hunter2" not in str(refused.value)
+        await store.close()
+
+    runner.run(scenario())
 
 
 def test_an_option_that_is_none_is_named_and_its_value_is_not() -> None:

@@ -77,7 +77,9 @@ def test_a_password_is_never_said(postgres_url: str) -> None:
         assert "cannot be used" in refused.value.detail
 
 
-@pytest.mark.parametrize("given", ["nonsense", "mysql://x/y", "sqlite://", "sqlite:///:memory:"])
+@pytest.mark.parametrize(
+    "given", ["nonsense", "postgresql://h:abc/x", "mysql://x/y", "sqlite://", "sqlite:///:memory:"]
+)
 def test_a_store_of_another_kind_is_refused(given: str, tmp_path: Path) -> None:
     with pytest.raises(FundamentError, match="store_url"):
         locate(given, tmp_path)

@@ -1,5 +1,8 @@
 """The `fundament` command: parses and delegates. What loads torch is imported by the command that needs it."""
 
+import os
+import signal
+import sys
 from typing import Annotated
 
 import typer
@@ -21,6 +24,7 @@ from fundament.cli.options import (
     settings_of,
 )
 from fundament.cli.output import aligned, refuse
+from fundament.config import is_text
 from fundament.errors import FundamentError
 
 app = typer.Typer(
@@ -34,6 +38,10 @@ app = typer.Typer(
 @app.callback(invoke_without_command=True)
 def main(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
     """Options of the command itself."""
+    if os.getpid() == 1:  # in a container: the system ends the first process by no signal that it does not handle
+        signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    if not all(map(is_text, sys.argv)):
+        refuse("An argument is not UTF-8. Give the file or directory another name.")
     if version:
         typer.echo(f"fundament {__version__}")
         raise typer.Exit

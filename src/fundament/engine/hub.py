@@ -44,7 +44,6 @@ _WANTED = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "artifact.m
 _EXPORTS = ("onnx/*", "openvino/*", "coreml/*", "gguf/*", "mlx/*", "original/*", "consolidated*.safetensors")
 
 _COMMIT_FILE = "pulling.json"  # the commit that a pull began with, so that going on means the same files
-_CHUNK_BYTES = 1024**2
 _ATTEMPTS = 5
 
 Progress = Callable[[int, int], None]
@@ -143,8 +142,7 @@ class _Report:
 
 def _listing(spec: ModelSpec, endpoint: str, partial: Path) -> tuple[str, list[str]]:
     """The commit, and the files of it that a model is made of."""
-    begun = partial / _COMMIT_FILE
-    asked = spec.revision or (orjson.loads(begun.read_bytes())["revision"] if begun.exists() else "main")
+    asked = spec.revision or _begun(partial) or "main"
     api = HfApi(endpoint=endpoint, library_name="fundament", library_version=__version__)
     try:
         info = api.model_info(spec.repo, revision=asked)
@@ -171,6 +169,14 @@ def _listing(spec: ModelSpec, endpoint: str, partial: Path) -> tuple[str, list[s
         if path.is_absolute() or ".." in path.parts or name in (RECEIPT, _COMMIT_FILE):
             raise FundamentError(f"{spec.repo} at {commit} names a file '{name}'; nothing is pulled.")
     return commit, names
+
+
+def _begun(partial: Path) -> str | None:
+    """The commit that an earlier pull began with; None where its note is not there, or not whole."""
+    try:
+        return str(orjson.loads((partial / _COMMIT_FILE).read_bytes())["revision"])
+    except (FileNotFoundError, orjson.JSONDecodeError, LookupError, TypeError):
+        return None
 
 
 def _begin(partial: Path, repo: str, commit: str) -> None:
@@ -263,7 +269,7 @@ def _append(file: HubFile, path: Path, report: _Report) -> None:
             report.add(-here)
             here = 0
         with path.open("ab" if here else "wb") as out:
-            for chunk in answer.iter_bytes(_CHUNK_BYTES):
+            for chunk in answer.iter_bytes():  # as it comes: what has come is kept where the connection breaks
                 out.write(chunk)
                 report.add(len(chunk))
             out.flush()

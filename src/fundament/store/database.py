@@ -44,7 +44,7 @@ def locate(store_url: str, data_dir: Path) -> URL:
         return URL.create("sqlite", database=str(data_dir / "fundament.db"))
     try:
         url = make_url(store_url)
-    except ArgumentError as error:
+    except (ArgumentError, ValueError) as error:  # the second of a port
         raise FundamentError("store_url is not a URL; write postgresql://USER:PASSWORD@HOST/DATABASE.") from error
     kind = url.get_backend_name()
     if kind == "postgres":
@@ -194,8 +194,9 @@ _VANISHED = {
 
 def _options(url: URL) -> dict[str, Any]:
     if is_sqlite(url):
-        return {"connect_args": {"timeout": _BUSY_SECONDS, "factory": _Connection}}
+        return {"hide_parameters": True, "connect_args": {"timeout": _BUSY_SECONDS, "factory": _Connection}}
     return {
+        "hide_parameters": True,  # in errors, which are logged
         "pool_pre_ping": True,
         "pool_size": 8,
         "max_overflow": 8,

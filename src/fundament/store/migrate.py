@@ -3,6 +3,7 @@
 A version's id is the name of its file in `migrations/versions`; the newest is the last by name.
 """
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,7 @@ def run(connection: Connection, command: str, *arguments: Any) -> None:
     from alembic import command as commands
     from alembic.config import Config
 
-    config = Config(attributes={"connection": connection})
+    config = Config(stdout=sys.stdout, attributes={"connection": connection})  # its own is that of its import
     config.set_main_option("script_location", str(_SCRIPTS).replace("%", "%%"))
     config.set_main_option("path_separator", "os")
     getattr(commands, command)(config, *arguments)
