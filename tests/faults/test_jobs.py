@@ -101,15 +101,15 @@ def _done(job: dict[str, Any]) -> int:
 
 
 def test_a_job_outlives_a_kill(tmp_path: Path) -> None:
-    body = lines(2000)
+    body = lines(1000)
     with serving(tmp_path, **ALONE) as server, working(tmp_path, **ALONE) as worker:
         expected = undisturbed(server, body)
-        whole(*expected, 2000)
+        whole(*expected, 1000)
         job = submit(server, body)
-        kill(random.Random(1), server, worker, job, 700)
+        kill(random.Random(1), server, worker, job, 350)
     with serving(tmp_path, **ALONE) as server:
         assert ended(server.http, job)["status"] == "completed"
-        assert _done(status(server.http, job)) == 2000
+        assert _done(status(server.http, job)) == 1000
         assert results(server.http, job) == expected
 
 
