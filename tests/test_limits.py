@@ -406,7 +406,16 @@ def test_a_redis_that_does_not_answer_is_unavailable(runner: asyncio.Runner) -> 
     runner.run(work())
 
 
-@pytest.mark.parametrize("url", ["nonsense", "redis://127.0.0.1:1/0?ssl_cert_reqs=none"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "nonsense",
+        "redis://127.0.0.1:1/0?ssl_cert_reqs=none",
+        "rediss://127.0.0.1:1/0?ssl_cert_reqs=foo",
+        "redis://127.0.0.1:1/0?protocol=9",
+        "redis://127.0.0.1:1/0?retry=3",
+    ],
+)
 def test_a_url_that_is_none_or_has_an_option_that_is_none(url: str) -> None:
     with pytest.raises(FundamentError, match="redis_url"):
         RedisLimits(url)

@@ -353,7 +353,8 @@ class Settings(BaseSettings):
         """Refuse sizes and times that nothing has and no clock counts, and names that cannot be written down."""
         if isinstance(value, float) and value > _MOST:
             raise ValueError(f"at most {_MOST:,.0f}")
-        if isinstance(value, str | Path) and not is_text(str(value)):
+        texts = [str(each) for each in (value if isinstance(value, list) else [value]) if isinstance(each, str | Path)]
+        if not all(map(is_text, texts)):
             raise ValueError("it is not UTF-8")
         return value
 

@@ -271,7 +271,7 @@ class RedisLimits(Limits):
                 url, max_connections=64, timeout=_MOST_SECONDS, socket_timeout=_MOST_SECONDS, retry=again
             )
             pool.connection_class(**pool.connection_kwargs)  # which the options of the URL are for
-        except (TypeError, ValueError) as error:
+        except (AttributeError, TypeError, ValueError, client_errors.RedisError) as error:
             raise FundamentError(f"redis_url is not a URL of Redis: {error}") from error
         self._storage = RedisStorage(
             "redis://",  # what the pool connects to

@@ -146,6 +146,9 @@ def test_what_is_not_utf_8_is_refused_in_words(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("FUNDAMENT_DATA_DIR", os.fsdecode(b"/tmp/d\xff"))
     assert "data_dir: it is not UTF-8" in fundament("models")[2]
     monkeypatch.delenv("FUNDAMENT_DATA_DIR")
+    monkeypatch.setenv("FUNDAMENT_MODELS", os.fsdecode(b"mine=/tmp/d\xff"))
+    assert "models: it is not UTF-8" in fundament("models")[2]
+    monkeypatch.delenv("FUNDAMENT_MODELS")
     monkeypatch.setattr("sys.argv", ["fundament", "keys", "revoke", os.fsdecode(b"a\xff")])
     code, _, said = fundament("keys", "revoke", os.fsdecode(b"a\xff"))
     assert (code, "not UTF-8" in said) == (1, True)

@@ -205,6 +205,24 @@ def test_calls_that_come_to_nothing_one_after_the_other_hold_nobody_up(
     runner.run(scenario())
 
 
+def test_calls_that_leave_one_after_the_other_hold_nobody_up(runner: asyncio.Runner, batcher: Batcher) -> None:
+    async def scenario() -> None:
+        reading = ExitStack()
+        reading.enter_context(batcher.expecting())
+        ticket = submit(batcher, items(1))
+        for _ in range(N_ROUNDS):
+            later = ExitStack()
+            later.enter_context(batcher.expecting())
+            batcher.drop(submit(batcher, items(2)))
+            reading.close()
+            reading = later
+        async with asyncio.timeout(10):
+            await ticket.done
+        reading.close()
+
+    runner.run(scenario())
+
+
 def test_many_rows_wait_for_no_others(runner: asyncio.Runner, model: Doubler, batcher: Batcher) -> None:
     async def scenario() -> None:
         for _ in range(N_ROUNDS):
@@ -570,8 +588,25 @@ def test_batches_grow_again_after_memory_was_short_for_a_while(
         model.batches.clear()
         await submit(batcher, items(*range(5), n_tokens=200)).done
         assert [len(batch) for batch in model.batches] == [5]
+        assert (batcher.max_batch_tokens, batcher._few_tokens) == batcher._most_tokens
 
     runner.run(scenario())
+
+
+def test_what_is_few_grows_again_where_it_is_more_than_a_batch(runner: asyncio.Runner, model: Doubler) -> None:
+    """As on two cores, where few that are alone are what two batches hold."""
+    batcher = started(model, max_batch_tokens=100, few_tokens=200)
+    model.fails = lambda numbers: RuntimeError("CUDA out of memory") if len(numbers) > 1 else None
+
+    async def scenario() -> None:
+        await submit(batcher, items(0, 1, n_tokens=100)).done
+        assert (batcher.max_batch_tokens, batcher._few_tokens) == (100, 100)
+        model.fails = lambda _: None
+        await submit(batcher, items(*range(200), n_tokens=100)).done
+        assert (batcher.max_batch_tokens, batcher._few_tokens) == (100, 200)
+
+    runner.run(scenario())
+    batcher.close()
 
 
 def test_what_a_failed_batch_held_is_gone_before_its_halves_run(

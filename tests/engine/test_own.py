@@ -183,6 +183,10 @@ def test_a_directory_under_a_catalogue_id_is_no_other_model(own: Path, tmp_path:
     given = f"all-minilm-l6-v2={own}"
     (own / "modules.json").write_text(json.dumps([{"type": "custom_st.Transformer"}]))  # some have
     from_argument(given, tmp_path)
+    score = "sentence_transformers.cross_encoder.modules.LogitScore"  # as sentence-transformers saves Qwen3-Reranker
+    (own / "modules.json").write_text(json.dumps([{"type": score}]))
+    from_argument(f"qwen3-reranker-0.6b={own}", tmp_path)
+    (own / "modules.json").unlink()
     lowering = own / "sentence_bert_config.json"
     lowering.write_text(json.dumps({"do_lower_case": True}))
     with pytest.raises(CheckpointError, match="do_lower_case, which is not served"):

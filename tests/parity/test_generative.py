@@ -218,6 +218,7 @@ def test_vectors_are_refused(model: Any) -> None:
     ("config", "changes", "message"),
     [
         (GENERATIVE, {"lm_head.weight": torch.ones(GENERATIVE["vocab_size"], 32)}, "has another lm_head.weight than"),
+        (GENERATIVE, {"lm_head.weight": torch.ones(3, 32)}, "has another lm_head.weight than"),
         (UNTIED, {}, r"has no lm_head\.weight, and tie_word_embeddings of config\.json says False"),
         (UNTIED, {"lm_head.weight": torch.zeros(3, 32)}, r"lm_head\.weight should have the shape"),
         (GENERATIVE, {"model.layers.0.mlp.up_proj.weight": None}, "not in the checkpoint"),

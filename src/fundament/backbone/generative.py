@@ -144,7 +144,8 @@ def read_answer(checkpoint: Checkpoint, tokenizer: TextTokenizer, shape: Shape) 
     matrix = checkpoint.tensor(name)
     others = [other for other in checkpoint.names if tied and f".{other}".endswith(".lm_head.weight")]
     for other in others:  # transformers takes it, and does not tie what differs
-        if not torch.equal(checkpoint.tensor(other)[[yes, no]], matrix[[yes, no]]):
+        alike = checkpoint.shape(other) == found
+        if not alike or not torch.equal(checkpoint.tensor(other)[[yes, no]], matrix[[yes, no]]):
             raise CheckpointError(
                 f"{checkpoint.directory} has another {other} than {name}, and tie_word_embeddings of config.json says "
                 "that they are one: set it to false, or take one away"

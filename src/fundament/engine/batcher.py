@@ -160,6 +160,7 @@ class Batcher:
         self._n_waiting_tokens, self._n_waiting_bytes, self._closing = 0, 0, False
         self._reading: set[object] = set()  # calls that are being read
         self._awaited: set[object] = set()  # those of them that what waits waits for
+        self._awaited_from = 0  # the most tokens that have waited since the last batch
         self._n_busy, self._n_alone = 0, 0  # the second: tokens of a batch of few that runs alone
         self._tokens_per_second = 0.0
         self._lock = threading.RLock()
@@ -234,8 +235,9 @@ class Batcher:
             n_tokens = sum(costs)
             self._n_waiting_tokens += n_tokens
             self._n_waiting_bytes += n_bytes
-            # None that begins later: calls that are refused one after the other would hold up the others for ever.
-            self._awaited = set(self._reading)
+            # None that begins later, unless rows have come: calls that come to nothing would hold up others for ever.
+            if self._n_waiting_tokens > self._awaited_from:
+                self._awaited, self._awaited_from = set(self._reading), self._n_waiting_tokens
             self._wake()
 
     def _wake(self) -> None:
@@ -356,6 +358,7 @@ class Batcher:
             head = self._lanes[priority][: len(window)]
             self._lanes[priority][: len(window)] = [row for row in head if id(row) not in gone]
         self._uncount(taken)
+        self._awaited_from = 0
         self._advance(taken)
         return taken
 
@@ -470,7 +473,7 @@ class Batcher:
         self._queue_seconds.observe(started - min(row.arrived for row in rows))
         rate = n_tokens / max(seconds, 1e-9)
         self._tokens_per_second += 0.2 * (rate - self._tokens_per_second)
-        if self.max_batch_tokens < self._most_tokens[0] and 2 * n_tokens > self.max_batch_tokens:
+        if (self.max_batch_tokens, self._few_tokens) != self._most_tokens and 2 * n_tokens > self.max_batch_tokens:
             self._widen()
 
     def _widen(self) -> None:

@@ -97,7 +97,7 @@ def check_entry(spec: ModelSpec, directory: Path) -> None:
         CheckpointError: it has layers that the catalogue's model has not, or reads texts otherwise.
     """
     checkpoint = Checkpoint(directory)
-    if spec.outputs[0] != "multi":
+    if spec.kind == "embedding" and spec.outputs[0] != "multi":  # those of rerankers say what the entry says
         _refuse_other_modules(checkpoint, _SERVED_DENSE_MODULES | _SERVED_SPARSE_MODULES, of_its_own=True)
     refuse_turned(checkpoint)
 
