@@ -260,6 +260,10 @@ KINDS = {
 }
 """The family's name first. jina_vlm writes, so it has a test of its own."""
 
+ALL_KINDS = KINDS | {
+    "jina_vlm": Kind(jina_vlm, of("jina_vlm", context=2048, kind="chat", modalities=("text", "image")), calls=())
+}
+
 UNTRACED = {"torchscript"}  # a program, which has its operators inside
 
 
@@ -311,7 +315,7 @@ def test_a_model_runs_on_one_device_and_waits_for_it_at_the_end(
 
 
 def test_a_model_that_writes_runs_on_one_device(there: Gpu, tmp_path: Path) -> None:
-    load = of("jina_vlm", context=2048, kind="chat", modalities=("text", "image"))
+    load = ALL_KINDS["jina_vlm"].load
     directory = jina_vlm(tmp_path)
     talks = [
         Generate(messages=[Message("user", [*PICTURES, "what"])], temperature=1.0, top_p=0.9, seed=3),
@@ -342,21 +346,19 @@ def test_a_model_that_writes_runs_on_one_device(there: Gpu, tmp_path: Path) -> N
                 np.testing.assert_array_equal(answer.ids, like.ids)
 
 
-@pytest.mark.parametrize("name", [*KINDS, "jina_vlm"])
+@pytest.mark.parametrize("name", ALL_KINDS)
 def test_a_model_loads_without_its_numbers(name: str, tmp_path: Path) -> None:
     """As `fundament doctor` loads it."""
-    writer = of("jina_vlm", context=2048, kind="chat", modalities=("text", "image"))
-    kind = KINDS.get(name) or Kind(jina_vlm, writer, calls=())
+    kind = ALL_KINDS[name]
     kind.load(kind.write(tmp_path), Placement(torch.device("meta"), torch.bfloat16))
 
 
-@pytest.mark.parametrize("name", [*KINDS, "jina_vlm"])
+@pytest.mark.parametrize("name", ALL_KINDS)
 def test_a_loaded_model_lies_in_no_file(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file that is written over would change what the model says, or end the process."""
     monkeypatch.setattr(checkpoint, "_SMALL_ELEMENTS", 200)  # else tiny models are copied whole
     monkeypatch.setattr(linear, "onednn_lays_out", lambda dtype: False)  # as on a processor that oneDNN does not know
-    writer = of("jina_vlm", context=2048, kind="chat", modalities=("text", "image"))
-    kind = KINDS.get(name) or Kind(jina_vlm, writer, calls=())
+    kind = ALL_KINDS[name]
     directory = kind.write(tmp_path)
     model = kind.load(directory, FLOAT32)
     assert model.n_bytes
@@ -364,7 +366,7 @@ def test_a_loaded_model_lies_in_no_file(name: str, tmp_path: Path, monkeypatch: 
 
 
 def test_every_family_is_traced() -> None:
-    assert {name.partition(",")[0] for name in KINDS} | {"jina_vlm"} | UNTRACED == set(families())
+    assert {name.partition(",")[0] for name in ALL_KINDS} | UNTRACED == set(families())
 
 
 @pytest.mark.parametrize("name", ["bert", "qwen, adapters", "qwen, yes or no"])

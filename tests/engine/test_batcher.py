@@ -186,34 +186,21 @@ def test_a_call_that_is_expected_and_cannot_be_read_holds_nobody_up(runner: asyn
     runner.run(scenario())
 
 
+@pytest.mark.parametrize("leave", [False, True])
 def test_calls_that_come_to_nothing_one_after_the_other_hold_nobody_up(
-    runner: asyncio.Runner, batcher: Batcher
+    runner: asyncio.Runner, batcher: Batcher, leave: bool
 ) -> None:
-    async def scenario() -> None:
-        with ExitStack() as readings:
-            readings.enter_context(batcher.expecting())
-            ticket = submit(batcher, items(1))
-            for _ in range(N_ROUNDS):  # there is always one that is being read
-                later = ExitStack()
-                later.enter_context(batcher.expecting())
-                readings.close()
-                readings = later
-            async with asyncio.timeout(10):
-                await ticket.done
-            readings.close()
+    """Those that are refused, and those whose callers leave before they run."""
 
-    runner.run(scenario())
-
-
-def test_calls_that_leave_one_after_the_other_hold_nobody_up(runner: asyncio.Runner, batcher: Batcher) -> None:
     async def scenario() -> None:
         reading = ExitStack()
         reading.enter_context(batcher.expecting())
         ticket = submit(batcher, items(1))
-        for _ in range(N_ROUNDS):
+        for _ in range(N_ROUNDS):  # there is always one that is being read
             later = ExitStack()
             later.enter_context(batcher.expecting())
-            batcher.drop(submit(batcher, items(2)))
+            if leave:
+                batcher.drop(submit(batcher, items(2)))
             reading.close()
             reading = later
         async with asyncio.timeout(10):

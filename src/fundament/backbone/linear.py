@@ -122,7 +122,7 @@ def _widened(weight: Tensor) -> Tensor:
     return room[: weight.numel()].view_as(weight).copy_(weight)
 
 
-def own(weight: Tensor) -> Tensor:
+def _own(weight: Tensor) -> Tensor:
     """A weight in this process's own memory, for who keeps it: one that lies in a file would change with that file."""
     in_memory = weight.device.type != "cpu" or weight.untyped_storage().resizable()  # a mapping has its size
     return weight if in_memory else weight.clone()
@@ -158,7 +158,7 @@ class Linear:
                 raise CheckpointError("a weight is larger than float16 can hold (65,504); use --dtype float32")
             self.weight = torch.ops.quantized.linear_prepack_fp16.default(_widened(weight), bias)
         if not self.prepacked and not self.halved:
-            self.weight = own(weight)
+            self.weight = _own(weight)
 
     def __call__(self, x: Tensor, activation: Activation | None = None, spans: Iterable[Span] = ()) -> Tensor:
         """`x` is `[tokens, in]`; returns `[tokens, out]`."""

@@ -27,6 +27,7 @@ from fundament.telemetry import Metrics, say
 
 _WINDOW = 512  # waiting rows that the policy looks at, so that a long queue costs no more than a short one
 _COMPANY_TOKENS = 512  # so many wait for no others, where they are more than few
+_MOST_IN_VAIN = 4  # so many calls may come to nothing, and what waits waits for no others
 _CLEAN_BATCHES = 100  # so many full ones show that memory which was short is there again
 
 Rescue = Callable[[Sequence[Item]], list[Array]]
@@ -158,9 +159,8 @@ class Batcher:
         self._clock, self._n_taken = dict.fromkeys(Priority, 0.0), dict.fromkeys(Priority, 0)
         self._n_calls: dict[Priority, Counter[Hashable]] = {priority: Counter() for priority in Priority}
         self._n_waiting_tokens, self._n_waiting_bytes, self._closing = 0, 0, False
-        self._reading: set[object] = set()  # calls that are being read
-        self._awaited: set[object] = set()  # those of them that what waits waits for
-        self._awaited_from = 0  # the most tokens that have waited since the last batch
+        self._n_expected, self._n_in_vain = 0, 0  # calls that are being read; that have been since a row came
+        self._most_waiting = 0  # the most tokens that have waited since the last batch
         self._n_busy, self._n_alone = 0, 0  # the second: tokens of a batch of few that runs alone
         self._tokens_per_second = 0.0
         self._lock = threading.RLock()
@@ -186,17 +186,17 @@ class Batcher:
         """Let what waits wait for the rows of a call that is read until the block ends, which must be soon.
 
         Callers whose answers come together send their next requests together. Without this the first of them would go
-        through the model alone, and the others wait for it.
+        through the model alone, and the others wait for it. Calls that come to nothing, one after the other, hold
+        nobody up for long.
         """
-        reading = object()
         with self._lock:
-            self._reading.add(reading)
+            self._n_expected += 1
         try:
             yield
         finally:
             with self._lock:
-                self._reading.discard(reading)
-                self._awaited.discard(reading)
+                self._n_expected -= 1
+                self._n_in_vain += 1
                 self._wake()
 
     def submit(self, ticket: Ticket, items: Sequence[Item], priority: Priority) -> None:
@@ -235,9 +235,8 @@ class Batcher:
             n_tokens = sum(costs)
             self._n_waiting_tokens += n_tokens
             self._n_waiting_bytes += n_bytes
-            # None that begins later, unless rows have come: calls that come to nothing would hold up others for ever.
-            if self._n_waiting_tokens > self._awaited_from:
-                self._awaited, self._awaited_from = set(self._reading), self._n_waiting_tokens
+            if self._n_waiting_tokens > self._most_waiting:
+                self._most_waiting, self._n_in_vain = self._n_waiting_tokens, 0
             self._wake()
 
     def _wake(self) -> None:
@@ -250,7 +249,8 @@ class Batcher:
         few, most = self._few_tokens, self.max_batch_tokens
         if self._computing - {self.name}:  # no second core is free
             few = min(few, most)
-        if self._awaited and self._n_waiting_tokens < max(_COMPANY_TOKENS, few) and not self._closing:
+        awaited = self._n_expected and self._n_in_vain < _MOST_IN_VAIN
+        if awaited and self._n_waiting_tokens < max(_COMPANY_TOKENS, few) and not self._closing:
             return 0
         return share(
             self._n_waiting_tokens,
@@ -358,7 +358,7 @@ class Batcher:
             head = self._lanes[priority][: len(window)]
             self._lanes[priority][: len(window)] = [row for row in head if id(row) not in gone]
         self._uncount(taken)
-        self._awaited_from = 0
+        self._most_waiting = 0
         self._advance(taken)
         return taken
 
