@@ -39,6 +39,14 @@ def test_helpers_look_out_for_work_as_the_environment_says(given: dict[str, str]
     assert json.loads(told.stdout) == found
 
 
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="this machine has no IPv6")
+def test_every_address_is_of_both_kinds() -> None:
+    (listening,) = server.listen("::", 0)
+    with listening:
+        for address in ("127.0.0.1", "::1"):
+            socket.create_connection((address, listening.getsockname()[1]), timeout=10).close()
+
+
 def test_what_was_sent_before_the_port_closed_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a connection that is kept, and on one that nobody had accepted."""
 

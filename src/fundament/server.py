@@ -204,9 +204,12 @@ def listen(host: str, port: int) -> list[socket.socket]:
         raise FundamentError(f"host '{host}' is not an address: {error.strerror}") from error
     sockets: list[socket.socket] = []
     absent: OSError | None = None
+    # `::` alone is every address, of both kinds, as elsewhere.
+    both = len(found) == 1 and found[0][4][0] == "::" and socket.has_dualstack_ipv6()
     for family, _, _, _, address in dict.fromkeys(found):
         try:
-            sockets.append(socket.create_server((address[0], port, *address[2:]), family=family, backlog=_BACKLOG))
+            place = (address[0], port, *address[2:])
+            sockets.append(socket.create_server(place, family=family, backlog=_BACKLOG, dualstack_ipv6=both))
         except OSError as error:
             # A name such as localhost stands for addresses that not every machine has.
             if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
