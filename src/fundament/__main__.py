@@ -1,5 +1,22 @@
-"""`python -m fundament` is the `fundament` command."""
+"""The `fundament` command, also as `python -m fundament`: how it ends where its own words cannot be read or written."""
 
-from fundament.cli import app
+import errno
+import sys
 
-app()
+
+def main() -> None:
+    """Run the command. Ctrl-C ends it in silence, also while what it needs is still imported."""
+    try:
+        from fundament.cli import app
+
+        app()
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        sys.exit("fundament: what it says cannot be written: no space left on device")
+
+
+if __name__ == "__main__":
+    main()

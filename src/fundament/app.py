@@ -149,6 +149,8 @@ def create_app(settings: Settings) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         work = [start(), engine.memory.expire(), _document(app), accounts.ledger.keep(), accounts.limits.keep()]
+        if settings.auth:
+            work.append(accounts.keyring.look())
         if settings.worker:
             worker = Worker(state)
             state.wake = worker.wake

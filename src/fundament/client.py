@@ -1,7 +1,7 @@
 """The command line's side of batch jobs: files become lines, go to a running server, and come back as vectors."""
 
 import asyncio
-import tempfile
+import os
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, suppress
@@ -84,32 +84,31 @@ class Server:
     url: str
     key: str | None = None
 
-    async def submit(self, path: Path, fields: Mapping[str, Any]) -> str:
+    async def submit(self, lines: Path, name: str, fields: Mapping[str, Any]) -> str:
         """Hand a file in.
 
         Args:
-            path: JSONL, CSV, Parquet or text.
+            lines: JSONL, as of `as_lines`.
+            name: what the server calls it.
             fields: what every line has in common, `model` among them.
 
         Returns:
             The job's id.
 
         Raises:
-            FundamentError: a file that cannot be read, or that the server refuses.
+            ClientError: the server refuses it, or does not answer.
         """
-        with tempfile.TemporaryDirectory() as folder:
-            lines = await asyncio.to_thread(as_lines, path, Path(folder) / "lines.jsonl")
-            async with self._session() as session:
-                with lines.open("rb") as file:
-                    form = aiohttp.FormData({"purpose": "batch"})
-                    form.add_field("file", file, filename=f"{path.stem}.jsonl")
-                    sent = await _answer(session.post("v1/files", data=form))
-                asked = {**fields, "input_file_id": sent["id"]}
-                try:
-                    made = await _answer(session.post("v1/batch/embeddings", json=asked))
-                finally:  # a job keeps the lines
-                    with suppress(FundamentError, aiohttp.ClientError, TimeoutError):
-                        await _answer(session.delete(f"v1/files/{sent['id']}"))
+        async with self._session() as session:
+            with await asyncio.to_thread(lines.open, "rb") as file:
+                form = aiohttp.FormData({"purpose": "batch"})
+                form.add_field("file", file, filename=f"{name}.jsonl")
+                sent = await _answer(session.post("v1/files", data=form))
+            asked = {**fields, "input_file_id": sent["id"]}
+            try:
+                made = await _answer(session.post("v1/batch/embeddings", json=asked))
+            finally:  # a job keeps the lines
+                with suppress(FundamentError, aiohttp.ClientError, TimeoutError):
+                    await _answer(session.delete(f"v1/files/{sent['id']}"))
         return str(made["id"])
 
     async def status(self, job: str) -> Report:
@@ -175,7 +174,7 @@ class Server:
             try:
                 yield session
             except (aiohttp.ClientError, TimeoutError) as error:
-                raise ClientError(f"{self.url} does not answer: {error}. Name another with --url.") from error
+                raise ClientError(f"{self.url} does not answer: {_why(error)}. Name another with --url.") from error
 
 
 def base(url: str) -> str:
@@ -194,6 +193,19 @@ def base(url: str) -> str:
     return f"{found.scheme}://{found.netloc}{found.path.rstrip('/').removesuffix('/v1')}/"
 
 
+def _why(error: aiohttp.ClientError | TimeoutError) -> str:
+    """What a connection came to, in the system's words where it has any."""
+    match error:
+        case aiohttp.ClientConnectorSSLError():
+            return "it does not speak https as it should; is it http?"
+        case aiohttp.ClientConnectorDNSError():
+            return "there is no such host"
+        case aiohttp.ClientConnectorError(errno=int(number)):
+            return os.strerror(number).lower()
+        case _:
+            return str(error) or "it takes too long"
+
+
 async def _answer(asking: Any) -> dict[str, Any]:
     async with asking as response:
         await _refuse(response)
@@ -209,6 +221,8 @@ async def _answer(asking: Any) -> dict[str, Any]:
 async def _refuse(response: aiohttp.ClientResponse) -> None:
     if response.ok:
         return
+    if response.status == HTTPStatus.UNAUTHORIZED and "Authorization" not in response.request_info.headers:
+        raise ClientError(f"{response.url.origin()} asks for a key: set FUNDAMENT_API_KEY, or --key.")
     try:
         detail = str((await response.json())["detail"])
     except (aiohttp.ContentTypeError, ValueError, KeyError, TypeError):
@@ -225,9 +239,8 @@ def as_lines(path: Path, target: Path) -> Path:
     try:
         match path.suffix.lower():
             case ".jsonl" | ".ndjson":
-                if not path.is_file():
-                    raise FileNotFoundError(2, "No such file", str(path))
-                return path
+                with path.open("rb"):  # here rather than when it is sent
+                    return path
             case ".csv":
                 _write(target, csv_lines(path))
             case ".txt" | ".text":
@@ -236,8 +249,10 @@ def as_lines(path: Path, target: Path) -> Path:
                 _write(target, _parquet(path))
             case _:
                 raise ClientError(f"{path}: a file's name should end in .jsonl, .csv, .parquet or .txt.")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ClientError(f"{path} cannot be read: {error}") from error
+    except UnicodeDecodeError as error:
+        raise ClientError(f"{path} is not UTF-8.") from error
+    except OSError as error:
+        raise ClientError(f"{path} cannot be read: {os.strerror(error.errno or 0).lower()}.") from error
     except InputFileError as error:
         raise ClientError(f"{path}: {error.detail}") from error
     except orjson.JSONEncodeError as error:  # of Parquet, which has more types than JSON

@@ -24,7 +24,7 @@ def jsonl(lines: Iterable[Any]) -> Iterator[bytes]:
 
 
 def csv_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """A CSV file's rows as lines. Its first row may name the columns: a text, and perhaps an id.
+    """A CSV file's rows as lines. Its first row names the columns: a text, and perhaps an id.
 
     Raises:
         InputFileError: not a CSV file in UTF-8, or no column can be told to be the text.
@@ -37,17 +37,15 @@ def csv_lines(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _rows(rows: Iterator[list[str]]) -> Iterator[dict[str, Any]]:
-    head = next(rows, [])
+    head = next((row for row in rows if row), [])
     names = [name.strip().lower() for name in head]
     place = next((names.index(name) for name in TEXT_COLUMNS if name in names), None)
     key = next((names.index(name) for name in ("custom_id", "id") if name in names), None)
+    if not head:
+        return
     if place is None:
-        if len(head) > 1:
-            listed = ", ".join(f"'{name}'" for name in TEXT_COLUMNS)
-            raise InputFileError(f"The CSV file's first row names no column of texts; call it one of {listed}.")
-        if head:
-            yield {"input": head[0]}  # one column without a name
-        place = 0
+        listed = ", ".join(f"'{name}'" for name in TEXT_COLUMNS)
+        raise InputFileError(f"The CSV file's first row names no column of texts; call it one of {listed}.")
     for row in rows:
         if row:
             text = row[place] if place < len(row) else None

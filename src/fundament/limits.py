@@ -291,7 +291,9 @@ class RedisLimits(Limits):
                 await self._redis.zrem(_leases(who), lease)
 
     async def keep(self) -> None:
-        """Renew the leases of what runs."""
+        """Renew the leases of what runs; before that, look whether Redis answers at all, which the log tells."""
+        with suppress(UnavailableError):
+            await self._ask(self._redis.ping())
         while True:
             await asyncio.sleep(_RENEW_SECONDS)
             for lease, who in list(self._held.items()):

@@ -5,8 +5,10 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 
 from fundament import __version__, cli
 from fundament.app import named_models
@@ -106,6 +108,28 @@ def test_help_says_what_is_taken_where_nothing_is_given(monkeypatch: pytest.Monk
         assert f"default: ({default})" in out
 
 
+def test_ctrl_c_ends_in_silence_also_while_it_starts() -> None:
+    program = """
+import builtins, sys
+from fundament.__main__ import main
+imports = builtins.__import__
+def interrupted(name, *given):
+    if name.startswith("fundament.cli"):
+        raise KeyboardInterrupt
+    return imports(name, *given)
+builtins.__import__ = interrupted
+main()
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", "")
+
+
+def test_the_doctor_takes_what_serve_takes() -> None:
+    commands: Any = typer.main.get_command(cli.app)
+    serve, doctor = ([each.opts for each in commands.commands[name].params] for name in ("serve", "doctor"))
+    assert serve == doctor
+
+
 def test_the_version() -> None:
     assert fundament("--version")[:2] == (0, f"fundament {__version__}\n")
 
@@ -185,7 +209,8 @@ def test_what_kubernetes_says_of_services_is_no_setting(monkeypatch: pytest.Monk
     [
         (b"port = \n", "fundament.toml cannot be read: Invalid value"),
         (b"\xff", "fundament.toml cannot be read"),
-        (b"porrt = 1\n", "fundament.toml: 'porrt' is not a setting"),
+        (b"porrt = 1\n", "fundament.toml: 'porrt' is not a setting; docs/settings.md lists them. Did you mean port?"),
+        (b'port = "x"\n', "fundament.toml: port: write a whole number"),
         (b"memory_gb = inf\n", "memory_gb: Input should be a finite number"),
         (b"drain_seconds = nan\n", "drain_seconds: Input should be"),
         (b"threads = 100000\n", "threads: Input should be less than or equal to 1024"),

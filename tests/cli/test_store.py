@@ -1,6 +1,9 @@
 """`fundament keys`, `usage` and `db`: what they say, on which stream, with which exit code."""
 
 import json
+import subprocess
+import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,6 +14,8 @@ from fundament.config import Settings
 from fundament.errors import FundamentError
 from tests.cli.command import RUNNER, fundament
 from tests.servers import database_on
+
+COMMAND = [sys.executable, "-m", "fundament"]
 
 
 def make_key(*options: str) -> tuple[str, str]:
@@ -35,12 +40,34 @@ def test_a_key_is_made_listed_topped_up_rotated_and_revoked() -> None:
     assert again[:17] == key[:17]
     assert fundament("keys", "revoke", key_id)[0] == 0
     assert "revoked" in fundament("keys", "list")[1]
-    for command in (("rotate", key_id), ("revoke", "nobody"), ("credit", "nobody", "1")):
+    _, full = make_key("--balance", str(2**53))
+    _, uncounted = make_key()
+    refused = {
+        ("rotate", key_id): f"key {key_id} is revoked, for good",
+        ("revoke", "nobody"): "there is no key with the id 'nobody': fundament keys list",
+        ("credit", "nobody", "1"): "there is no key with the id 'nobody'",
+        ("credit", uncounted, "1"): f"the tokens of key {uncounted} are not counted",
+        ("credit", full, "5"): f"the balance of key {full} has no room for 5 tokens: it is {2**53:,}",
+    }
+    for command, reason in refused.items():
         code, out, err = fundament("keys", *command)
         assert (code, out) == (1, "")
-        assert "there is no key" in err
-    _, full = make_key("--balance", str(2**53))
-    assert "whose balance has room for 5 tokens" in fundament("keys", "credit", full, "5")[2]
+        assert reason in err
+
+
+def test_a_key_that_cannot_be_written_can_be_had_again() -> None:
+    with Path("/dev/full").open("w") as full:
+        run = partial(subprocess.run, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+        made = run([*COMMAND, "keys", "create", "ci"])
+        [key] = json.loads(fundament("keys", "list", "--json")[1])
+        assert made.returncode == 1
+        assert made.stderr.splitlines()[-1] == (
+            "fundament: the key could not be written: no space left on device. "
+            f"Give it another secret: fundament keys rotate {key['id']}"
+        )
+        listed = run([*COMMAND, "keys", "list"])
+    assert listed.returncode == 1
+    assert listed.stderr == "fundament: what it says cannot be written: no space left on device\n"
 
 
 def test_a_key_is_given_another_name_tier_and_end() -> None:
@@ -83,7 +110,26 @@ def test_a_tier_that_is_not_there_is_refused_with_those_that_are() -> None:
     assert fundament("keys", "create", "x", "--tier", "gold")[0] == 0
 
 
+def test_no_store_is_made_by_who_reads(tmp_path: Path) -> None:
+    for command in (("keys", "list"), ("keys", "revoke", "a"), ("usage",)):
+        code, out, err = fundament(*command, "--data-dir", str(tmp_path / "misspelt"))
+        assert (code, out) == (1, "")
+        there = tmp_path / "misspelt" / "fundament.db"
+        assert err == f"fundament: there is no store {there} yet. Is it another --data-dir?\n"
+    assert not (tmp_path / "misspelt").exists()
+    (tmp_path / "file").touch()
+    assert f"{tmp_path / 'file'} is a file" in fundament("keys", "create", "a", "--data-dir", str(tmp_path / "file"))[2]
+
+
 def test_usage_without_any_is_an_empty_table() -> None:
+    assert fundament("db", "upgrade")[0] == 0
+    code, out, err = fundament("keys", "list")
+    assert (code, len(out.splitlines()), err) == (0, 1, "No keys yet: fundament keys create NAME\n")
+    assert "write a day: 2027-01-31" in fundament("usage", "--since", "yesterday")[2]
+    assert (
+        "--since 2026-02-01 is after --until 2026-01-01"
+        in (fundament("usage", "--since", "2026-02-01", "--until", "2026-01-01")[2])
+    )
     assert fundament("usage")[1].split() == ["DAY", "KEY_ID", "MODEL", "ENDPOINT", "REQUESTS", "TOKENS"]
     assert fundament("usage", "--csv", "--json")[2].endswith("--csv or --json, not both\n")
     assert fundament("usage", "--csv", "--since", "2026-01-01")[1] == "day,key_id,model,endpoint,requests,tokens\n"

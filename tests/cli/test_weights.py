@@ -117,10 +117,13 @@ def test_the_table_of_models(hub: Hub, data_dir: Path) -> None:
     assert code == 0
     lines = {line.split()[0]: line for line in out.splitlines()}
     assert set(lines) == {"ID", *CATALOG}
-    assert lines[EMBEDDED.id].endswith("91 MB  embedded")
-    assert lines[SPEC.id].endswith("14M params")
+    assert lines[EMBEDDED.id].endswith("23 M  91 MB  embedded")
+    assert lines[SPEC.id].endswith("14 M")
     assert lines["elser-v2"].endswith("no public weights")
-    assert len({line.index("params") for line in lines.values() if "params" in line}) == 1
+    end = lines["ID"].index("PARAMS") + len("PARAMS")
+    assert all(line[:end].endswith(("PARAMS", " M")) for line in lines.values())
+    rows = {row["id"]: row for row in json.loads(fundament("models", "--json")[1])}
+    assert (rows[SPEC.id]["here"], rows[SPEC.id]["bytes"]) == (None, None)
 
     assert fundament("pull", SPEC.id)[0] == 0
     rows = {row["id"]: row for row in json.loads(fundament("models", "--json")[1])}

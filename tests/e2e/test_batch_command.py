@@ -109,18 +109,20 @@ def test_waiting_outlives_a_restart(tmp_path: Path) -> None:
         wait_until(asked, "the command to ask")
     with serving(tmp_path, threads=1, port=port):
         out, err = waiting.communicate()
-    assert (waiting.returncode, out) == (0, f"{job}: completed, 1 of 1 lines\n"), err
+    assert (waiting.returncode, out) == (0, f"{job}: completed, 1 of 1 line\n"), err
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("submit", "none.txt"), "cannot be read"),
+        (("submit", "a.txt", "none.txt"), "none.txt cannot be read: no such file or directory."),
+        (("status", "none.txt"), "There is no file none.txt, and no job has such an id."),
         (("submit", "a.bin"), "should end in .jsonl, .csv, .parquet or .txt"),
         (("submit", "a.txt", "--model", "no-such-model"), "not found"),
         (("status", "a.txt"), "has not been handed in"),
         (("status", "batch_none"), "not found or access denied"),
-        (("status", "batch_none", "--url", "http://127.0.0.1:9"), "does not answer"),
+        (("status", "batch_none", "--url", "http://127.0.0.1:9"), "does not answer: connection refused. Name another"),
+        (("status", "batch_none", "--url", "http://nobody.invalid"), "does not answer: there is no such host. Name"),
         (("wait", "batch_none", "--url", "http://127.0.0.1:9"), "does not answer"),
         (("status", "batch_none", "--url", "http://127.0.0.1:x"), "is not a server's address"),
     ],
@@ -128,8 +130,37 @@ def test_waiting_outlives_a_restart(tmp_path: Path) -> None:
 def test_what_goes_wrong_is_said_in_a_line(server: Served, folder: Path, arguments: list[str], said: str) -> None:
     ran = batch(server, folder, *arguments)
     assert ran.returncode == 1
+    assert ran.stdout == ""
     assert said in ran.stderr
     assert "Traceback" not in ran.stderr
+
+
+def test_a_server_that_speaks_no_https_is_told(server: Served, folder: Path) -> None:
+    ran = batch(server, folder, "status", "batch_none", "--url", server.url.replace("http:", "https:"))
+    assert (ran.returncode, "is it http?" in ran.stderr) == (1, True)
+
+
+def test_a_server_that_asks_for_a_key_says_where_it_goes(tmp_path: Path) -> None:
+    with serving(tmp_path, threads=1, auth=True) as server:
+        ran = batch(server, tmp_path, "status", "batch_none")
+        assert (ran.returncode, "set FUNDAMENT_API_KEY, or --key" in ran.stderr) == (1, True)
+        assert any(event["event"] == "no key works yet: fundament keys create NAME" for event in server.events())
+
+
+def test_a_second_job_of_a_file_tells_of_the_first(server: Served, folder: Path) -> None:
+    first = batch(server, folder, "submit", "a.txt").stdout.strip()
+    again = batch(server, folder, "submit", "a.txt")
+    assert f"a.txt was handed in before, as {first}; that job stays." in again.stderr
+    assert (folder / "a.txt.job").read_text() == again.stdout != f"{first}\n"
+
+
+def test_a_job_that_failed_leaves_no_output(server: Served, folder: Path) -> None:
+    (folder / "x.jsonl").write_text("")
+    assert batch(server, folder, "submit", "x.jsonl").returncode == 0
+    assert batch(server, folder, "wait", "x.jsonl").returncode == 1
+    fetched = batch(server, folder, "fetch", "x.jsonl")
+    assert (fetched.returncode, "x.jsonl: failed, 0 lines: " in fetched.stdout) == (1, True)
+    assert not (folder / "x.jsonl.output.jsonl").exists()
 
 
 @pytest.mark.parametrize(

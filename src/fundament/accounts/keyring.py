@@ -1,15 +1,18 @@
 """Looking keys up: each at most once a second in every process, so that a revoked one stops within that."""
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from fundament.errors import AuthError
+from fundament.errors import AuthError, UnavailableError
 from fundament.store import keys
 from fundament.store.database import Database
 from fundament.store.keys import Key
+from fundament.telemetry import say
 
 _VALID_SECONDS = 0.8  # less than the second that is promised: what is read then may be written a moment before
 _MOST_KEPT = 10_000
@@ -35,6 +38,14 @@ class Keyring:
         self._store, self._clock = store, clock
         self._seen: dict[str, _Seen] = {}
         self._reading: dict[str, asyncio.Task[_Seen | None]] = {}
+
+    async def look(self) -> None:
+        """Say so in the log where no key works, and nobody can call."""
+        with suppress(UnavailableError):
+            async with self._store.read() as connection:
+                n_keys = (await connection.execute(keys.working())).scalar_one()
+            if not n_keys:
+                say("no key works yet: fundament keys create NAME", level=logging.WARNING)
 
     async def open(self, authorization: str | None, *, admin: bool = False) -> Key:
         """The key that an `Authorization` header brings.

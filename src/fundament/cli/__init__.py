@@ -17,10 +17,12 @@ from fundament.cli.options import (
     Device,
     Dtype,
     Host,
+    IdleSeconds,
     LogFormat,
     MemoryGb,
     Models,
     Port,
+    Preload,
     settings_of,
 )
 from fundament.cli.output import aligned, refuse
@@ -30,6 +32,7 @@ from fundament.errors import FundamentError
 app = typer.Typer(
     help="The Jina Search Foundation API on your own hardware.",
     no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
     add_completion=False,
     pretty_exceptions_enable=False,
 )
@@ -41,7 +44,7 @@ def main(version: Annotated[bool, typer.Option("--version", help="Print the vers
     if os.getpid() == 1:  # in a container: the system ends the first process by no signal that it does not handle
         signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     if not all(map(is_text, sys.argv)):
-        refuse("An argument is not UTF-8. Give the file or directory another name.")
+        refuse("An argument is not UTF-8. Give the file another name, or set LC_ALL=C.UTF-8.")
     if version:
         typer.echo(f"fundament {__version__}")
         raise typer.Exit
@@ -58,11 +61,9 @@ def serve(
     device: Device = None,
     dtype: Dtype = None,
     data_dir: DataDir = None,
-    preload: Annotated[bool | None, typer.Option("--preload/--lazy", help="Load models at start.")] = None,
+    preload: Preload = None,
     memory_gb: MemoryGb = None,
-    idle_seconds: Annotated[
-        float | None, typer.Option(help="Let a model go after this long unused.", show_default="never")
-    ] = None,
+    idle_seconds: IdleSeconds = None,
     log_format: LogFormat = None,
 ) -> None:
     """Serve models over HTTP. Further settings: docs/settings.md."""
@@ -86,7 +87,7 @@ def worker(
     memory_gb: MemoryGb = None,
     log_format: LogFormat = None,
 ) -> None:
-    """Run batch jobs of the servers on the same store and files; any number of workers may."""
+    """Run batch jobs of the servers on the same store and files; start as many as you like."""
     settings = settings_of(**context.params)
     from fundament.server import work
 
@@ -107,9 +108,12 @@ def doctor(
     device: Device = None,
     dtype: Dtype = None,
     data_dir: DataDir = None,
+    preload: Preload = None,
     memory_gb: MemoryGb = None,
+    idle_seconds: IdleSeconds = None,
+    log_format: LogFormat = None,
 ) -> None:
-    """Say what would stop `serve` with the same options, and what to do. Exit code 1 where something would."""
+    """Say what would keep `serve` with these options from answering, and what to do. Exit code 1 if anything would."""
     settings = settings_of(**context.params)
     from fundament.doctor import examine
 

@@ -1,6 +1,7 @@
 """Batch jobs of a running server: files are handed in, their vectors fetched."""
 
 import asyncio
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +21,12 @@ app = typer.Typer(help="Batch jobs of a running server: many lines, handed in on
 Files = Annotated[list[str], typer.Argument(metavar="FILE...", help=".jsonl, .csv, .parquet or .txt.")]
 FilesOrJobs = Annotated[list[str], typer.Argument(metavar="FILE...", help="Files that were handed in, or ids of jobs.")]
 Url = Annotated[str, typer.Option(envvar="FUNDAMENT_URL", help="The server.")]
-ApiKey = Annotated[str | None, typer.Option(envvar="FUNDAMENT_API_KEY", help="The key, where it asks for one.")]
+ApiKey = Annotated[
+    str | None,
+    typer.Option(
+        envvar="FUNDAMENT_API_KEY", help="The key, where it asks for one; others on this machine can see an option."
+    ),
+]
 
 
 @app.command("submit")
@@ -49,11 +55,18 @@ def batch_submit(
         "webhook_url": webhook_url,
     }
     fields = {"model": model} | {name: value for name, value in given.items() if value is not None}
-    with _asking(url, key) as server:
-        for path in map(Path, file):
-            job = asyncio.run(server.submit(path, fields))
+    with _asking(url, key) as server, tempfile.TemporaryDirectory() as folder:
+        from fundament.client import as_lines
+
+        paths = list(map(Path, file))
+        # All are read before the first is handed in.
+        lines = [as_lines(path, Path(folder) / f"{place}.jsonl") for place, path in enumerate(paths)]
+        for path, read in zip(paths, lines, strict=True):
+            job, note = asyncio.run(server.submit(read, path.stem, fields)), _note(path)
             typer.echo(job)  # first: it runs, whether its id can be kept or not
-            _note(path).write_text(f"{job}\n")
+            if note.is_file():
+                typer.secho(f"{path} was handed in before, as {note.read_text().strip()}; that job stays.", err=True)
+            note.write_text(f"{job}\n")
 
 
 @app.command("status")
@@ -80,17 +93,24 @@ def batch_wait(file: FilesOrJobs, url: Url = "http://127.0.0.1:8080", key: ApiKe
 
 @app.command("fetch")
 def batch_fetch(file: FilesOrJobs, url: Url = "http://127.0.0.1:8080", key: ApiKey = None) -> None:
-    """Fetch what jobs made into FILE.output.jsonl, and what failed into FILE.errors.jsonl."""
+    """Fetch what jobs made into FILE.output.jsonl, what failed into FILE.errors.jsonl. Exit code 1 if a job failed."""
+    failed = False
     with _asking(url, key) as server:
         for name in file:
             job = _job_of(name)
             now = asyncio.run(server.status(job))
             for kind, count in (("output", now.n_completed), ("errors", now.n_failed)):
                 target = Path(f"{name}.{kind}.jsonl")
-                if not count and kind == "errors":
+                if not count and (kind == "errors" or now.status == "failed"):
                     target.unlink(missing_ok=True)  # an earlier job's
                 else:
-                    typer.echo(f"{target}: {count:,} lines, {size_of(asyncio.run(server.fetch(job, kind, target)))}")
+                    size = size_of(asyncio.run(server.fetch(job, kind, target)))
+                    typer.echo(f"{target}: {_counted(count)}, {size}")
+            if now.status == "failed":
+                failed = True
+                _tell(name, now)
+    if failed:
+        raise typer.Exit(1)
 
 
 @app.command("cancel")
@@ -113,14 +133,20 @@ def _job_of(name: str) -> str:
         return note.read_text().strip()
     if Path(name).exists():
         raise FundamentError(f"{name} has not been handed in: there is no {note}. fundament batch submit {name}")
+    if Path(name).suffix:
+        raise FundamentError(f"There is no file {name}, and no job has such an id.")
     return name
 
 
+def _counted(n_lines: int) -> str:
+    return f"{n_lines:,} line{'s' * (n_lines != 1)}"
+
+
 def _tell(name: str, job: "Report") -> None:
-    of = f" of {job.n_lines:,}" if job.n_lines else ""
+    done = f"{job.n_completed:,} of {_counted(job.n_lines)}" if job.n_lines else _counted(job.n_completed)
     failed = f", {job.n_failed:,} failed" if job.n_failed else ""
     why = f": {job.error}" if job.error else ""
-    typer.echo(f"{name}: {job.status}, {job.n_completed:,}{of} lines{failed}{why}")
+    typer.echo(f"{name}: {job.status}, {done}{failed}{why}")
 
 
 @contextmanager

@@ -1,9 +1,11 @@
 """The store: keys, usage, and its schema."""
 
 import asyncio
+import os
 from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn, TypeVar
 
 import typer
 
@@ -20,14 +22,22 @@ T = TypeVar("T")
 keys = typer.Typer(help="Keys: who may call.", no_args_is_help=True)
 db = typer.Typer(help="The store: keys, usage and what else survives a restart.", no_args_is_help=True)
 
+_TIER = "Its limits: free, tier1, tier2, or one of the settings' own."
 Json = Annotated[bool, typer.Option("--json", help="JSON, for scripts.")]
 KeyId = Annotated[str, typer.Argument(metavar="ID", help="The key's id: `fundament keys list`.")]
+
+
+def _day(text: str) -> date:
+    try:
+        return date.fromisoformat(text)
+    except ValueError as error:
+        raise typer.BadParameter("write a day: 2027-01-31") from error
 
 
 @keys.command("create")
 def create_key(
     name: Annotated[str, typer.Argument(metavar="NAME", help="What its owner calls it.")],
-    tier: Annotated[str, typer.Option(help="Its limits: free, tier1, tier2, or one of the settings' own.")] = "free",
+    tier: Annotated[str, typer.Option(help=_TIER)] = "free",
     balance: Annotated[
         int | None, typer.Option(min=0, max=2**53, help="Tokens that it may spend.", show_default="not counted")
     ] = None,
@@ -45,10 +55,11 @@ def create_key(
     key, secret = _in_store(
         settings,
         lambda store: table.create(store, name, tier=tier, balance=balance, admin=admin, expires_at=expires_at),
+        makes=True,
     )
     store = shown(locate(settings.store_url, settings.data_dir))
     typer.secho(f"Key {key.id} of tier {key.tier}, in {store}. It is shown this once:", err=True)
-    typer.echo(secret)
+    _show(secret, key.id)
 
 
 @keys.command("list")
@@ -58,6 +69,8 @@ def list_keys(data_dir: DataDir = None, as_json: Json = False) -> None:
     from fundament.store import keys as table
 
     rows = [describe_key(key) for key in _in_store(settings_of(data_dir=data_dir), table.everyone)]
+    if not rows:
+        typer.secho("No keys yet: fundament keys create NAME", err=True)
     names = ("id", "name", "tier", "balance", "admin", "state", "expires_at", "last_used_at")
     show(rows, names, as_json=as_json, right=(3,))
 
@@ -66,7 +79,7 @@ def list_keys(data_dir: DataDir = None, as_json: Json = False) -> None:
 def change_key(
     key_id: KeyId,
     name: Annotated[str | None, typer.Option(help="What its owner calls it.")] = None,
-    tier: Annotated[str | None, typer.Option(help="Its limits.")] = None,
+    tier: Annotated[str | None, typer.Option(help=_TIER)] = None,
     expires: Annotated[str | None, typer.Option(metavar="WHEN", help="30d, 12h, a day: 2027-01-31, or never.")] = None,
     data_dir: DataDir = None,
 ) -> None:
@@ -82,7 +95,7 @@ def change_key(
 
     key = _in_store(settings, lambda store: table.change(store, key_id, values))
     if key is None:
-        refuse(f"there is no key {key_id} that is not revoked: fundament keys list")
+        _refuse_key(settings, key_id)
     end = f"expires {key.expires_at:%Y-%m-%d %H:%M} UTC" if key.expires_at else "does not expire"
     typer.echo(f"{key.id} is '{key.name}' of tier {key.tier}, and {end}")
 
@@ -92,8 +105,9 @@ def revoke_key(key_id: KeyId, data_dir: DataDir = None) -> None:
     """Stop a key for good, within a second on every process."""
     from fundament.store import keys as table
 
-    if _in_store(settings_of(data_dir=data_dir), lambda store: table.revoke(store, key_id)) is None:
-        refuse(f"there is no key {key_id}: fundament keys list")
+    settings = settings_of(data_dir=data_dir)
+    if _in_store(settings, lambda store: table.revoke(store, key_id)) is None:
+        _refuse_key(settings, key_id)
     typer.echo(f"{key_id} is revoked")
 
 
@@ -102,11 +116,12 @@ def rotate_key(key_id: KeyId, data_dir: DataDir = None) -> None:
     """Give a key a new secret, and show it this once; the old one stops within a second."""
     from fundament.store import keys as table
 
-    rotated = _in_store(settings_of(data_dir=data_dir), lambda store: table.rotate(store, key_id))
+    settings = settings_of(data_dir=data_dir)
+    rotated = _in_store(settings, lambda store: table.rotate(store, key_id))
     if rotated is None:
-        refuse(f"there is no key {key_id} that is not revoked: fundament keys list")
+        _refuse_key(settings, key_id)
     typer.secho(f"Key {key_id} has a new secret. It is shown this once:", err=True)
-    typer.echo(rotated[1])
+    _show(rotated[1], key_id)
 
 
 @keys.command("credit")
@@ -118,16 +133,17 @@ def credit_key(
     """Add tokens to a key's balance."""
     from fundament.store import keys as table
 
-    key = _in_store(settings_of(data_dir=data_dir), lambda store: table.credit(store, key_id, tokens))
+    settings = settings_of(data_dir=data_dir)
+    key = _in_store(settings, lambda store: table.credit(store, key_id, tokens))
     if key is None:
-        refuse(f"there is no key {key_id} whose balance has room for {tokens:,} tokens: fundament keys list")
+        _refuse_key(settings, key_id, tokens)
     typer.echo(f"{key.balance:,} tokens")
 
 
 def usage(
     key: Annotated[str | None, typer.Option(metavar="ID", help="Of this key only.")] = None,
-    since: Annotated[datetime | None, typer.Option(formats=["%Y-%m-%d"], help="The first day (UTC).")] = None,
-    until: Annotated[datetime | None, typer.Option(formats=["%Y-%m-%d"], help="The last day (UTC).")] = None,
+    since: Annotated[date | None, typer.Option(metavar="DAY", parser=_day, help="The first day (UTC).")] = None,
+    until: Annotated[date | None, typer.Option(metavar="DAY", parser=_day, help="The last day (UTC).")] = None,
     as_csv: Annotated[bool, typer.Option("--csv", help="A table for spreadsheets.")] = False,
     as_json: Json = False,
     data_dir: DataDir = None,
@@ -139,9 +155,10 @@ def usage(
 
     if as_csv and as_json:
         refuse("--csv or --json, not both")
-    first, last = since and since.date(), until and until.date()
+    if since and until and since > until:
+        refuse(f"--since {since} is after --until {until}")
     used = _in_store(
-        settings_of(data_dir=data_dir), lambda store: table.find(store, key_id=key, since=first, until=last)
+        settings_of(data_dir=data_dir), lambda store: table.find(store, key_id=key, since=since, until=until)
     )
     rows = describe_usage(used)
     if as_csv:
@@ -164,10 +181,33 @@ def db_upgrade(data_dir: DataDir = None) -> None:
     typer.echo(f"schema {now}" if before == now else f"schema {before or 'none'} -> {now}")
 
 
-def _in_store(settings: Settings, work: "Callable[[AsyncConnection], Awaitable[T]]") -> T:
-    """Do something in one transaction of the store."""
+def _show(secret: str, key_id: str) -> None:
+    """Write a key where it goes, which may be a full disk: nobody sees it again."""
+    try:
+        typer.echo(secret)
+    except OSError as error:
+        why = os.strerror(error.errno or 0).lower()
+        refuse(f"the key could not be written: {why}. Give it another secret: fundament keys rotate {key_id}")
+
+
+def _refuse_key(settings: Settings, key_id: str, n_tokens: int = 0) -> NoReturn:
+    """Say why nothing can be done with a key: it is not there, or revoked, or has no such balance."""
+    from fundament.store import keys as table
+
+    key = _in_store(settings, lambda store: table.get(store, key_id))
+    if key is None:
+        refuse(f"there is no key with the id '{key_id}': fundament keys list")
+    if n_tokens and key.balance is None:
+        refuse(f"the tokens of key {key_id} are not counted: it has no balance")
+    if n_tokens:
+        refuse(f"the balance of key {key_id} has no room for {n_tokens:,} tokens: it is {key.balance:,}")
+    refuse(f"key {key_id} is revoked, for good: make another with fundament keys create NAME")
+
+
+def _in_store(settings: Settings, work: "Callable[[AsyncConnection], Awaitable[T]]", *, makes: bool = False) -> T:
+    """Do something in one transaction of the store, which is there already unless this `makes` it."""
     from fundament.store import migrate
-    from fundament.store.database import Database, locate
+    from fundament.store.database import Database, is_sqlite, locate
 
     async def run(store: Database) -> T:
         try:
@@ -178,8 +218,12 @@ def _in_store(settings: Settings, work: "Callable[[AsyncConnection], Awaitable[T
 
     try:
         url = locate(settings.store_url, settings.data_dir)
+        if is_sqlite(url) and not makes:
+            Path(str(url.database)).stat()
         migrate.prepare(url)
         return asyncio.run(run(Database(url)))
+    except FileNotFoundError as error:
+        refuse(f"there is no store {error.filename} yet. Is it another --data-dir?")
     except FundamentError as error:
         refuse(error.detail)
 

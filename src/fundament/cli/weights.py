@@ -62,9 +62,10 @@ def models(
     if as_json:
         typer.echo(orjson.dumps(rows, option=orjson.OPT_INDENT_2).decode())
         return
-    lines = [["ID", "KIND", "DIM", "CONTEXT", "LICENCE", "SIZE", "HERE"], *map(_cells, rows)]
-    for line in aligned(lines, right=(2, 3, 5)):
+    lines = [["ID", "KIND", "DIM", "CONTEXT", "LICENCE", "PARAMS", "SIZE", "HERE"], *map(_cells, rows)]
+    for line in aligned(lines, right=(2, 3, 5, 6)):
         typer.echo(line)
+    typer.secho("docs/models.md says what each is for.", err=True)
 
 
 def _in_catalogue(model: str) -> ModelSpec:
@@ -85,7 +86,7 @@ def _row(spec: ModelSpec, data_dir: Path) -> dict[str, Any]:
     elif directory_of(spec, data_dir).exists():
         here = "pull again"
     else:
-        here = ""
+        here = None
     return {
         "id": spec.id,
         "kind": spec.kind,
@@ -93,15 +94,16 @@ def _row(spec: ModelSpec, data_dir: Path) -> dict[str, Any]:
         "context": spec.context,
         "licence": spec.licence,
         "parameters": spec.n_parameters,
-        "bytes": Local(spec, there).n_bytes if there else 0,
+        "bytes": Local(spec, there).n_bytes if there else None,
         "here": here,
     }
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
-    """The same as cells of the table: one size, and nothing in the place of a zero."""
-    size = size_of(row["bytes"]) if row["bytes"] else f"{row['parameters'] / 1e6:,.0f}M params"
-    shown = (row["id"], row["kind"], row["dimensions"], row["context"], row["licence"], size, row["here"])
+    """The same as cells of the table, with nothing in the place of a zero."""
+    size = size_of(row["bytes"]) if row["bytes"] else ""
+    params = f"{row['parameters'] / 1e6:,.0f} M"
+    shown = (row["id"], row["kind"], row["dimensions"], row["context"], row["licence"], params, size, row["here"])
     return [str(cell or "") for cell in shown]
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import orjson
 
 from fundament.catalog import CATALOG, EMBEDDED, ModelSpec, find
+from fundament.config import default_data_dir
 from fundament.errors import CheckpointError, near
 from fundament.models import PROGRAM, families
 
@@ -227,7 +228,8 @@ def from_argument(argument: str, data_dir: Path, *, allow_torchscript: bool = Fa
             return local
         found = pulled(data_dir).get(spec.id)
         if found is None:
-            raise CheckpointError(f"The weights of '{spec.id}' are not in {data_dir}. {spec.way_in}")
+            there = f" --data-dir {data_dir}" if spec.repo and data_dir != default_data_dir() else ""
+            raise CheckpointError(f"The weights of '{spec.id}' are not in {data_dir}. {spec.way_in}{there}")
         return found
     if not name:
         raise CheckpointError(f"--model {argument}: give it a name, as in --model my-model{argument}")

@@ -261,8 +261,9 @@ def _make_room(file: Path) -> None:
         if not file.exists():
             file.touch(mode=0o600)  # it holds the keys' digests
     except OSError as error:
+        why = f"{file.parent} is a file" if isinstance(error, FileExistsError) else error.strerror
         raise FundamentError(
-            f"The store {file} cannot be made: {error.strerror}. Choose another directory with --data-dir, "
+            f"The store {file} cannot be made: {why}. Choose another directory with --data-dir, "
             "or a database with FUNDAMENT_STORE_URL."
         ) from error
 
