@@ -241,7 +241,8 @@ class Settings(BaseSettings):
     max_waiting_mb: float = Field(
         default=2_000,
         gt=0,
-        description="Memory of the inputs that wait for one model, pixels for the most part, in MB; past it 503.",
+        description="Memory of the inputs that wait for one model, pixels for the most part, in MB; past it 503, and "
+        "422 where one request alone has more.",
     )
     request_seconds: float = Field(
         default=0,

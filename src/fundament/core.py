@@ -35,6 +35,7 @@ class MediaLimits:
         seconds: of a video or a sound.
         video_frames: of a video.
         video_pixels: of a video, all its frames together.
+        call_bytes: of what a model is given of all files of a call together.
     """
 
     image_bytes: int = 8_000_000
@@ -44,6 +45,7 @@ class MediaLimits:
     seconds: float = 300
     video_frames: int = 10_000
     video_pixels: int = 10_000_000_000
+    call_bytes: int = 2_000_000_000
 
     def max_bytes(self, kind: MediaKind) -> int:
         """Most bytes of a file of that kind."""

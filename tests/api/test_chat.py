@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from fundament.api.chat import ChatRequest, chat
 from fundament.engine.generator import Generator
 from tests.checkpoints.clip import picture
 from tests.checkpoints.jina_vlm import jina_vlm
@@ -63,6 +64,20 @@ def events(answer: httpx.Response) -> list[Any]:
     lines = answer.text.split("\n\n")
     assert lines[-2:] == ["data: [DONE]", ""]
     return [json.loads(line.removeprefix("data: ")) for line in lines[:-2]]
+
+
+def test_an_answer_that_is_being_written_holds_no_files(api: Api) -> None:
+    parts = [{"type": "image_url", "image_url": {"url": uri(64, 64)}}, {"type": "text", "text": "what"}]
+    request, state = ChatRequest.model_validate(body(parts)), api.app.state.parts
+
+    async def begin() -> int:
+        deltas = chat(state, request)
+        await anext(deltas)
+        held: int = state.n_file_bytes
+        await deltas.aclose()
+        return held
+
+    assert api.run(begin()) == 0
 
 
 def generator(api: Api) -> Generator:
@@ -150,6 +165,11 @@ def test_roles_and_synonyms(api: Api) -> None:
         ({"stop": ""}, "stop", "at least 1"),
         ({"n": 2}, "n", "less than or equal to 1"),
         ({"tools": [{}]}, "tools", "not served"),
+        (
+            {"messages": [{"role": "assistant", "tool_calls": [{}]}]},
+            "messages -> 0 -> tool_calls",
+            "Tools are not served",
+        ),
         ({"tool_choice": "required"}, "tool_choice", "not served"),
         ({"functions": [{}]}, "functions", "not served"),
         ({"modalities": ["text", "audio"]}, "modalities", "not served"),

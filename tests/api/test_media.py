@@ -67,7 +67,7 @@ class Eye:
             found = media.sound(file, 8000)
             assert found is not None
             return [np.array([len(found)])]
-        seen = media.frames(file, 2) if file.kind == "video" else media.pictures(file)
+        seen = (frame for frame, _ in media.frames(file, 2)) if file.kind == "video" else media.pictures(file)
         return [picture.mean(axis=(0, 1)) for picture in seen][: 1 if file.kind == "video" else None]
 
     def _item(self, kind: str, numbers: Array) -> Item:

@@ -33,6 +33,25 @@ def test_bytes_that_are_no_character_come_at_the_end() -> None:
     assert [utterance.add(0xF0), utterance.add(0x9F), utterance.rest()] == ["", "", "\ufffd"]
 
 
+@settings(deadline=None)
+@given(said=st.binary(max_size=60) | st.text("é🙂\ufffd", max_size=20).map(str.encode))
+def test_any_bytes_are_said_as_they_are_decoded_together(said: bytes) -> None:
+    utterance = Utterance(decode)
+    assert "".join([*map(utterance.add, said), utterance.rest()]) == decode(said)
+
+
+def test_bytes_that_are_no_characters_are_not_decoded_again_and_again() -> None:
+    sizes = []
+
+    def counted(ids: Sequence[int]) -> str:
+        sizes.append(len(ids))
+        return decode(ids)
+
+    utterance = Utterance(counted)
+    assert sum(bool(utterance.add(0xFF)) for _ in range(1_000)) == 125
+    assert max(sizes) <= 24
+
+
 def test_what_may_be_a_stop_waits() -> None:
     assert say("one END", ["END."])[0] == ["o", "n", "e", " ", "", "", "", "END"]
     assert say("one ENd", ["END."])[0] == ["o", "n", "e", " ", "", "", "ENd", ""]

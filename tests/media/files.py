@@ -296,3 +296,29 @@ def audio(form: str, codec: str, rate: int) -> bytes:
         container.mux(stream.encode(frame))
         container.mux(stream.encode())
     return file.getvalue()
+
+
+def many_frames(n: int) -> bytes:
+    """A video of a few hundred bytes that says it has `n` frames of a byte each (ISO 14496-12, 8.6.1, 8.7.3, 8.7.4)."""
+    content = bytearray(video([1, 2], "mp4", codec="mpeg4"))
+    sizes, chunks, times = content.index(b"stsz") + 8, content.index(b"stsc") + 16, content.index(b"stts") + 12
+    content[sizes : sizes + 8] = struct.pack(">II", 1, n)
+    content[chunks : chunks + 4] = content[times : times + 4] = struct.pack(">I", n)
+    return bytes(content)
+
+
+def flac(n: int, rate: int) -> bytes:
+    """A sound of `n` equal samples in one frame, whose length it does not tell (RFC 9639, sections 8 and 9)."""
+    head = struct.pack(">HH", n, n) + bytes(6) + (rate << 44 | 15 << 36).to_bytes(8) + bytes(16)
+    begin = b"\xff\xf8\x70\x08\0" + struct.pack(">H", n - 1)
+    frame = begin + _crc(begin, 8, 0x07) + b"\0\x10\0"  # one value for all
+    return b"fLaC\x80" + len(head).to_bytes(3) + head + frame + _crc(frame, 16, 0x8005)
+
+
+def _crc(content: bytes, n_bits: int, polynomial: int) -> bytes:
+    left = 0
+    for byte in content:
+        left ^= byte << (n_bits - 8)
+        for _ in range(8):
+            left = (left << 1 ^ polynomial * (left >> (n_bits - 1))) & ((1 << n_bits) - 1)
+    return left.to_bytes(n_bits // 8)

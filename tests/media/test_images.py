@@ -9,7 +9,7 @@ from PIL import Image
 
 from fundament.core import Media, MediaLimits
 from fundament.errors import InputError
-from fundament.media import pictures
+from fundament.media import images, pictures
 from tests.media.files import (
     BLUE,
     GREEN,
@@ -196,6 +196,22 @@ def test_pixels_without_a_known_range_are_refused() -> None:
 @pytest.mark.parametrize("form", ["GIF", "WEBP", "PNG"])
 def test_an_animation_is_its_first_frame(form: str) -> None:
     assert np.unique(decoded(animation(form, (GREEN, RED, BLUE))).reshape(-1, 3), axis=0).tolist() == [[*GREEN]]
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "I;16", "RGB", "1"])
+def test_strips_are_the_picture(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    numbers = np.random.default_rng(0).integers(0, 256, (9, 7, 4), np.uint8)
+    picture = Image.fromarray(numbers, "RGBA")
+    if mode == "I;16":
+        picture = Image.fromarray(numbers.view(np.uint32)[..., 0].astype(np.uint16))
+    elif mode == "P":
+        picture = picture.quantize(16)
+    else:
+        picture = picture.convert(mode)
+    content = saved(picture)
+    whole = decoded(content)
+    monkeypatch.setattr(images, "_STRIP_PIXELS", 15)
+    np.testing.assert_array_equal(decoded(content), whole)
 
 
 def test_pixels_are_counted_before_they_are_decoded() -> None:

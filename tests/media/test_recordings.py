@@ -7,7 +7,8 @@ import pytest
 
 from fundament.core import Interest, Media, MediaLimits
 from fundament.errors import InputError
-from fundament.media import count_frames, frames, sound
+from fundament.media import frames, sound
+from fundament.media.arrays import RGB
 from fundament.media.formats import format_of
 from tests.media.files import audio, plain, recut, still, turned, video, wav
 
@@ -16,8 +17,14 @@ av = pytest.importorskip("av")
 SHADES = list(range(0, 200, 20))
 
 
+def seen(content: bytes, n: int, limits: MediaLimits | None = None) -> list[RGB]:
+    found = list(frames(Media("video", content, limits=limits or MediaLimits()), n))
+    assert {told for _, told in found} == {len(found)}
+    return [frame for frame, _ in found]
+
+
 def shades(content: bytes, n: int, limits: MediaLimits | None = None) -> list[int]:
-    return [round(float(frame.mean())) for frame in frames(Media("video", content, limits=limits or MediaLimits()), n)]
+    return [round(float(frame.mean())) for frame in seen(content, n, limits)]
 
 
 def heard(content: bytes, rate: int = 8000, limits: MediaLimits | None = None) -> np.ndarray:
@@ -42,14 +49,14 @@ def test_frames_are_evenly_spread_from_the_first_to_the_last(n: int) -> None:
 @pytest.mark.parametrize("form", ["mp4", "mov"])
 def test_frames_that_a_trimmed_video_hides_are_not_read(form: str) -> None:
     content = recut(video(SHADES, "mp4", codec="mpeg4", interval=100), form, n_hidden=4)
-    assert count_frames(Media("video", content)) == 6
+    assert len(seen(content, 100)) == 6
     np.testing.assert_allclose(shades(content, 3), [SHADES[place] for place in (4, 6, 9)], atol=3)
 
 
 @pytest.mark.parametrize("form", ["matroska", "mp4"])
 def test_frames_that_build_on_lost_ones_are_not_read(form: str) -> None:
     content = recut(video(SHADES, "matroska", codec="mpeg4", interval=4), form, n_lost=2)
-    assert count_frames(Media("video", content)) == 6
+    assert len(seen(content, 100)) == 6
     np.testing.assert_allclose(shades(content, 3), [SHADES[place] for place in (4, 6, 9)], atol=3)
 
 
@@ -57,7 +64,7 @@ def test_frames_that_build_on_lost_ones_are_not_read(form: str) -> None:
 def test_a_video_is_upright_as_a_player_shows_it(degrees: int) -> None:
     picture = np.zeros((32, 64, 3), np.uint8)
     picture[:16, :32], picture[16:, :32], picture[16:, 32:] = 60, 120, 200
-    [found] = frames(Media("video", turned(picture, degrees)), 1)
+    [found] = seen(turned(picture, degrees), 1)
     np.testing.assert_allclose(found.astype(int), np.rot90(picture, -degrees // 90), atol=12)
 
 
@@ -67,7 +74,7 @@ def test_a_video_is_upright_as_a_player_shows_it(degrees: int) -> None:
 )
 def test_every_container_is_known_by_its_bytes(form: str, codec: str) -> None:
     content = video(SHADES, form, codec=codec, rate=25)
-    found = list(frames(Media("video", content), 4))
+    found = seen(content, 4)
     assert [frame.shape for frame in found] == [(16, 32, 3)] * 4
     for frame, shade in zip(found, (0, 60, 120, 180), strict=True):
         assert abs(float(frame.mean()) - shade) < 4
@@ -227,7 +234,8 @@ def test_decoding_ends_when_it_has_taken_its_time() -> None:
 def test_decoding_ends_when_nobody_waits_any_more() -> None:
     interest = Interest()
     found = frames(Media("video", video(SHADES), interest=interest), 10)
-    assert next(found).shape == (16, 32, 3)
+    picture, n_frames = next(found)
+    assert (picture.shape, n_frames) == ((16, 32, 3), 10)
     interest.lose()
     with pytest.raises(InputError, match="Nobody waits"):
         next(found)

@@ -1,14 +1,18 @@
 """jina-embeddings-v5-omni against transformers' classes, put together by hand."""
 
+import ast
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -19,10 +23,10 @@ from transformers import Qwen2VLImageProcessorPil, WhisperFeatureExtractor
 
 from fundament import media
 from fundament.backbone.omni import OmniEmbedder
-from fundament.backbone.towers.images import Patches
+from fundament.backbone.towers.images import Patches, frame_size
 from fundament.backbone.towers.sounds import log_mel, mel_bands
 from fundament.catalog import CATALOG
-from fundament.core import Embed, Group, Input, Media
+from fundament.core import Embed, Group, Input, Media, MediaLimits
 from fundament.engine.local import finish
 from fundament.errors import CheckpointError, InputError, TooLongError
 from tests.checkpoints import assert_same_alone, llama, load, resave
@@ -90,6 +94,22 @@ def processor(limits: tuple[int, int]) -> Qwen2VLImageProcessorPil:
     )
 
 
+def smart_resize() -> Callable[..., tuple[int, int]]:
+    """How transformers' processor of Qwen3-VL sizes frames; its module itself needs torchvision."""
+    directory = Path(str(transformers.__file__)).parent / "models" / "qwen3_vl"
+    tree = ast.parse((directory / "video_processing_qwen3_vl.py").read_text())
+    tree.body = [each for each in tree.body if isinstance(each, ast.FunctionDef) and each.name == "smart_resize"]
+    found: dict[str, Any] = {"math": math}
+    exec(compile(tree, "smart_resize", "exec"), found)
+    resize: Callable[..., tuple[int, int]] = found["smart_resize"]
+    return resize
+
+
+def resized(frame: Pixels, n_frames: int) -> Pixels:
+    height, width = smart_resize()(max(2, n_frames), *frame.shape[:2], 2, 32, *VIDEO)
+    return np.asarray(Image.fromarray(frame).resize((width, height), Image.Resampling.BICUBIC))
+
+
 def merged(size: Size, task: str, frames: Sequence[Pixels], limits: tuple[int, int]) -> Tensor:
     """What the language model is given of a picture of one frame or two."""
     read = [processor(limits)(images=[Image.fromarray(frame)], return_tensors="pt") for frame in frames]
@@ -135,15 +155,14 @@ def embedded(size: Size, task: str, value: str | Media, prompt: str) -> Tensor:
     sound = [] if samples is None else [around("audio", heard(size, task, samples))]
     if value.kind == "audio":
         return sound[0]
-    frames = [*media.frames(value, 32)]
-    n_even = len(frames) + len(frames) % 2
+    frames = [frame for frame, _ in media.frames(value, 32)]
     parts = [*sound]
     for first in range(0, len(frames), 2):
         last = min(first + 1, len(frames) - 1)
         if size == "small":
             parts.append(look(tokenizer.encode(f"<{(first / 24 + last / 24) / 2:.1f} seconds>").ids))
-        limits = (-(-VIDEO[0] // n_even), VIDEO[1] // n_even)
-        parts.append(around("vision", merged(size, task, [frames[first], frames[last]], limits)))
+        pair = [resized(frames[place], len(frames)) for place in (first, last)]
+        parts.append(around("vision", merged(size, task, pair, (1, VIDEO[1]))))
     return torch.cat(parts)
 
 
@@ -185,6 +204,24 @@ def test_every_kind_of_input_equals_transformers(models: dict[str, OmniEmbedder]
     asked += [(value, task) for value in (INPUTS[2], INPUTS[4]) for task in ASKED]
     wanted = torch.stack([expected(networks, size, value, task) for value, task in asked])
     assert_same(vectors(models[size], asked), wanted)
+
+
+def test_small_files_that_become_large_rows_are_refused(models: dict[str, OmniEmbedder]) -> None:
+    model, image = models["small"], png(picture(64, 96))
+    [item] = model.prepare(Embed(inputs=[image]))
+    most = sum(array.nbytes for array in item.features.values()) + item.features["pixels0"].nbytes // 2
+    file = replace(image, limits=MediaLimits(call_bytes=most))
+    model.prepare(Embed(inputs=[file, file, "a text", Group(["with a text", file])]))  # once in memory
+    with pytest.raises(InputError, match="MB decoded"):
+        model.prepare(Embed(inputs=[file, replace(file, content=png(picture(66, 96)).content)]))
+
+
+def test_frames_are_sized_as_transformers_does() -> None:
+    reference, limits = smart_resize(), (131_072, 12_845_056)
+    for form in [(720, 1280), (1080, 1920), (480, 640), (64, 64), (24, 640), (16, 16), (2160, 31)]:
+        for n_frames in range(2, 33):
+            found = frame_size(n_frames, *form, factor=32, least=limits[0], most=limits[1])
+            assert found == reference(n_frames, *form, 2, 32, *limits), (form, n_frames)
 
 
 @pytest.mark.parametrize("size", [(64, 96), (200, 70), (33, 300), (500, 500)])

@@ -211,7 +211,7 @@ def test_a_picture_that_leaves_no_room_for_a_text_refuses_it(tmp_path: Path) -> 
 def test_images_longer_than_the_context_are_refused(tmp_path: Path) -> None:
     model = loaded(qwen_vl(tmp_path, "m0"), context=530)
     model.prompt.sizes = replace(model.prompt.sizes, least=28 * 28 * 300, most=28 * 28 * 400)
-    with pytest.raises(TooLongError, match="A pair of images has"):
+    with pytest.raises(TooLongError, match="A pair with images has"):
         model.prepare(Rerank(query=png(picture(200, 200)), documents=[png(picture(200, 210))]))
     with pytest.raises(InputError, match="201 pixels"):
         model.prepare(Rerank(query="a", documents=[png(picture(201, 1))]))

@@ -2,9 +2,9 @@
 
 import time
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, cast, get_args
 from uuid import uuid4
 
 from fastapi import APIRouter, Request, Response
@@ -19,7 +19,7 @@ from fundament.api.schemas import request_body, responses
 from fundament.api.state import State, state_of
 from fundament.api.wire import answer
 from fundament.catalog import ModelSpec
-from fundament.core import ChatRole, Delta, Generate, Group, Media, Message
+from fundament.core import ChatRole, Delta, Generate, Group, Input, Message
 from fundament.errors import Fault, InputError
 
 router = APIRouter()
@@ -58,6 +58,8 @@ def _read_message(value: Any, origin: str) -> SentMessage:
     if not isinstance(role, str) or role not in _ROLES:
         listed = ", ".join(f"'{name}'" for name in _ROLES)
         raise InputError(Fault(f"{origin} -> role", f"Input should be {listed}.", "enum", echo(role)))
+    if value.get("tool_calls"):
+        raise InputError(Fault(f"{origin} -> tool_calls", "Tools are not served; leave it out.", "value_error"))
     if content is None or isinstance(content, str):
         return SentMessage(_ROLES[role], (content,) if content else ())
     if not isinstance(content, list):
@@ -150,7 +152,9 @@ class ChatRequest(Body):
     tools: list[Any] | None = Field(None, description="Not served: empty.")
     tool_choice: str | dict[str, Any] | None = Field(None, description="Not served but `none` and `auto`.")
     functions: list[Any] | None = Field(None, description="Not served: empty.")
-    modalities: list[str] | None = Field(None, description='Not served but `["text"]`.')
+    modalities: Annotated[list[str], Field(fail_fast=True)] | None = Field(
+        None, description='Not served but `["text"]`.'
+    )
     audio: dict[str, Any] | None = Field(None, description="Not served.")
     top_logprobs: int | None = Field(None, description="Not served: 0.")
 
@@ -227,26 +231,27 @@ async def chat(state: State, request: ChatRequest) -> AsyncGenerator[Delta, None
     """
     spec = state.find(request.model)
     check(state, spec, request)
-    sent = [message.parts for message in request.messages]
-    async with opened(state, sent, "body -> messages") as groups:
-        call = Generate(
-            messages=[
-                Message(message.role, _parts(group)) for message, group in zip(request.messages, groups, strict=True)
-            ],
-            max_tokens=request.max_tokens,
-            temperature=request.temperature or 0.0,
-            top_p=request.top_p or 1.0,
-            stop=request.stop,
-            seed=request.seed,
-        )
-        async with aclosing(state.engine.generate(spec.id, call)) as deltas:
+    async with AsyncExitStack() as files:
+        sent = [message.parts for message in request.messages]
+        groups = await files.enter_async_context(opened(state, sent, "body -> messages"))
+        deltas = state.engine.generate(spec.id, _call(request, groups))
+        del request, sent, groups  # an answer may take long, and its files are read before it begins
+        async with aclosing(deltas):
             async for delta in deltas:
+                await files.aclose()
                 yield delta
 
 
-def _parts(group: object) -> Sequence[str | Media]:
-    assert isinstance(group, Group)
-    return group.parts
+def _call(request: ChatRequest, groups: Sequence[Input]) -> Generate:
+    each = zip(request.messages, cast("Sequence[Group]", groups), strict=True)
+    return Generate(
+        messages=[Message(message.role, group.parts) for message, group in each],
+        max_tokens=request.max_tokens,
+        temperature=request.temperature or 0.0,
+        top_p=request.top_p or 1.0,
+        stop=request.stop,
+        seed=request.seed,
+    )
 
 
 @router.post(

@@ -159,6 +159,7 @@ def media_limits(state: State) -> MediaLimits:
         seconds=settings.max_recording_seconds,
         video_frames=settings.max_video_frames,
         video_pixels=int(settings.max_video_megapixels * 1_000_000),
+        call_bytes=int(settings.max_waiting_mb * 1_000_000),
     )
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-from fundament.core import Embed, Item, Media
+from fundament.core import Array, Embed, Group, Input, Item, Media
 from fundament.errors import Fault, InputError
 
 
@@ -20,6 +20,7 @@ def rows_in_order(
     Raises:
         InputError: an input that is several parts, or one that a reader refuses.
     """
+    room = Room()
     texts = {place: value for place, value in enumerate(call.inputs) if isinstance(value, str)}
     read_before: dict[Media, list[Item]] = {}
     rows = {place: [row] for place, row in zip(texts, read_texts(texts) if texts else [], strict=True)}
@@ -27,7 +28,7 @@ def rows_in_order(
         match value:
             case Media():
                 if value not in read_before:
-                    read_before[value] = read_media(value)
+                    read_before[value] = room.taken(value, read_media(value))
                 rows[place] = read_before[value]
             case str():
                 pass
@@ -35,6 +36,32 @@ def rows_in_order(
                 message = "This model makes a vector of each input; it cannot make one of several parts."
                 raise InputError(Fault(f"body -> input -> {place}", message))
     return [row for place in range(len(call.inputs)) for row in rows[place]]
+
+
+class Room:
+    """The memory that rows of one call's files may take: small files become large rows, and a body holds many."""
+
+    def __init__(self) -> None:
+        self._arrays: dict[int, Array] = {}  # several rows may share one
+        self._n_bytes = 0
+
+    def taken(self, value: Input, rows: list[Item]) -> list[Item]:
+        """The rows of an input, which are counted where it has files.
+
+        Raises:
+            InputError: there is no room for them.
+        """
+        parts = value.parts if isinstance(value, Group) else [value]
+        if (file := next((part for part in parts if isinstance(part, Media)), None)) is None:
+            return rows
+        for array in (array for row in rows for array in row.features.values()):
+            if id(array) not in self._arrays:
+                self._arrays[id(array)] = array
+                self._n_bytes += array.nbytes
+        if self._n_bytes > (most := file.limits.call_bytes):
+            message = f"The files up to this one take more than {most / 1e6:,.0f} MB decoded. Send several requests."
+            raise InputError(Fault(file.origin, message, "media"))
+        return rows
 
 
 def count_all(rows: Sequence[Item]) -> list[Item]:

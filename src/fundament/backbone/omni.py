@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fundament.backbone.embedder import TextEmbedder
 from fundament.backbone.linear import Linear
-from fundament.backbone.mixed import count_all
+from fundament.backbone.mixed import Room, count_all
 from fundament.backbone.omni_reader import OmniReader, Row
 from fundament.backbone.packed import Packed, edge_of
 from fundament.backbone.positions import rotary_angles
@@ -117,6 +117,7 @@ class OmniEmbedder:
         }
         read_before: dict[Media | tuple[str | Media, ...], list[Item]] = {}
         files: dict[Media, Row] = {}
+        room = Room()
         prompt, adapter = self.text.prompt_of(call), self.text.adapter_of(call.task)
         for place, value in enumerate(call.inputs):
             if isinstance(value, str):
@@ -124,7 +125,7 @@ class OmniEmbedder:
             key = tuple(value.parts) if isinstance(value, Group) else value
             if key not in read_before:
                 parts = self.reader.rows(value, prompt, files, truncate=call.truncate)
-                read_before[key] = [self.reader.item(row, adapter, place) for row in parts]
+                read_before[key] = room.taken(value, [self.reader.item(row, adapter, place) for row in parts])
             rows[place] = read_before[key]
         return [row for place in range(len(call.inputs)) for row in rows[place]]
 

@@ -6,6 +6,7 @@ patches of each as `pixels0`, …; and `sounds` int64 `[n, 2]` (first token, tok
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -13,7 +14,7 @@ import numpy as np
 from fundament import media
 from fundament.backbone.tokenizing import TextTokenizer
 from fundament.backbone.towers.audio import n_audio_tokens
-from fundament.backbone.towers.images import Pixels, check_form, cut, fitting_size, resize
+from fundament.backbone.towers.images import Pixels, check_form, cut, fitting_size, frame_size, resize
 from fundament.backbone.towers.sounds import RATE, SECONDS, log_mel
 from fundament.core import Array, Group, Item, Media, MediaKind
 from fundament.errors import Fault, InputError, TooLongError
@@ -183,15 +184,11 @@ class OmniReader:
     def _picture(
         self, row: Row, kind: Literal["image", "video"], frames: Sequence[Pixels], origin: str, n_frames: int = 1
     ) -> None:
-        """Add a picture of one frame or two; a video's has a share of its pixels, an image's all of them."""
+        """Add a picture of one frame, or of two of a video's."""
         check_form(frames[0], origin)
+        size_of = fitting_size if kind == "image" else partial(frame_size, n_frames)
         least, most = self.limits.image if kind == "image" else self.limits.video
-        height, width = fitting_size(
-            *frames[0].shape[:2],
-            factor=self.limits.factor,
-            least=-(-least // n_frames),
-            most=most // n_frames,
-        )
+        height, width = size_of(*frames[0].shape[:2], factor=self.limits.factor, least=least, most=most)
         cuts = [cut(resize(frame, height, width), self.limits.patch, self.merge) for frame in frames]
         # Channel by channel, and in each the earlier frame before the later; the tower reads a lone one twice.
         frame_by_frame = np.stack([each.pixels for each in cuts], axis=1)
@@ -212,17 +209,15 @@ class OmniReader:
     def _video(self, row: Row, file: Media) -> None:
         """Add a video: its sound, where it has one, then its frames by pairs."""
         self._sound(row, file, truncate=True)  # of a video some frames are read, and of its sound the beginning
-        n_frames = min(MOST_FRAMES, media.count_frames(file))  # how many there are decides on their size
-        n_even = n_frames + n_frames % 2
         pair: list[Pixels] = []
-        for place, frame in enumerate(media.frames(file, MOST_FRAMES)):
+        for place, (frame, n_frames) in enumerate(media.frames(file, MOST_FRAMES)):  # how many decides on their size
             pair.append(frame)
             if len(pair) == 2 or place == n_frames - 1:
                 if self.marks.timed:
                     first = place - len(pair) + 1
                     seconds = (first + min(first + 1, n_frames - 1)) / 2 / FRAMES_PER_SECOND
                     row.add(self.tokenizer.pieces([f"<{seconds:.1f} seconds>"])[0])
-                self._picture(row, "video", pair, file.origin, n_even)
+                self._picture(row, "video", pair, file.origin, n_frames)
                 pair = []
 
     def _sound(self, row: Row, file: Media, *, truncate: bool) -> None:

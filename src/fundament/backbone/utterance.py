@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 
 _BROKEN = "\ufffd"  # how a character is decoded of which bytes are missing
+_MOST_WAITING = 8  # tokens whose text is not out; a character has four bytes at most
 
 
 class Utterance:
@@ -17,7 +18,7 @@ class Utterance:
         self._decode, self._stop = decode, tuple(stop)
         self._ids: list[int] = []
         # What a token says can depend on the one before it, so a few tokens whose text is out are decoded again.
-        self._before, self._read = 0, 0
+        self._before, self._read, self._waits = 0, 0, False
         self._held = ""
         self.stopped = False
 
@@ -25,8 +26,10 @@ class Utterance:
         """The text that is certain now; after a stop, nothing."""
         self._ids.append(token)
         text = self._new()
-        if text.endswith(_BROKEN):
+        if text.endswith(_BROKEN) and len(self._ids) - self._read < _MOST_WAITING:
             return ""
+        # Of what has waited for long, the last character alone may still become whole.
+        self._waits, text = text.endswith(_BROKEN), text.removesuffix(_BROKEN)
         self._before, self._read = self._read, len(self._ids)
         return self._release(text)
 
@@ -39,8 +42,8 @@ class Utterance:
         return text
 
     def _new(self) -> str:
-        known = self._decode(self._ids[self._before : self._read])
-        return self._decode(self._ids[self._before :])[len(known) :]
+        known = len(self._decode(self._ids[self._before : self._read])) - self._waits
+        return self._decode(self._ids[self._before :])[known:]
 
     def _release(self, text: str) -> str:
         if self.stopped:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fundament import media
+from fundament.backbone.mixed import Room
 from fundament.backbone.picture_prompt import Prompt
 from fundament.backbone.rows import unsort
 from fundament.backbone.towers.images import Patches
@@ -82,6 +83,7 @@ class VisionRanker:
         if isinstance(query.part, Patches):  # which may have more tokens than a text, and cannot be cut
             n_picture = math.prod(self.prompt.sizes.grid(query.part))
             limit = max(0, min(limit, self.spec.context - n_picture - _MARGIN_TOKENS))
+        room = Room()
         rows: dict[str | Media, Item] = {}
         for place, document in enumerate(call.documents):
             if document not in rows:
@@ -89,7 +91,7 @@ class VisionRanker:
                     side = query
                 else:
                     side = self._side(call, document, f"Document {place}", call.max_document_tokens, limit)
-                rows[document] = self._row(side, query, first=not rows)
+                [rows[document]] = room.taken(document, [self._row(side, query, first=not rows)])
         return [rows[document] for document in call.documents]
 
     def _side(self, call: Rerank, value: str | Media, name: str, asked: int | None, limit: int) -> _Side:
@@ -98,11 +100,10 @@ class VisionRanker:
         Cut text is read as text again, since it meets the prompt's words in one string.
         """
         if isinstance(value, Media):
-            pictures = list(media.pictures(value))
-            if len(pictures) != 1:
-                message = f"This file has {len(pictures)} pages; send each as an image."
-                raise InputError(Fault(value.origin, message))
-            return _Side(self.prompt.sizes.patches(pictures[0], value.origin))
+            if value.kind != "image":
+                raise InputError(Fault(value.origin, "This is no image. Send a PDF's pages as images."))
+            [picture] = media.pictures(value)
+            return _Side(self.prompt.sizes.patches(picture, value.origin))
         [(ids, is_whole)] = self.prompt.tokenizer.first_pieces([value], limit if asked is None else asked)
         wanted = ids[:asked]
         if len(wanted) > limit and not call.truncate:
@@ -117,7 +118,7 @@ class VisionRanker:
         ids, most = features["ids"], self.spec.context - 1
         n = min(len(ids), most)
         if slots and slots[-1].stop >= n:
-            raise TooLongError("A pair of images", n_tokens=len(ids), limit=most)
+            raise TooLongError("A pair with images", n_tokens=len(ids), limit=most)
         features["ids"] = np.append(ids[:most], SCORE_TOKEN)
         new = slots if first or isinstance(query.part, str) else slots[:-1]
         return Item(

@@ -221,8 +221,8 @@ class LocalEngine:
             n_taken, n_prompt, n_written, failed = item.n_tokens, item.n_counted, 0, False
             if bill is not None:
                 await bill.admit(n_taken)
-            conversation = Conversation(asyncio.get_running_loop(), call, n_taken, item)
-            del item  # its pictures are large
+            conversation = Conversation(asyncio.get_running_loop(), replace(call, messages=()), n_taken, item)
+            del item, call, prepare  # pictures are large
             try:
                 loaded.batcher.submit(conversation)
                 finished = False

@@ -11,9 +11,9 @@ from fundament.core import Media
 from fundament.media.arrays import RGB
 from fundament.media.documents import pages
 from fundament.media.images import picture
-from fundament.media.recordings import count_frames, frames, sound
+from fundament.media.recordings import frames, sound
 
-__all__ = ["RGB", "count_frames", "frames", "pictures", "sound"]
+__all__ = ["RGB", "frames", "pictures", "sound"]
 
 
 def pictures(media: Media) -> Iterator[RGB]:

@@ -24,8 +24,10 @@ def check_interest(media: Media) -> None:
         raise refusal(media, "Nobody waits for this file any more.")
 
 
-_SCAN = re.compile(rb"\xff\xda\0[\x06-\x0e][\x01-\x04]")
-_MOST_SCANS = 100  # a progressive JPEG has ten
+SCAN = rb"\xff\xda\0[\x06-\x0e][\x01-\x04]"
+"""How a scan of a JPEG begins."""
+MOST_SCANS = 100
+"""Of a JPEG; a progressive one has ten."""
 
 
 def check_scans(media: Media, jpeg: bytes) -> None:
@@ -34,8 +36,8 @@ def check_scans(media: Media, jpeg: bytes) -> None:
     Raises:
         InputError: it has too many scans.
     """
-    if (n_scans := sum(1 for _ in _SCAN.finditer(jpeg))) > _MOST_SCANS:
-        told = f"holds a JPEG of {n_scans:,} scans, more than the {_MOST_SCANS} allowed. Save it anew."
+    if (n_scans := sum(1 for _ in re.finditer(SCAN, jpeg))) > MOST_SCANS:
+        told = f"holds a JPEG of {n_scans:,} scans, more than the {MOST_SCANS} allowed. Save it anew."
         raise refusal(media, f"This {media.kind} {told}")
 
 

@@ -1,6 +1,6 @@
 """A program that runs another one within bounds: `python bounded.py SECONDS BYTES PROGRAM ARGUMENT…`.
 
-What a PDF or an SVG asks its renderer to do has no bounds of its own. Past these the system ends the process, and
+What a file asks of what draws or decodes it has no bounds of its own. Past these the system ends the process, and
 with it nothing but the one file.
 """
 
@@ -18,7 +18,9 @@ _MOST_BYTES = 2 * 1024**3
 
 
 @contextmanager
-def bounded(program: str, *arguments: int, seconds: int, interest: "Interest") -> Iterator["subprocess.Popen[bytes]"]:
+def bounded(
+    program: str, *arguments: int | str, seconds: int, interest: "Interest"
+) -> Iterator["subprocess.Popen[bytes]"]:
     """Start a Python program with pipes; it has ended when the block has, and ends when nobody waits for it any more.
 
     Args:

@@ -2,7 +2,7 @@
 
 import io
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -32,6 +32,7 @@ _DAMAGES = (
     struct.error,
 )
 
+_STRIP_PIXELS = 1_000_000
 _ORIENTATION_TAG = 0x0112
 _TILE_TAGS = (0x0142, 0x0143)  # width and height
 _BITS_TAG, _MEANING_TAG, _FORMAT_TAG = 0x0102, 0x0106, 0x0153  # of a TIFF's pixels
@@ -112,11 +113,22 @@ def _rgb(media: Media, image: Image.Image) -> RGB:
         image = image.convert("LA")
     if hidden is not None:
         image.info["transparency"] = hidden
-    if image.has_transparency_data:
-        white = Image.new("RGBA", image.size, "white")
-        white.alpha_composite(image.convert("RGBA"))
-        image = white
-    return np.array(image.convert("RGB"))
+    found = np.empty((image.height, image.width, 3), np.uint8)
+    for rows in _strips(found):
+        part = image.crop((0, rows.start, image.width, rows.stop))
+        if part.has_transparency_data:
+            white = Image.new("RGBA", part.size, "white")
+            white.alpha_composite(part.convert("RGBA"))
+            part = white
+        found[rows] = np.asarray(part.convert("RGB"))
+    return found
+
+
+def _strips(picture: Array) -> Iterator[slice]:
+    """Its rows, some at a time: what is made of all at once would take several times its memory."""
+    height, width = picture.shape[:2]
+    step = max(1, _STRIP_PIXELS // max(1, width))
+    return (slice(top, min(height, top + step)) for top in range(0, height, step))
 
 
 def _hidden(media: Media, image: Image.Image) -> Any:
@@ -154,8 +166,10 @@ def _of_grey(media: Media, grey: Array, white: int = 0xFFFF) -> RGB:
     """8 of a channel's bits, rounded; Pillow would cut everything above 255 to white."""
     if grey.min(initial=0) < 0 or grey.max(initial=0) > white:
         raise refusal(media, _TOO_DEEP)
-    narrow = ((grey.astype(np.uint32) * 510 + white) // (2 * white)).astype(np.uint8)
-    return np.repeat(narrow[:, :, None], 3, axis=2)
+    found = np.empty((*grey.shape, 3), np.uint8)
+    for rows in _strips(found):
+        found[rows] = ((grey[rows].astype(np.uint32) * 510 + white) // (2 * white))[:, :, None]
+    return found
 
 
 def _webp_size(content: bytes) -> tuple[int, int]:

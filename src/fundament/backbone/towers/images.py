@@ -21,6 +21,7 @@ Pixels = NDArray[np.uint8]
 """`[height, width, 3]`, RGB."""
 
 LONGEST_FORM = 200
+_LONG_FORM = 8  # likewise, from which on only the middle of it is resized
 """How many times as long as the other a side may be. Qwen's own processor reads no longer image, and others would make
 a memory full of one."""
 
@@ -67,24 +68,55 @@ def crop_square(image: Pixels, size: int) -> Pixels:
     """The middle of an image whose shorter side is first made `size` pixels long, `[size, size, 3]`."""
     height, width = image.shape[:2]
     shorter = min(height, width)
-    image = resize(image, *(size if side == shorter else int(size * side / shorter) for side in (height, width)))
-    top, left = (round((side - size) / 2) for side in image.shape[:2])  # half a pixel goes to the even number
-    return image[top : top + size, left : left + size]
+    tall, wide = (size if side == shorter else int(size * side / shorter) for side in (height, width))
+    top, left = (round((side - size) / 2) for side in (tall, wide))  # half a pixel goes to the even number
+    if max(tall, wide) <= _LONG_FORM * size:
+        return resize(image, tall, wide)[top : top + size, left : left + size]
+    # Of a long one the rest would take hundreds of megabytes. Pillow may take the two directions in the other order,
+    # and round in between.
+    scale, down = width / wide, height / tall
+    box = (left * scale, top * down, (left + size) * scale, (top + size) * down)
+    return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC, box))
 
 
-def fitting_size(height: int, width: int, *, factor: int, least: int, most: int) -> tuple[int, int]:
+def fitting_size(
+    height: int, width: int, *, factor: int, least: int, most: int, n_frames: int = 1, n_counted: int = 1
+) -> tuple[int, int]:
     """The nearest height and width that are multiples of `factor` and have `least` to `most` pixels together.
 
     The form is kept as well as the multiples let it be (Qwen2-VL, Wang et al. 2024, section 2.1).
+
+    Args:
+        height: of the picture.
+        width: of the picture.
+        factor: what both become multiples of.
+        least: pixels of all frames.
+        most: pixels of all frames.
+        n_frames: of a video.
+        n_counted: how many of them count where the multiples are compared with the limits.
     """
     tall, wide = round(height / factor) * factor, round(width / factor) * factor
-    if tall * wide > most:
-        shrink = math.sqrt(height * width / most)
+    if n_counted * tall * wide > most:
+        shrink = math.sqrt(n_frames * height * width / most)
         tall, wide = (max(factor, math.floor(side / shrink / factor) * factor) for side in (height, width))
-    elif tall * wide < least:
-        grow = math.sqrt(least / (height * width))
+    elif n_counted * tall * wide < least:
+        grow = math.sqrt(least / (n_frames * height * width))
         tall, wide = (math.ceil(side * grow / factor) * factor for side in (height, width))
     return tall, wide
+
+
+def frame_size(n_frames: int, height: int, width: int, *, factor: int, least: int, most: int) -> tuple[int, int]:
+    """What the frames of a video are resized to, whose pixels are counted together.
+
+    As transformers' processor of Qwen3-VL has it: frames count in pairs, a half pair up or down to the next even
+    number of pairs, and a side that is shorter than a token is made as long as one first. A lone frame is a pair.
+    """
+    n_frames = max(2, n_frames)
+    if min(height, width) < factor:
+        grow = max(factor / height, factor / width)
+        height, width = int(height * grow), int(width * grow)
+    n_counted = 2 * round(n_frames / 2)
+    return fitting_size(height, width, factor=factor, least=least, most=most, n_frames=n_frames, n_counted=n_counted)
 
 
 def cut(image: Pixels, patch: int, merge: int = 1) -> Patches:
