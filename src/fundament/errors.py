@@ -164,10 +164,14 @@ class ResourceLimitError(FundamentError):
 
 
 class BusyError(FundamentError):
-    """A resource that is being changed."""
+    """A resource that is being changed, or, where it `is_final`, cannot be any more."""
 
     status = 409
     code = "CONFLICT_RESOURCE_BUSY"
+
+    def __init__(self, detail: str, *, is_final: bool = False) -> None:
+        super().__init__(detail)
+        self.is_final = is_final
 
 
 class NotFoundError(FundamentError):

@@ -3,8 +3,14 @@
 import gc
 import sys
 import threading
+from collections.abc import Iterator
 
-from fundament.api.body import read_json
+import pytest
+from pydantic import ValidationError
+
+import fundament.app  # noqa: F401 - which brings every body
+from fundament.api.body import Body, read_json
+from fundament.errors import InputError
 
 
 def test_threads_that_read_at_once_leave_the_garbage_collector_on() -> None:
@@ -23,3 +29,22 @@ def test_threads_that_read_at_once_leave_the_garbage_collector_on() -> None:
     finally:
         sys.setswitchinterval(interval)
         gc.enable()
+
+
+def bodies(of: type[Body]) -> Iterator[type[Body]]:
+    for body in of.__subclasses__():
+        yield body
+        yield from bodies(body)
+
+
+@pytest.mark.parametrize("body", [*bodies(Body)])
+@pytest.mark.parametrize("wrong", [5, {}, [], None])
+def test_a_list_of_what_is_wrong_is_refused_by_few_faults(body: type[Body], wrong: object) -> None:
+    """Each fault takes its time and its memory, and a body has room for millions."""
+    for field in body.model_fields:
+        try:
+            body.model_validate({field: [wrong] * 1_000})
+        except ValidationError as error:
+            assert error.error_count() < 50, field
+        except InputError as error:
+            assert len(error.faults) == 1

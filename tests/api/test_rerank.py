@@ -213,6 +213,7 @@ def test_usage_counts_what_is_read(api: Api) -> None:
         (MODEL, {"query": None}, "query", "string or an object"),
         (MODEL, {"query": ["x"]}, "query", "string or an object"),
         (MODEL, {"documents": ["x"] * 10_001}, "documents", "at most 10000"),
+        (MODEL, {"documents": [5] * 10_001}, "documents", "at most 10000"),  # before any of them is looked at
     ],
 )
 def test_what_a_model_does_not_take_is_refused(

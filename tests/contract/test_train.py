@@ -181,6 +181,7 @@ def test_labels_that_nothing_is_learned_from(client: httpx.Client, given: Any, w
     ("fields", "field", "kind", "words"),
     [
         ({"input": EXAMPLES * 129}, "input", "too_long", ["at most 512"]),
+        ({"input": [5] * 513}, "input", "too_long", ["at most 512"]),
         ({"input": []}, "input", "too_short", ["at least 1"]),
         ({"input": "x"}, "input", "dict_type", ['"label"']),
         ({"input": ["x", "y"]}, "input -> 0", "dict_type", ['"label"']),

@@ -273,6 +273,7 @@ def test_a_job_that_has_ended_cannot_be_cancelled(http: httpx.Client) -> None:
     ended(http, f"/v1/batch/{made['batch_id']}")
     answer = http.delete(f"/v1/batch/{made['batch_id']}")
     assert (answer.status_code, answer.json()["code"]) == (409, "CONFLICT_RESOURCE_BUSY")
+    assert answer.headers["x-should-retry"] == "false"
 
 
 def test_the_files_dialect(http: httpx.Client) -> None:

@@ -49,6 +49,14 @@ def test_a_webhook_is_taken_once_and_later_again(table: Table) -> None:
     assert table.do(jobs.call, "here", delays, now=LATER + timedelta(days=1)) is None
 
 
+def test_a_webhook_is_due_where_its_job_expires(table: Table) -> None:
+    table.add(webhook_url="https://hook.example")
+    day = NOW + timedelta(hours=24)
+    assert table.do(jobs.expire, now=day) == ["batch_1"]
+    job = table.do(jobs.call, "here", [timedelta(seconds=5)], now=day)
+    assert (job.state, job.outcome, job.ended_at) == ("expired", None, day)
+
+
 def test_jobs_are_listed_by_key_and_page(table: Table) -> None:
     for number in range(3):
         table.add(f"batch_{number}", key_id="mine", at=NOW + timedelta(seconds=number))

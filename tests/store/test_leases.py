@@ -55,6 +55,7 @@ def test_a_chunk_whose_worker_is_gone_goes_to_another_and_counts_once(table: Tab
     assert again is not None
     assert again.span == lost.span
     assert not table.finish(lost, "one")
+    assert [table.do(leases.holds, lost, who) for who in ("one", "two")] == [False, True]
     assert table.get().n_completed == 0
     assert table.finish(again, "two")
     assert not table.finish(again, "two")

@@ -13,19 +13,21 @@ from fastapi import Request
 from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from fundament.api.state import state_of
+from fundament.config import Settings
 from fundament.errors import BodyError, Fault, InputError
 
 M = TypeVar("M", bound=BaseModel)
 
-_ECHO_CHARACTERS = 100
+_ECHO_CHARACTERS, _MOST_FAULTS = 100, 100
 _MOST_EXACT = 2**53
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # what some programs put before a text in UTF-8
-_HALF_CHARACTER = re.compile(
-    rb"(?<!\\)(?:"  # a backslash before it would make it two characters of a text
-    rb"\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])"
-    rb"|(?<!\\u[dD][89abAB][0-9a-fA-F]{2})\\u[dD][c-fC-F][0-9a-fA-F]{2})"
+_HALVES = re.compile(
+    rb"\\\\"  # a backslash of the text: what comes behind it is no escape
+    rb"|\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}"
+    rb"|(\\u[dD][89a-fA-F][0-9a-fA-F]{2})"
 )
+"""Pairs that are whole, and in the group a half character that stands alone."""
 
 
 class Body(BaseModel):
@@ -103,7 +105,7 @@ async def read_body(request: Request, model: type[M]) -> M:
         value = read_json(raw)
     except orjson.JSONDecodeError as error:
         raise InputError(Fault("body", f"The body is not valid JSON: {_why(raw, error)}.", "json_invalid")) from None
-    return validated(value, model)
+    return validated(value, model, state_of(request).settings)
 
 
 def read_json(raw: bytes) -> Any:
@@ -118,7 +120,7 @@ def read_json(raw: bytes) -> Any:
     except orjson.JSONDecodeError as error:
         if "surrogate" not in str(error):
             raise
-    return _parsed(_HALF_CHARACTER.sub(rb"\\ufffd", raw))
+    return _parsed(_HALVES.sub(lambda found: rb"\ufffd" if found[1] else found[0], raw))
 
 
 def _parsed(raw: bytes) -> Any:
@@ -144,19 +146,25 @@ def _why(raw: bytes, error: orjson.JSONDecodeError) -> str:
     return str(error)
 
 
-def validated(value: Any, model: type[M]) -> M:
+def validated(value: Any, model: type[M], settings: Settings | None = None) -> M:
     """A value read from JSON as `model`.
+
+    Args:
+        value: what was sent.
+        model: what it should be.
+        settings: what validators may ask for in their context.
 
     Raises:
         InputError: fields that do not fit; names each.
     """
     try:
-        return model.model_validate(value)
+        return model.model_validate(value, context=settings)
     except ValidationError as error:
         if not isinstance(value, dict):
             message = 'The body should be an object like {"model": "…", "input": "…"}.'
             raise InputError(Fault("body", message, "model_type", echo(value))) from None
-        raise InputError(*(_fault(fault) for fault in error.errors(include_url=False, include_context=False))) from None
+        faults = error.errors(include_url=False, include_context=False)[:_MOST_FAULTS]
+        raise InputError(*map(_fault, faults)) from None
 
 
 async def _read(request: Request, limit: int) -> bytes:

@@ -13,6 +13,7 @@ from fundament.errors import Fault, InputError
 _KINDS: tuple[MediaKind, ...] = get_args(MediaKind)
 _KIND_OF: dict[str, MediaKind] = {kind: kind for kind in _KINDS}
 _KIND_OF |= {"url": "image", "bytes": "image"}  # {"url": …} and {"bytes": …} were images before {"image": …} was
+PART_KEYS = ("text", *_KIND_OF)
 
 _FILE = "A URL, a data URI or base64."
 
@@ -107,7 +108,7 @@ def check_number(inputs: Sequence[object], most: int, field: str = "body -> inpu
     """
     if len(inputs) > most:
         message = f"List should have at most {most} items, not {len(inputs)}. Send several requests."
-        raise InputError(Fault(field, message, "too_long", echo(list(inputs))))
+        raise InputError(Fault(field, message, "too_long", f"a list of {len(inputs)}"))
 
 
 def _read(value: Any, origin: str) -> Sent:
@@ -154,7 +155,7 @@ def read_part(value: Any, origin: str) -> Part:
     """
     if not isinstance(value, dict):
         raise InputError(Fault(origin, 'A part should be an object like {"text": "…"}.', "dict_type", echo(value)))
-    named = [key for key in ("text", *_KIND_OF) if value.get(key) is not None]
+    named = [key for key in PART_KEYS if value.get(key) is not None]
     if len(named) != 1:
         keys = ", ".join(("text", *_KINDS))
         raise InputError(Fault(origin, f"Give exactly one of {keys}.", "value_error", echo(value)))

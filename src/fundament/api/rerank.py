@@ -6,7 +6,7 @@ from typing import Annotated, Any, cast
 
 import numpy as np
 from fastapi import APIRouter, Request, Response
-from pydantic import AliasChoices, BaseModel, BeforeValidator, Field, StringConstraints
+from pydantic import AliasChoices, BaseModel, BeforeValidator, Field, StringConstraints, ValidationInfo
 
 from fundament.api.body import Body, ModelName, echo, read_body
 from fundament.api.inputs import ImageDoc, Part, Reference, TextDoc, check_number, check_some, read_part
@@ -18,6 +18,7 @@ from fundament.api.similarity import rank_by_vectors
 from fundament.api.state import State, state_of
 from fundament.api.wire import can_write, long_answer, written
 from fundament.catalog import ModelSpec
+from fundament.config import Settings
 from fundament.core import Media, Output, Ranking, Rerank
 from fundament.errors import Fault, InputError
 
@@ -57,11 +58,13 @@ def _read_query(value: Any) -> Document:
     return Document(value, read_content(value, "body -> query"))
 
 
-def _read_documents(value: Any) -> list[Document]:
+def _read_documents(value: Any, info: ValidationInfo[Settings | None]) -> list[Document]:
     field = "body -> documents"
     if not isinstance(value, list):
         raise InputError(Fault(field, "Input should be a list of documents.", "list_type", echo(value)))
     check_some(value, field)
+    if info.context is not None:  # before millions are looked at one by one
+        check_number(value, info.context.max_inputs, field)
     return [Document(sent, read_content(sent, f"{field} -> {place}")) for place, sent in enumerate(value)]
 
 
@@ -318,7 +321,6 @@ def _check(state: State, spec: ModelSpec, request: RerankRequest) -> None:
     """
     if spec.score is None:
         raise InputError(Fault("body -> model", f"Model '{spec.id}' is a {spec.kind} model, which cannot rank."))
-    check_number(request.documents, state.settings.max_inputs, "body -> documents")
     faults = []
     for field in ("instruction", "return_embeddings", "max_doc_length", "max_query_length"):
         if field not in spec.takes and _asks(spec, getattr(request, field)):

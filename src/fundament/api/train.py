@@ -59,6 +59,7 @@ def read_training(value: Any) -> list[Example]:
     if not isinstance(value, list):
         return [_read_example(value, "body -> input")]
     check_some(value)
+    check_number(value, MOST_INPUTS)
     return [_read_example(item, f"body -> input -> {index}") for index, item in enumerate(value)]
 
 
@@ -159,7 +160,6 @@ async def train(state: State, request: TrainRequest, caller: str) -> Training:
         FundamentError: labels that nothing can be learned from, more than a caller may have, a classifier that is
             not the caller's or that is being updated, a model that is not served, a text that is too long.
     """
-    check_number(request.input, MOST_INPUTS)
     if request.classifier_id is not None:
         return await _update(state, request, known_id(request.classifier_id), caller)
     if request.model is None:

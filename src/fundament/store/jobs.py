@@ -292,7 +292,6 @@ async def end(
     connection: AsyncConnection, job_id: str, state: State, *, now: datetime, error: str | None = None
 ) -> Job | None:
     """End a job that waits or runs; its webhook is due at once. None where it has ended already."""
-    has_webhook = jobs.c.webhook_state == "waiting"
     row = await connection.execute(
         jobs.update()
         .where(jobs.c.id == job_id, jobs.c.state.in_(ACTIVE))
@@ -302,13 +301,21 @@ async def end(
             error=error,
             ended_at=now,
             lease_until=None,
-            webhook_state=case((has_webhook, "pending"), else_=jobs.c.webhook_state),
-            webhook_at=case((has_webhook, literal(now, Instant)), else_=jobs.c.webhook_at),
+            **_due(now),
         )
         .returning(*jobs.c)
     )
     found = row.one_or_none()
     return None if found is None else job_of(found)
+
+
+def _due(now: datetime) -> Mapping[str, ColumnElement[Any]]:
+    """What becomes of the webhook of a job that ends, if it has one."""
+    waits = jobs.c.webhook_state == "waiting"
+    return {
+        "webhook_state": case((waits, "pending"), else_=jobs.c.webhook_state),
+        "webhook_at": case((waits, literal(now, Instant)), else_=jobs.c.webhook_at),
+    }
 
 
 async def parts(connection: AsyncConnection, job_id: str, kind: Literal["output", "errors"]) -> Sequence[Part]:
@@ -341,7 +348,7 @@ async def drop_parts(connection: AsyncConnection, job_id: str, kind: Literal["ou
 
 
 async def expire(connection: AsyncConnection, *, now: datetime) -> Sequence[str]:
-    """End every job whose time is over; their ids, whose files are to be removed."""
+    """End every job whose time is over, its webhook due where it was not; their ids, whose files are to be removed."""
     over = await connection.execute(
         jobs.update()
         .where(jobs.c.expires_at <= now, jobs.c.state != "expired")
@@ -349,6 +356,7 @@ async def expire(connection: AsyncConnection, *, now: datetime) -> Sequence[str]
             state="expired",
             ended_at=func.coalesce(jobs.c.ended_at, jobs.c.expires_at),
             lease_until=None,
+            **_due(now),
         )
         .returning(jobs.c.id)
     )

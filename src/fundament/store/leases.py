@@ -228,6 +228,12 @@ async def release(connection: AsyncConnection, worker: str) -> None:
     )
 
 
+async def holds(connection: AsyncConnection, chunk: Chunk, worker: str) -> bool:
+    """Whether a chunk is a worker's still, which stays so until the transaction's end."""
+    await hold(connection, chunk.job_id)
+    return (await connection.execute(select(chunks.c.id).where(_mine(chunk, worker)))).one_or_none() is not None
+
+
 async def put_off(connection: AsyncConnection, chunk: Chunk, worker: str, *, n_admitted: int, until: datetime) -> None:
     """Let go of a chunk whose job has to wait, and of nothing where it is no longer this worker's.
 

@@ -120,9 +120,9 @@ class Worker:
             )
 
     async def _take(self) -> tuple[Job, Chunk] | None:
-        here, now = await identity(self.state.depot), datetime.now(UTC)
+        here, models = await identity(self.state.depot), sorted(self.state.served())
+        now = datetime.now(UTC)
         async with self.store.write() as connection:
-            models = sorted(self.state.served())
             taken = await leases.take(connection, self.name, here, models, now=now, until=now + self._lease)
             if taken is not None and taken[1].n_tries > 1 and self._chunks:
                 # It runs alone, so that nothing else dies with it: its turn comes when what runs now has ended.

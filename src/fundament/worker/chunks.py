@@ -68,15 +68,15 @@ async def run_chunk(state: State, worker: str, job: Job, chunk: Chunk) -> None:
     except (UnavailableError, LimitError) as error:
         await _put_off(state, worker, chunk, error, n_admitted=toll.n_admitted)
     except FundamentError as error:
-        await fail(state, job, error.detail)
+        await fail(state, job, error.detail, held=(chunk, worker))
     except OSError as error:
         if is_passing(error):
             await _put_off(state, worker, chunk, UnavailableError(str(error.strerror)), n_admitted=toll.n_admitted)
         else:
-            await fail(state, job, reason_of(error))
+            await fail(state, job, reason_of(error), held=(chunk, worker))
     except Exception as error:
         say("unexpected error", level=logging.ERROR, error=error, job=job.id)
-        await fail(state, job, "An unexpected error occurred.")
+        await fail(state, job, "An unexpected error occurred.", held=(chunk, worker))
 
 
 async def _payer(state: State, job: Job) -> Key | None:

@@ -7,8 +7,9 @@ from datetime import UTC, datetime
 
 from fundament.api.state import State
 from fundament.errors import UnavailableError
-from fundament.store import jobs
+from fundament.store import jobs, leases
 from fundament.store.jobs import Job
+from fundament.store.leases import Chunk
 from fundament.telemetry import say
 
 _PASSING = (errno.EMFILE, errno.ENFILE)  # connections take files too, and end
@@ -25,10 +26,19 @@ def reason_of(error: OSError) -> str:
     return f"The job's files cannot be written or read: {why}. What was written is kept."
 
 
-async def fail(state: State, job: Job, reason: str) -> None:
-    """End a job as failed; where the store does not answer, its lease lapses and who tries next meets the same."""
+async def fail(state: State, job: Job, reason: str, *, held: tuple[Chunk, str] | None = None) -> None:
+    """End a job as failed; where the store does not answer, its lease lapses and who tries next meets the same.
+
+    Args:
+        state: the application's parts.
+        job: which one.
+        reason: a sentence for its owner.
+        held: the chunk over which it fails and the worker that has it: one that has lost it ends nothing.
+    """
     try:
         async with state.store.write() as connection:
+            if held is not None and not await leases.holds(connection, *held):
+                return
             ended = await jobs.end(connection, job.id, "failed", now=datetime.now(UTC), error=reason)
     except UnavailableError:
         return

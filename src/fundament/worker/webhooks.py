@@ -47,21 +47,20 @@ class Webhooks:
 
     async def _call(self, job: Job) -> None:
         assert job.webhook_url is not None
-        assert job.outcome is not None
         assert job.ended_at is not None
-        # What is told is what happened, however late it is heard: the job as it ended, expired or not by now.
-        then = replace(job, state=job.outcome, webhook_url=None)
-        told = {
-            "type": f"batch.{job.outcome}",
-            "timestamp": job.ended_at.isoformat(),
-            "data": await describe(self._state, then),
-        }
+        # What is told is what happened, however late it is heard: the job as it ended, expired or not by now. Its
+        # files are linked while they are there.
+        outcome = job.outcome or job.state
+        data = await describe(self._state, replace(job, state=outcome, webhook_url=None))
+        if job.state == "expired":
+            data |= {"output_url": None, "error_file_url": None}
+        told = {"type": f"batch.{outcome}", "timestamp": job.ended_at.isoformat(), "data": data}
         reason = await deliver(
             self._fetcher,
             job.webhook_url,
             json_bytes(told),
             secret=await message_secret(self._state),
-            message_id=f"{job.id}.{job.outcome}",
+            message_id=f"{job.id}.{outcome}",
             now=datetime.now(UTC),
         )
         state: jobs.Called = "pending"

@@ -55,7 +55,7 @@ def test_a_line_that_is_too_long_is_a_chunk_of_its_own_and_fails(path: Path, mon
     line = lines.too_long(long)
     assert line is not None
     assert isinstance(line.request, InputError)
-    assert (line.number, line.custom_id, "longer than" in line.request.detail) == (1, "1", True)
+    assert (line.number, line.custom_id, "longer than" in line.request.detail) == (1, None, True)
     [found] = lines.read(raw[last.start : last.start + last.n_bytes], last.first_line, {"model": MODEL}, spec_of)
     assert (found.number, found.request.input) == (3, ["c"])  # type: ignore[union-attr]
 

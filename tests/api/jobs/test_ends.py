@@ -119,9 +119,34 @@ def test_a_webhook_tells_what_happened_even_after_the_job_has_expired(api: Api) 
 
         work_until(api, told_again)
     first, again = site.asked
-    assert first.body == again.body
-    assert json.loads(again.body)["type"] == "batch.completed"
+    then, now = json.loads(first.body), json.loads(again.body)
+    assert then["type"] == "batch.completed"
+    assert then["data"].pop("output_url").startswith("http")
+    assert now["data"].pop("output_url") is None  # it is gone
+    assert then == now
     assert [each.headers["webhook-id"] for each in site.asked] == [f"{job}.completed"] * 2
+
+
+def test_a_webhook_tells_that_a_job_has_expired(api: Api) -> None:
+    with website() as site:
+        fields = {"model": MODEL, "input_url": site.say("/lines", b'"x"\n'), "webhook_url": site.say("/hook")}
+        job = api.run(api.client.post("/v1/batch/embeddings", json=fields)).json()["batch_id"]
+
+        async def age() -> None:
+            async with api.app.state.parts.store.write() as connection:
+                assert await jobs.expire(connection, now=datetime.now(UTC) + timedelta(days=2)) == [job]
+                due = update(jobs.jobs).where(jobs.jobs.c.id == job).values(webhook_at=datetime.now(UTC))
+                await connection.execute(due)
+
+        async def told() -> bool:
+            return len(site.asked) == 1
+
+        api.run(age())
+        work_until(api, told)
+    [asked] = site.asked
+    body = json.loads(asked.body)
+    assert (body["type"], body["data"]["status"], body["data"]["output_url"]) == ("batch.expired", "expired", None)
+    assert asked.headers["webhook-id"] == f"{job}.expired"
 
 
 def test_results_count(api: Api) -> None:

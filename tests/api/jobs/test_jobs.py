@@ -318,6 +318,7 @@ def test_output_that_is_not_there_yet(api: Api, folder: Path) -> None:
     assert (answer.status_code, answer.json()["code"]) == (409, "CONFLICT_RESOURCE_BUSY")
     cancelled = ask(api, key, "DELETE", f"/v1/batch/{job}").json()
     assert (cancelled["status"], cancelled["output_url"]) == ("cancelled", None)
+    assert ask(api, key, "DELETE", f"/v1/batch/{job}").json()["status"] == "cancelled"  # the answer may have been lost
     assert ask(api, key, "GET", f"/v1/batch/{job}/output").text == ""
 
 

@@ -106,9 +106,31 @@ def test_a_poisoned_line_says_why(text: str | bytes, said: str) -> None:
     assert line.options is None
 
 
-def test_a_poisoned_line_keeps_its_name() -> None:
+def test_a_poisoned_line_keeps_its_name_where_it_can_be_read() -> None:
     [line] = read('{"custom_id": "mine", "body": {"input": []}}')
     assert line.custom_id == "mine"
+    _, broken, unnamed, nobody = read('"x"\n\n{"custom_id": "2",\n{"custom_id": 1.5, "input": "x"}\n{"input": []}')
+    assert [line.custom_id for line in (broken, unnamed, nobody)] == [None, None, "3"]
+    assert isinstance(broken.request, InputError)
+    assert broken.request.detail.endswith("at character 19. It is line 2 of those that are not empty.")
+
+
+def test_options_stand_beside_a_text_too() -> None:
+    text = '{"text": "x", "dimensions": 8, "encoding_format": "base64", "page": 1}\n{"text": "y", "page": 2}'
+    one, two = read(text, dimensions=16)
+    assert isinstance(one.request, EmbeddingsRequest)
+    assert isinstance(two.request, EmbeddingsRequest)
+    assert (one.request.input, one.request.dimensions, one.request.embedding_type) == (["x"], 8, ["base64"])
+    assert (two.request.input, two.request.dimensions) == (["y"], 16)
+    [wrong] = read('{"text": "x", "model": "nope"}')
+    assert isinstance(wrong.request, InputError)
+    assert "This job runs" in wrong.request.detail
+
+
+def test_what_is_no_option_keeps_no_lines_apart() -> None:
+    for form in ('{{"text": "x", "page": {}}}', '{{"body": {{"input": "x", "page": {}}}}}'):
+        one, two = read("\n".join(map(form.format, (1, 2))))
+        assert one.options == two.options is not None
 
 
 def test_the_first_line_names_the_model(path: Path) -> None:
@@ -159,13 +181,12 @@ def test_retrieval_alone_is_the_documents_side_in_a_line_too() -> None:
     assert tasks == ["retrieval.passage", "retrieval.query"]
 
 
-def test_a_line_with_a_deeply_nested_field_is_read_and_stands_alone() -> None:
+def test_a_line_with_a_deeply_nested_field_is_read() -> None:
     nested = b'{"a":' * 300 + b"1" + b"}" * 300
     deep, plain = read(b'{"input": "x", "meta": %b}\n{"input": "y"}' % nested)
     assert isinstance(deep.request, EmbeddingsRequest)
     assert isinstance(plain.request, EmbeddingsRequest)
-    assert deep.options is None
-    assert plain.options is not None
+    assert deep.options == plain.options is not None
 
 
 def test_lines_are_counted_as_they_are_made() -> None:

@@ -13,6 +13,7 @@ import orjson
 
 from fundament.api.body import echo, fields_by_synonym, read_json, validated, whole
 from fundament.api.embeddings import EmbeddingsRequest
+from fundament.api.inputs import PART_KEYS
 from fundament.catalog import ModelSpec
 from fundament.errors import Fault, FundamentError, InputError
 from fundament.jsonl import MOST_LINE_BYTES, InputFileError
@@ -25,6 +26,8 @@ ENDPOINT = "/v1/embeddings"
 _MOST_NAME_CHARACTERS = 256
 _OWN_KEYS = ("custom_id", "id", "method", "url")
 _FIELD_OF = fields_by_synonym(EmbeddingsRequest)
+_OPTIONS = {*EmbeddingsRequest.model_fields, *_FIELD_OF} - {"input"}
+_INPUT_KEYS = {*PART_KEYS, "content"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,13 +36,13 @@ class Line:
 
     Attributes:
         number: its place among the lines that are not empty, from 0.
-        custom_id: the caller's name for it; its number where it has none.
+        custom_id: the caller's name for it; its number where it has none, and None where it cannot be read.
         request: what is asked, or why nothing can be.
         options: equal for lines that may be embedded together; None where this one is embedded alone.
     """
 
     number: int
-    custom_id: str
+    custom_id: str | None
     request: EmbeddingsRequest | FundamentError
     options: bytes | None = None
 
@@ -49,7 +52,7 @@ def too_long(span: Span) -> Line | None:
     if span.n_bytes <= MOST_LINE_BYTES:
         return None
     why = f"It is longer than {MOST_LINE_BYTES / 1e6:g} MB, so its custom_id is not known either."
-    return Line(span.first_line, str(span.first_line), InputError(Fault("line", why, "too_long")))
+    return Line(span.first_line, None, InputError(Fault("line", f"{why} {_place(span.first_line)}", "too_long")))
 
 
 def model_of(path: Path) -> str:
@@ -105,13 +108,12 @@ def read(
 
 
 def _line(number: int, raw: bytes, defaults: Mapping[str, Any], spec_of: Callable[[str], ModelSpec | None]) -> Line:
-    custom_id = str(number)
+    custom_id = None
     try:
         value = read_json(raw)
-        if (name := _name(value)) is not None:
-            custom_id = name
+        custom_id = str(number) if (name := _name(value)) is None else name
         body = _body(value)
-        own = {name: value for name, value in body.items() if name != "input"}
+        own = {name: given for name, given in body.items() if name in _OPTIONS}
         said = {_FIELD_OF.get(name, name) for name, given in body.items() if given is not None}
         common = {name: value for name, value in defaults.items() if name not in said}
         request = validated(body | common, EmbeddingsRequest)
@@ -119,10 +121,12 @@ def _line(number: int, raw: bytes, defaults: Mapping[str, Any], spec_of: Callabl
             _wrong("body -> model", f"This job runs '{defaults['model']}'.", request.model)
         request = documents_side(spec, request)
     except orjson.JSONDecodeError as error:
-        return Line(number, custom_id, InputError(Fault("line", f"It is not valid JSON: {error}.", "json_invalid")))
+        message = f"It is not valid JSON: {error.msg}, at character {error.colno}. {_place(number)}"
+        return Line(number, custom_id, InputError(Fault("line", message, "json_invalid")))
     except InputError as error:
         return Line(number, custom_id, error)
-    return Line(number, custom_id, request, None if request.late_chunking else _options(own))
+    options = None if request.late_chunking else orjson.dumps(own, option=orjson.OPT_SORT_KEYS)
+    return Line(number, custom_id, request, options)
 
 
 def _name(value: Any) -> str | None:
@@ -134,14 +138,6 @@ def _name(value: Any) -> str | None:
     if name is not None and (isinstance(name, bool) or not isinstance(name, str | int)):
         _wrong(field, "It should be a string or a whole number.", name)
     return None if name is None else str(name)
-
-
-def _options(own: dict[str, Any]) -> bytes | None:
-    """What lines that may be embedded together have in common; None of one that is nested too deeply to be written."""
-    try:
-        return orjson.dumps(own, option=orjson.OPT_SORT_KEYS)
-    except orjson.JSONEncodeError:
-        return None
 
 
 def _body(value: Any) -> dict[str, Any]:
@@ -160,7 +156,12 @@ def _body(value: Any) -> dict[str, Any]:
         return body
     if "input" in value:
         return {name: given for name, given in value.items() if name not in _OWN_KEYS}
-    return {"input": {name: given for name, given in value.items() if name not in ("custom_id", "id")}}
+    parts = {name: given for name, given in value.items() if name in _INPUT_KEYS}
+    return {"input": parts} | {name: given for name, given in value.items() if name in _OPTIONS}
+
+
+def _place(number: int) -> str:
+    return f"It is line {number + 1} of those that are not empty."
 
 
 def _wrong(field: str, message: str, value: Any) -> NoReturn:

@@ -139,14 +139,15 @@ def _not_found(job_id: str) -> NotFoundError:
 
 
 async def cancel(state: State, job: Job) -> Job:
-    """Stop a job that waits or runs; what it wrote is kept.
+    """Stop a job that waits or runs; what it wrote is kept. One that is cancelled already stays so.
 
     Raises:
-        BusyError: it has ended already.
+        BusyError: it has ended otherwise.
     """
     async with state.store.write() as connection:
         ended = await jobs.end(connection, job.id, "cancelled", now=datetime.now(UTC))
-    if ended is None:
-        raise BusyError(f"Batch job '{job.id}' has ended already, so it cannot be cancelled.")
+        now = ended or await jobs.get(connection, job.id)
+    if now is None or now.state != "cancelled":
+        raise BusyError(f"Batch job '{job.id}' has ended already, so it cannot be cancelled.", is_final=True)
     state.wake()
-    return ended
+    return now
