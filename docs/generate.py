@@ -69,7 +69,7 @@ A setting can be given in three places. The first one that names it wins:
 
 The file knows every setting by its plain name. A name in it or in the environment that is no setting, or a value
 that does not fit, stops the start with a sentence that says so. A setting without a flag (-) is for the environment or
-the file.
+the file. `FUNDAMENT_URL` and `FUNDAMENT_API_KEY` are no settings: they are where `fundament batch` finds its server.
 """
 
 

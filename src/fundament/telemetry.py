@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import Literal
 
 import orjson
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -20,6 +20,7 @@ _RARELY_SECONDS = 60.0
 GaugeReader = Callable[[], Iterable[tuple[str, float]]]
 
 log = logging.getLogger("fundament")
+disable_created_metrics()  # type: ignore[no-untyped-call]  # a line more for each counter: when it was made
 
 
 class Metrics:

@@ -66,6 +66,12 @@ def test_who_asks_for_an_unknown_model_is_told_of_the_aliases(api: Api) -> None:
         assert response.json()["detail"].endswith(listed)
 
 
+def test_who_misspells_a_model_is_told_of_the_nearest(api: Api) -> None:
+    for said, meant in (("all-minilm-l6-v3", EMBEDDED.id), ("elser-v3", "elser-v2"), ("bge-m4", "bge-m3")):
+        detail = api.run(api.client.post("/v1/embeddings", json={"model": said, "input": "a"})).json()["detail"]
+        assert f"Model '{said}' not found. Did you mean {meant}? Available models: " in detail
+
+
 def test_an_alias_may_mean_a_model_of_a_whole_name() -> None:
     served = {name: replace(EMBEDDED, id=name) for name in ("mine", "team/mine")}
     assert read_aliases(["x=team/mine"], served) == {"x": Alias("team/mine")}

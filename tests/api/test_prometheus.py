@@ -25,6 +25,14 @@ def submit(api: Api) -> str:
     return str(answer.json()["batch_id"])
 
 
+def test_requests_count_under_the_paths_that_are_documented(tmp_path: Path) -> None:
+    with running(tmp_path, worker=False, preload=False) as api:
+        api.run(api.client.delete("/v1/classifiers/a/b"))
+        page = api.run(api.client.get("/metrics")).text
+    assert 'fundament_requests_total{path="/v1/classifiers/{classifier_id}",status="404"} 1.0' in page
+    assert "_created" not in page
+
+
 def test_jobs_that_have_not_ended_are_counted(tmp_path: Path) -> None:
     with running(tmp_path, worker=False) as api:
         assert shown(api, "fundament_jobs") == {"queued": 0, "running": 0}

@@ -88,7 +88,7 @@ class RequestMiddleware:
             matches = [(each, each.matches(scope)[0]) for each in self.routes]
             best, match = max(matches, key=lambda found: found[1].value)  # another method's, where none has this one
             route = None if match is Match.NONE else best
-        return getattr(route, "path", "other")
+        return getattr(route, "path_format", "other")
 
 
 def _key_of(details: dict[str, Any]) -> dict[str, str]:

@@ -14,7 +14,7 @@ from fundament.catalog import CATALOG, ModelSpec, find, short_id
 from fundament.config import Settings
 from fundament.core import Bill, Delta, Embed, Embedded, Generate, Priority, Ranking, Rerank
 from fundament.depot import Depot
-from fundament.errors import Fault, InputError, ModelNotFoundError
+from fundament.errors import Fault, InputError, ModelNotFoundError, near
 from fundament.fetching import Fetcher
 from fundament.store.database import Database
 from fundament.telemetry import Metrics
@@ -91,7 +91,8 @@ class State:
                 f"Model '{model}' is known, but its weights are not on this machine. "
                 f"{known.way_in}. Available models: {listed}."
             )
-        raise ModelNotFoundError(f"Model '{model}' not found. Available models: {listed}.")
+        meant = near(model, {*self.served(), *self.aliases, *CATALOG})
+        raise ModelNotFoundError(f"Model '{model}' not found.{meant} Available models: {listed}.")
 
     def find_embedder(self, model: str) -> ModelSpec:
         """The served model of that name, which turns inputs into vectors.
