@@ -146,8 +146,8 @@ async def cancel(state: State, job: Job) -> Job:
     """
     async with state.store.write() as connection:
         ended = await jobs.end(connection, job.id, "cancelled", now=datetime.now(UTC))
-        now = ended or await jobs.get(connection, job.id)
-    if now is None or now.state != "cancelled":
+        stands = ended or await jobs.get(connection, job.id)
+    if stands is None or stands.state != "cancelled":
         raise BusyError(f"Batch job '{job.id}' has ended already, so it cannot be cancelled.", is_final=True)
     state.wake()
-    return now
+    return stands
