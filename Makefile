@@ -11,9 +11,10 @@ install: .venv/runtime ## the server and the embedded model, into .venv
 serve: install ## install, then serve
 	$(BIN)/fundament serve
 
-# One thread each: the products of tiny models on several threads mostly wait for each other.
+# One thread each: the products of tiny models on several threads mostly wait for each other. Two processes, a file of
+# tests at a time: many tests wait for a server, a timeout or a lease.
 test: .venv/test ## every test that takes less than minutes
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow and not weights"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not weights"
 
 test-all: .venv/test ## the long ones too
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not weights" --hypothesis-profile=searching
