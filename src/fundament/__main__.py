@@ -15,6 +15,9 @@ def main() -> None:
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
+        from fundament.cli.output import end_output
+
+        end_output()
         sys.exit("fundament: what it says cannot be written: no space left on device")
 
 

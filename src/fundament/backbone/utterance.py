@@ -18,7 +18,8 @@ class Utterance:
         self._decode, self._stop = decode, tuple(stop)
         self._ids: list[int] = []
         # What a token says can depend on the one before it, so a few tokens whose text is out are decoded again.
-        self._before, self._read, self._waits = 0, 0, False
+        self._before, self._read = 0, 0
+        self._waits = False  # whether the last character of what was read may still become whole
         self._held = ""
         self.stopped = False
 

@@ -1,5 +1,7 @@
 """What commands print: tables, JSON, sizes, and what they refuse."""
 
+import os
+import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -34,6 +36,11 @@ def size_of(n_bytes: int) -> str:
     if n_bytes >= 1e9:
         return f"{n_bytes / 1e9:.1f} GB"
     return f"{n_bytes / 1e6:.0f} MB" if n_bytes >= 1e6 else f"{n_bytes / 1e3:.0f} kB"
+
+
+def end_output() -> None:
+    """Write nothing more: what could not be written lies in a buffer, and would fail again as the process ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def refuse(reason: str) -> NoReturn:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn, TypeVar
 import typer
 
 from fundament.cli.options import DataDir, settings_of
-from fundament.cli.output import refuse, show
+from fundament.cli.output import end_output, refuse, show
 from fundament.config import Settings
 from fundament.errors import FundamentError
 
@@ -186,6 +186,7 @@ def _show(secret: str, key_id: str) -> None:
     try:
         typer.echo(secret)
     except OSError as error:
+        end_output()
         why = os.strerror(error.errno or 0).lower()
         refuse(f"the key could not be written: {why}. Give it another secret: fundament keys rotate {key_id}")
 
