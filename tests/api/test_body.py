@@ -1,11 +1,15 @@
 """How bodies are read."""
 
 import gc
+import json
+import re
 import sys
 import threading
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import ValidationError
 
 import fundament.app  # noqa: F401 - which brings every body
@@ -29,6 +33,16 @@ def test_threads_that_read_at_once_leave_the_garbage_collector_on() -> None:
     finally:
         sys.setswitchinterval(interval)
         gc.enable()
+
+
+@given(
+    st.lists(
+        st.sampled_from([r"\\", r"\"", r"\n", r"\ud83d", r"\uDBFF", r"\uDE00", r"\udfff", r"\u00e9", "u", "d83d", "é"])
+    )
+)
+def test_halves_of_characters_that_stand_alone_are_replaced_and_nothing_else(pieces: list[str]) -> None:
+    text = '"' + "".join(pieces) + '"'
+    assert read_json(text.encode()) == re.sub("[\ud800-\udfff]", "\ufffd", json.loads(text))
 
 
 def bodies(of: type[Body]) -> Iterator[type[Body]]:

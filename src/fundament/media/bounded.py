@@ -4,7 +4,9 @@ What a file asks of what draws or decodes it has no bounds of its own. Past thes
 with it nothing but the one file.
 """
 
+import os
 import runpy
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -28,16 +30,40 @@ def bounded(
         arguments: what it is given.
         seconds: most processor time that it may take.
         interest: whether anybody waits.
+
+    Raises:
+        UnavailableError: the system starts no more processes now.
     """
+    from fundament.errors import UnavailableError
+
     command = [sys.executable, "-P", __file__, str(seconds), str(_MOST_BYTES), program, *map(str, arguments)]
-    with subprocess.Popen(  # noqa: S603 no word of the command is a caller's
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-    ) as process:
+    try:
+        with _undisturbed():
+            started = subprocess.Popen(  # noqa: S603 no word of the command is a caller's
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+            )
+    except OSError as error:
+        why = os.strerror(error.errno or 0).lower()
+        raise UnavailableError(f"No process can be started to read this file: {why}. Try again later.") from error
+    with started as process:
         try:
             with interest.ending(process.kill):
                 yield process
         finally:
             process.kill()
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Keep what starts in the block from the signals that end a server and all around it: its file is still awaited."""
+    if sys.platform == "win32":
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def feed(process: "subprocess.Popen[bytes]", content: bytes) -> None:
