@@ -1,7 +1,7 @@
 """The command line's side of batch jobs: files become lines, go to a running server, and come back as vectors."""
 
 import asyncio
-import os
+import errno
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, suppress
@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import aiohttp
 import orjson
 
-from fundament.errors import FundamentError, install
+from fundament.errors import FundamentError, install, why
 from fundament.jsonl import TEXT_COLUMNS, InputFileError, csv_lines, jsonl
 
 ENDED = ("completed", "failed", "cancelled", "expired")
@@ -27,6 +27,7 @@ _LATER = (
     HTTPStatus.GATEWAY_TIMEOUT,
 )
 _TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=300)
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 _PIECE_BYTES = 256 * 1024
 
 
@@ -153,7 +154,8 @@ class Server:
         async with self._session() as session, session.get(f"v1/batch/{job}/{kind}") as response:
             await _refuse(response)
             try:
-                with await asyncio.to_thread(part.open, "wb") as file:
+                # A file that a thread opens is nobody's where the wait for the thread is left.
+                with part.open("wb") as file:
                     async for piece in response.content.iter_chunked(_PIECE_BYTES):
                         n_bytes += await asyncio.to_thread(file.write, piece)
                 await asyncio.to_thread(part.replace, target)
@@ -199,9 +201,9 @@ def _why(error: aiohttp.ClientError | TimeoutError) -> str:
         case aiohttp.ClientConnectorSSLError():
             return "it does not speak https as it should; is it http?"
         case aiohttp.ClientConnectorDNSError():
-            return "there is no such host"
-        case aiohttp.ClientConnectorError(errno=int(number)):
-            return os.strerror(number).lower()
+            return "its name cannot be looked up"
+        case aiohttp.ClientConnectorError():
+            return why(error)
         case _:
             return str(error) or "it takes too long"
 
@@ -252,7 +254,9 @@ def as_lines(path: Path, target: Path) -> Path:
     except UnicodeDecodeError as error:
         raise ClientError(f"{path} is not UTF-8.") from error
     except OSError as error:
-        raise ClientError(f"{path} cannot be read: {os.strerror(error.errno or 0).lower()}.") from error
+        if error.errno in _FULL:
+            raise ClientError(f"{target.parent} is full. Name another directory with TMPDIR.") from error
+        raise ClientError(f"{path} cannot be read: {why(error)}.") from error
     except InputFileError as error:
         raise ClientError(f"{path}: {error.detail}") from error
     except orjson.JSONEncodeError as error:  # of Parquet, which has more types than JSON

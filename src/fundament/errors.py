@@ -1,5 +1,6 @@
 """Every error a caller can meet, raised anywhere below and rendered once in `fundament.api.errors`."""
 
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,11 @@ def near(word: str, known: Iterable[str]) -> str:
     """A sentence that asks whether a known word was meant; nothing where none is like it, or the word is long."""
     found = get_close_matches(word, known, n=1) if len(word) <= _LONGEST_WORD else []
     return f" Did you mean {found[0]}?" if found else ""
+
+
+def why(error: OSError) -> str:
+    """What went wrong, in the system's words where it has any; others' may be many lines."""
+    return os.strerror(error.errno).lower() if error.errno else str(error).partition("\n")[0]
 
 
 def install(extra: str) -> str:

@@ -25,7 +25,7 @@ from fastapi import FastAPI
 from fundament import __version__
 from fundament.config import Settings
 from fundament.connections import Connection
-from fundament.errors import FundamentError
+from fundament.errors import FundamentError, why
 from fundament.telemetry import configure_logs, log, say
 
 _BACKLOG = 2048  # connections that wait to be accepted
@@ -224,8 +224,7 @@ def listen(host: str, port: int) -> list[socket.socket]:
 
 
 def _refusal(where: str, error: OSError, option: str) -> FundamentError:
-    why = os.strerror(error.errno or 0).lower()
-    return FundamentError(f"cannot listen on {where}: {why}. Choose another with {option}.")
+    return FundamentError(f"cannot listen on {where}: {why(error)}. Choose another with {option}.")
 
 
 def _backlog(sockets: Iterable[socket.socket]) -> Iterator[socket.socket]:

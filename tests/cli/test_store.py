@@ -118,6 +118,7 @@ def test_no_store_is_made_by_who_reads(tmp_path: Path) -> None:
         assert err == f"fundament: there is no store {there} yet. Is it another --data-dir?\n"
     assert not (tmp_path / "misspelt").exists()
     (tmp_path / "file").touch()
+    assert "there is no store" in fundament("keys", "list", "--data-dir", str(tmp_path / "file"))[2]
     assert f"{tmp_path / 'file'} is a file" in fundament("keys", "create", "a", "--data-dir", str(tmp_path / "file"))[2]
 
 

@@ -122,7 +122,7 @@ def test_waiting_outlives_a_restart(tmp_path: Path) -> None:
         (("status", "a.txt"), "has not been handed in"),
         (("status", "batch_none"), "not found or access denied"),
         (("status", "batch_none", "--url", "http://127.0.0.1:9"), "does not answer: connection refused. Name another"),
-        (("status", "batch_none", "--url", "http://nobody.invalid"), "does not answer: there is no such host. Name"),
+        (("status", "batch_none", "--url", "http://nobody.invalid"), "does not answer: its name cannot be looked up."),
         (("wait", "batch_none", "--url", "http://127.0.0.1:9"), "does not answer"),
         (("status", "batch_none", "--url", "http://127.0.0.1:x"), "is not a server's address"),
     ],
@@ -210,6 +210,14 @@ def test_a_column_of_what_is_no_text_is_refused(folder: Path, value: object) -> 
     parquet.write_table(pyarrow.table({"text": [value]}), folder / "d.parquet")
     with pytest.raises(ClientError, match="a row holds something else than a text"):
         as_lines(folder / "d.parquet", folder / "lines.jsonl")
+
+
+def test_a_file_that_is_damaged_is_told_from_a_disk_that_is_full(folder: Path) -> None:
+    (folder / "d.parquet").write_bytes(b"PAR1" + bytes(100) + b"PAR1")
+    with pytest.raises(ClientError, match=r"d.parquet cannot be read: \w+.*"):
+        as_lines(folder / "d.parquet", folder / "lines.jsonl")
+    with pytest.raises(ClientError, match=r"/dev is full\. Name another directory with TMPDIR\."):
+        as_lines(folder / "a.txt", Path("/dev/full"))
 
 
 def test_a_job_whose_id_cannot_be_kept_is_told(server: Served, folder: Path) -> None:

@@ -38,4 +38,4 @@ def test_where_no_process_can_be_started_the_file_may_come_again(echo: str) -> N
             pass
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
-    assert refusal.value.detail.startswith("No process can be started to read this file: too many open files.")
+    assert refusal.value.detail.startswith("No process can be started to read a file: too many open files.")

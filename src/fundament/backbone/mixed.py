@@ -59,7 +59,7 @@ class Room:
                 self._arrays[id(array)] = array
                 self._n_bytes += array.nbytes
         if self._n_bytes > (most := file.limits.call_bytes):
-            message = f"The files up to this one take more than {most / 1e6:,.0f} MB decoded. Send several requests."
+            message = f"The files up to this one take more than {most / 1e6:,g} MB decoded. Send several requests."
             raise InputError(Fault(file.origin, message, "media"))
         return rows
 

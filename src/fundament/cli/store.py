@@ -1,7 +1,6 @@
 """The store: keys, usage, and its schema."""
 
 import asyncio
-import os
 from collections.abc import Awaitable, Callable
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -12,7 +11,7 @@ import typer
 from fundament.cli.options import DataDir, settings_of
 from fundament.cli.output import end_output, refuse, show
 from fundament.config import Settings
-from fundament.errors import FundamentError
+from fundament.errors import FundamentError, why
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
@@ -187,8 +186,7 @@ def _show(secret: str, key_id: str) -> None:
         typer.echo(secret)
     except OSError as error:
         end_output()
-        why = os.strerror(error.errno or 0).lower()
-        refuse(f"the key could not be written: {why}. Give it another secret: fundament keys rotate {key_id}")
+        refuse(f"the key could not be written: {why(error)}. Give it another secret: fundament keys rotate {key_id}")
 
 
 def _refuse_key(settings: Settings, key_id: str, n_tokens: int = 0) -> NoReturn:
@@ -219,12 +217,12 @@ def _in_store(settings: Settings, work: "Callable[[AsyncConnection], Awaitable[T
 
     try:
         url = locate(settings.store_url, settings.data_dir)
-        if is_sqlite(url) and not makes:
-            Path(str(url.database)).stat()
+        if is_sqlite(url) and not makes and not Path(str(url.database)).exists():
+            refuse(f"there is no store {url.database} yet. Is it another --data-dir?")
         migrate.prepare(url)
         return asyncio.run(run(Database(url)))
-    except FileNotFoundError as error:
-        refuse(f"there is no store {error.filename} yet. Is it another --data-dir?")
+    except PermissionError as error:
+        refuse(f"{error.filename} cannot be opened: {why(error)}")
     except FundamentError as error:
         refuse(error.detail)
 

@@ -4,7 +4,6 @@ What a file asks of what draws or decodes it has no bounds of its own. Past thes
 with it nothing but the one file.
 """
 
-import os
 import runpy
 import signal
 import subprocess
@@ -34,7 +33,7 @@ def bounded(
     Raises:
         UnavailableError: the system starts no more processes now.
     """
-    from fundament.errors import UnavailableError
+    from fundament.errors import UnavailableError, why
 
     command = [sys.executable, "-P", __file__, str(seconds), str(_MOST_BYTES), program, *map(str, arguments)]
     try:
@@ -43,8 +42,7 @@ def bounded(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
             )
     except OSError as error:
-        why = os.strerror(error.errno or 0).lower()
-        raise UnavailableError(f"No process can be started to read this file: {why}. Try again later.") from error
+        raise UnavailableError(f"No process can be started to read a file: {why(error)}. Try again.") from error
     with started as process:
         try:
             with interest.ending(process.kill):

@@ -2,11 +2,10 @@
 
 import errno
 import logging
-import os
 from datetime import UTC, datetime
 
 from fundament.api.state import State
-from fundament.errors import UnavailableError
+from fundament.errors import UnavailableError, why
 from fundament.store import jobs, leases
 from fundament.store.jobs import Job
 from fundament.store.leases import Chunk
@@ -22,8 +21,7 @@ def is_passing(error: OSError) -> bool:
 
 def reason_of(error: OSError) -> str:
     """A sentence for the job's owner."""
-    why = os.strerror(error.errno) if error.errno else str(error)
-    return f"The job's files cannot be written or read: {why}. What was written is kept."
+    return f"The job's files cannot be written or read: {why(error)}. What was written is kept."
 
 
 async def fail(state: State, job: Job, reason: str, *, held: tuple[Chunk, str] | None = None) -> None:

@@ -113,6 +113,9 @@ def test_a_poisoned_line_keeps_its_name_where_it_can_be_read() -> None:
     assert [line.custom_id for line in (broken, unnamed, nobody)] == [None, None, "3"]
     assert isinstance(broken.request, InputError)
     assert broken.request.detail.endswith("at character 19. It is line 2 of those that are not empty.")
+    [foreign] = read(b'"caf\xe9"')
+    assert isinstance(foreign.request, InputError)
+    assert foreign.request.detail.endswith("JSON: it is not UTF-8. It is line 1 of those that are not empty.")
 
 
 def test_options_stand_beside_a_text_too() -> None:

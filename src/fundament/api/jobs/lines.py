@@ -121,7 +121,8 @@ def _line(number: int, raw: bytes, defaults: Mapping[str, Any], spec_of: Callabl
             _wrong("body -> model", f"This job runs '{defaults['model']}'.", request.model)
         request = documents_side(spec, request)
     except orjson.JSONDecodeError as error:
-        message = f"It is not valid JSON: {error.msg}, at character {error.colno}. {_place(number)}"
+        why = "it is not UTF-8" if "UTF-8" in error.msg else f"{error.msg}, at character {error.colno}"
+        message = f"It is not valid JSON: {why}. {_place(number)}"
         return Line(number, custom_id, InputError(Fault("line", message, "json_invalid")))
     except InputError as error:
         return Line(number, custom_id, error)

@@ -21,9 +21,9 @@ Pixels = NDArray[np.uint8]
 """`[height, width, 3]`, RGB."""
 
 LONGEST_FORM = 200
-_LONG_FORM = 8  # likewise, from which on only the middle of it is resized
 """How many times as long as the other a side may be. Qwen's own processor reads no longer image, and others would make
 a memory full of one."""
+_LONG_FORM = 8  # likewise, from which on only the middle of it is resized
 
 _BICUBIC = (3, "bicubic")  # how processors' configs name the only filter that is served: Pillow's number, or the word
 _RESCALED = {"rescale_factor": 1 / 255, "do_rescale": True, "do_normalize": True, "do_resize": True}
