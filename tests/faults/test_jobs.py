@@ -188,7 +188,7 @@ def test_a_full_disk_fails_the_job_and_keeps_what_was_written(tmp_path: Path) ->
         resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, (3_000_000, 3_000_000))
         found = ended(server.http, job)
         assert found["status"] == "failed"
-        assert "File too large" in found["error"]
+        assert "file too large" in found["error"]
         output, _ = results(server.http, job)
         rows = [json.loads(line)["custom_id"] for line in output.splitlines()]
         assert 0 < len(rows) == found["request_counts"]["completed"] < 8000
