@@ -39,6 +39,19 @@ def test_helpers_look_out_for_work_as_the_environment_says(given: dict[str, str]
     assert json.loads(told.stdout) == found
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's")
+@pytest.mark.parametrize(("given", "keeps"), [({}, True), ({"MALLOC_ARENA_MAX": "2"}, False)])
+def test_memory_that_was_freed_is_used_again(given: dict[str, str], keeps: bool) -> None:
+    program = (
+        "import resource; from fundament import config, server; server.prepare(config.Settings());"
+        "faults = lambda: (b'x' * 30_000_000, resource.getrusage(resource.RUSAGE_SELF).ru_minflt)[1];"
+        "print(-faults() + faults())"
+    )
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    told = subprocess.run([sys.executable, "-c", program], env={**kept, **given}, capture_output=True, check=True)
+    assert (int(told.stdout) < 1_000) == keeps
+
+
 @pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="this machine has no IPv6")
 def test_every_address_is_of_both_kinds() -> None:
     (listening,) = server.listen("::", 0)

@@ -1,6 +1,7 @@
 """Running the application as a process: the sockets, the signals, the order in which it ends."""
 
 import asyncio
+import ctypes
 import errno
 import ipaddress
 import logging
@@ -32,6 +33,7 @@ _BACKLOG = 2048  # connections that wait to be accepted
 _KEPT_SECONDS = 75  # longer than proxies keep one (60, nginx and AWS): who closes first never loses a request
 _MOST_FILES = 65_536  # connections are files: the usual limit of 1,024 is for programs that look at each in turn
 _SWITCH_SECONDS = 0.001  # Python's own is five times as long
+_KEPT_MEMORY = {-1: 128 * 1024**2, -3: 32 * 1024**2}  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of <malloc.h>
 _LAST_SECONDS = 0.5  # that what had been sent when the port closed may take to get here
 _LOOK_SECONDS = 1.0  # between looks whether a model of a worker has died
 _IDLE_THREAD_SECONDS = 0.5  # that a thread with nothing to do may take to end
@@ -164,10 +166,21 @@ def prepare(settings: Settings) -> None:
     os.environ.setdefault("UV_THREADPOOL_SIZE", "64")
     # Tensors of 2 MiB and more lie in huge pages, which spares large models faults and lookups of pages.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    _keep_memory()
     # A model's thread asks for the interpreter between any two operators, and should not wait for whole requests
     # (`benchmarks/server.py --only crowd`).
     sys.setswitchinterval(_SWITCH_SECONDS)
     configure_logs(settings.log_format, settings.log_level)
+
+
+def _keep_memory() -> None:
+    """Have glibc keep up to 128 MiB that are free: while a large body is parsed, the loop waits for every new page.
+
+    Where the allocator is another, or the operator has set it, nothing changes (`benchmarks/server.py --only gap`).
+    """
+    if not any(name.startswith("MALLOC_") for name in os.environ) and hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        for parameter, n_bytes in _KEPT_MEMORY.items():
+            libc.mallopt(parameter, n_bytes)
 
 
 def refuse_open(host: str, auth: bool | None) -> None:
