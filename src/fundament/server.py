@@ -174,7 +174,7 @@ def prepare(settings: Settings) -> None:
 
 
 def _keep_memory() -> None:
-    """Have glibc keep up to 128 MiB that are free: while a large body is parsed, the loop waits for every new page.
+    """Have glibc's arenas keep what is free, up to 128 MiB each: a large body's parsing waits for every new page.
 
     Where the allocator is another, or the operator has set it, nothing changes (`benchmarks/server.py --only gap`).
     """
